@@ -1,0 +1,61 @@
+# Every target sets up .venv first when it has to; nothing is installed by hand.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test test-serial test-parallel-2 test-parallel-3 lint format clean
+
+# Overridable: make demo NP=4 ARGS="--sigma 0.5"
+NP ?= 2
+DEMO ?= two_layer_network
+OUTPUT ?= results/$(DEMO)
+ARGS ?=
+PYTEST_ARGS ?=
+
+# Never the mpirun on PATH: it may belong to another MPI than the one DOLFINx is linked with.
+BIN := .venv/bin
+MPIRUN := $(BIN)/mpirun
+PYTEST := $(BIN)/python -m pytest
+# A deadlock must not last for ever. In the foreground, so that Ctrl-C reaches the ranks too.
+LIMIT := timeout --foreground --kill-after=10
+
+# The ranks share the cores; a thread pool in each of them slows all of them down.
+export OMP_NUM_THREADS := 1
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/.ready: pyproject.toml setup.sh
+	@./setup.sh
+
+setup: .venv/.ready ## make .venv (PYTHON=/path/to/python3.12 chooses the interpreter)
+	@:
+
+demo: .venv/.ready ## run a demo: DEMO=two_layer_network NP=2 OUTPUT=results/... ARGS="..."
+	$(MPIRUN) -n $(NP) $(BIN)/python demos/$(DEMO).py --output $(OUTPUT) $(ARGS) </dev/null
+	@find $(OUTPUT) -name '*.png' | sort | sed 's/^/Picture: /' | grep . || echo "Results: $(OUTPUT)"
+
+test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tests/parallel at 2 and 3 ranks
+
+test-serial: .venv/.ready
+	@echo "== tests at 1 rank"
+	@$(LIMIT) 1200 $(PYTEST) $(PYTEST_ARGS) tests </dev/null $(say-if-stopped)
+
+test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
+	@echo "== tests/parallel at $* ranks"
+	@$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) tests/parallel \
+		</dev/null $(say-if-stopped)
+
+# 124 is how `timeout` says that it had to stop the program, without a word.
+say-if-stopped = || { status=$$?; [ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status; }
+
+lint: .venv/.ready ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/.ready ## put the code into the form `make lint` asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove caches and build products; keeps .venv and results
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf

@@ -1,0 +1,84 @@
+"""Mean-field optimisation regularised by Fisher information, on DOLFINx, PETSc and MPI.
+
+Minimise F(m) + (σ²/4) I(m) over probability densities m on R^d and follow its gradient flow
+(equations are cited by the names of the theory page, E1, D2, ...).
+
+    mesh = fem_mf.disk(MPI.COMM_WORLD, radius=6.0, h=0.15)
+    problem = fem_mf.Problem(mesh, fem_mf.Potential(lambda x: x[0]**2 + x[1]**2), sigma=0.5)
+    start = fem_mf.Density.from_function(problem, lambda x: np.exp(-(x[0]**2 + x[1]**2)))
+    for state in fem_mf.SchrodingerFlow(problem, dt=0.05).run(start, t_end=1.0):
+        print(state.t, state.energy)
+"""
+
+import contextlib
+
+# The wheel loads its own MPI before any compiled module can look for one; an installation of
+# DOLFINx from conda, Debian or an image has no such module and needs only mpi4py first.
+with contextlib.suppress(ModuleNotFoundError):
+    import dolfinx_solver  # noqa: F401
+
+try:
+    from mpi4py import MPI  # noqa: F401  isort: skip
+    import dolfinx  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "fem_mf needs DOLFINx >= 0.10 with PETSc: pip install 'fem_mf[wheel]', or install fem_mf "
+        f"into an environment (conda, Debian, docker image) that has it ({error})"
+    ) from error
+
+from fem_mf.checks import check_derivative, probe_convexity
+from fem_mf.density import Density
+from fem_mf.errors import ConvergenceError
+from fem_mf.fixed_point import Anderson, Picard
+from fem_mf.functionals import (
+    Contact,
+    Cylindrical,
+    Functional,
+    MeanInteraction,
+    NetworkLoss,
+    Potential,
+)
+from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
+from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, residual
+from fem_mf.output import History, PVDSeries, XDMFSeries, progress
+from fem_mf.parallel import install_abort_hook, setup_logging
+from fem_mf.problem import Problem
+from fem_mf.schrodinger import SchrodingerFlow, State
+
+__all__ = [
+    "Anderson",
+    "Contact",
+    "ConvergenceError",
+    "Cylindrical",
+    "Density",
+    "Functional",
+    "History",
+    "MeanInteraction",
+    "NetworkLoss",
+    "PVDSeries",
+    "Picard",
+    "Potential",
+    "Problem",
+    "SchrodingerFlow",
+    "State",
+    "XDMFSeries",
+    "ball",
+    "boundary_mass",
+    "box",
+    "check_derivative",
+    "disk",
+    "dissipation",
+    "eigenvalue",
+    "energy",
+    "interval",
+    "probe_convexity",
+    "progress",
+    "read_mesh",
+    "refine",
+    "residual",
+    "setup_logging",
+    "truncation_radius",
+]
+__version__ = "0.1.0"
+
+install_abort_hook()

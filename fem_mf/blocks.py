@@ -1,0 +1,293 @@
+"""Building blocks of meshing.py: points and cells as rank 0 makes or reads them, without MPI.
+
+Three sources: gmsh for the simplices of simple shapes, files, and a block structure for disks and
+balls of quadrilaterals or hexahedra. Nothing here is collective.
+
+The block structure is one bulged cube in the middle, and between each of its ``2 dim`` faces and
+the sphere one block of layers. The lattice of the cube and its faces numbers the nodes, so that
+blocks share nodes by integer index and no coordinates are ever compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import dolfinx.mesh
+import numpy as np
+import numpy.typing as npt
+from dolfinx.io import XDMFFile
+from dolfinx.io.gmsh import cell_perm_array
+
+__all__ = ["RawMesh", "ball_blocks", "flatten", "read_msh", "read_xdmf", "simplices"]
+
+type Floats = npt.NDArray[np.float64]
+type Ints = npt.NDArray[np.int64]
+
+# Half-size of the middle cube, how far the middle of its faces bulges out, lattice cells per
+# radius and h, mean depth of the outer blocks. The first two maximise the smallest scaled
+# Jacobian (0.86 and 0.77) among shapes whose edges differ by less than a factor of two.
+_SHAPE = {2: (0.52, 0.15, 1.25, 0.36), 3: (0.40, 0.225, 1.10, 0.44)}
+# By dimension and number of vertices.
+_CELLS = {
+    (1, 2): "interval",
+    (2, 3): "triangle",
+    (2, 4): "quadrilateral",
+    (3, 4): "tetrahedron",
+    (3, 8): "hexahedron",
+}
+_GMSH_MISSING = (
+    "cannot load gmsh ({}): pip install gmsh, and on a slim Linux image apt-get install "
+    "libglu1-mesa libgl1 libxrender1 libxcursor1 libxft2 libxinerama1"
+)
+
+
+@dataclass(frozen=True)
+class RawMesh:
+    """A mesh on one rank.
+
+    Attributes:
+        cell: name of the cell.
+        degree: polynomial degree of the cells' geometry.
+        cells: node numbers in basix order, shape ``(num_cells, nodes_per_cell)``.
+        points: shape ``(num_points, gdim)``.
+    """
+
+    cell: str
+    degree: int
+    cells: Ints
+    points: Floats
+
+
+def simplices(shape: str, radii: Floats, h: float) -> RawMesh:
+    """Mesh a box or a ball with triangles or tetrahedra, by gmsh's Delaunay algorithms.
+
+    Args:
+        shape: "box" or "ball".
+        radii: half-lengths, shape ``(dim,)``, ``dim`` 2 or 3; a ball uses the first.
+        h: target edge length.
+    """
+    dim = len(radii)
+    # Inside a volume gmsh's edges are on average 1.25 to 1.3 times as long as asked for.
+    size = 0.8 * h if dim == 3 else h
+    options = {"Mesh.MeshSizeMin": size, "Mesh.MeshSizeMax": size, "Mesh.Algorithm": 6}
+    with _gmsh_model(options) as gmsh:
+        occ = gmsh.model.occ
+        if shape == "ball":
+            (occ.addDisk if dim == 2 else occ.addSphere)(0, 0, 0, *[radii[0]] * (4 - dim))
+        else:
+            (occ.addRectangle if dim == 2 else occ.addBox)(*-radii, *[0] * (3 - dim), *2 * radii)
+        occ.synchronize()
+        gmsh.model.mesh.generate(dim)
+        return flatten(_gmsh_cells(gmsh))
+
+
+def read_msh(file: Path) -> RawMesh:
+    """Read the cells of highest dimension of a gmsh file, in physical groups or not.
+
+    Raises:
+        ValueError: if gmsh rejects the file, or it holds no cells or several kinds of them.
+    """
+    # gmsh would run a file without this mark as a script in its own language.
+    with file.open("rb") as stream:
+        if not stream.read(64).lstrip().startswith(b"$"):
+            raise ValueError(
+                "it is not a gmsh mesh; write one with 'gmsh -3 -o mesh.msh model.geo'"
+            )
+    with _gmsh_model({}) as gmsh:
+        try:
+            gmsh.merge(str(file))
+        except Exception as caught:  # gmsh raises nothing more precise
+            raise ValueError(f"{caught}; the file is damaged, write it again with gmsh") from caught
+        return flatten(_gmsh_cells(gmsh))
+
+
+def read_xdmf(file: Path) -> RawMesh:
+    """Read the first grid of an XDMF file that has its own topology and geometry.
+
+    Raises:
+        ValueError: if the file or its HDF5 companion is missing, damaged or holds no mesh.
+    """
+    try:
+        domain = ET.parse(file).getroot().find("Domain")
+    except ET.ParseError as caught:
+        raise ValueError(f"damaged XML ({caught}); write it again with XDMFFile") from caught
+    where = None if domain is None else next(_mesh_grids(domain, "/Xdmf/Domain"), None)
+    if where is None:
+        raise ValueError("no grid with a topology and a geometry; add one with write_mesh")
+    # On COMM_SELF a damaged file fails alone, not half-way through a collective read.
+    try:
+        with XDMFFile(MPI.COMM_SELF, file, "r") as xdmf:
+            shape, degree = xdmf.read_cell_type(*where)
+            cells = xdmf.read_topology_data(*where)
+            points = xdmf.read_geometry_data(*where)
+    except RuntimeError as caught:
+        raise ValueError(f"{caught}; the .xdmf and its .h5 must be kept together") from caught
+    return flatten(RawMesh(shape.name, degree, cells.astype(np.int64), points))
+
+
+def _mesh_grids(parent: ET.Element, path: str) -> Iterator[tuple[str, str]]:
+    """Find the grids with a mesh of their own, at any depth: name, and XPath of the parent."""
+    for number, grid in enumerate(parent.findall("Grid"), start=1):
+        if grid.find("Topology") is not None and grid.find("Geometry") is not None:
+            yield grid.get("Name", ""), path
+        yield from _mesh_grids(grid, f"{path}/Grid[{number}]")
+
+
+def flatten(raw: RawMesh) -> RawMesh:
+    """Check a mesh and drop the coordinates that its cells do not need.
+
+    Raises:
+        ValueError: if node numbers or coordinates are damaged, or the cells leave the line or
+            plane of their dimension.
+    """
+    cells, points = raw.cells, raw.points
+    ordered = np.sort(cells, axis=1)
+    if cells.size == 0 or ordered.min() < 0 or ordered.max() >= len(points):
+        raise ValueError("its cells refer to missing nodes; write it again")
+    if np.any(ordered[:, 1:] == ordered[:, :-1]) or not np.all(np.isfinite(points)):
+        raise ValueError("it has degenerate cells or coordinates that are not finite; remesh")
+    tdim = next(dim for (dim, _), name in _CELLS.items() if name == raw.cell)
+    used = np.abs(points[np.unique(cells)])
+    if np.any(used[:, tdim:] > 1e-10 * used.max()):
+        raise ValueError(
+            f"its cells ({raw.cell}) do not lie in the first {tdim} coordinates: mesh the inside "
+            f"('gmsh -3'), or move a planar mesh to z = 0"
+        )
+    return RawMesh(raw.cell, raw.degree, cells, points[:, :tdim])
+
+
+@contextmanager
+def _gmsh_model(options: dict[str, float]) -> Iterator[Any]:
+    """Give an empty gmsh model, and leave gmsh as it was found, whatever happens inside."""
+    try:
+        gmsh = importlib.import_module("gmsh")
+    except (ImportError, OSError) as caught:
+        raise RuntimeError(_GMSH_MISSING.format(caught)) from caught
+    ours = not gmsh.isInitialized()
+    if ours:
+        # The user's start-up files could change the mesh; "interruptible" would replace Python's
+        # handler of Ctrl-C by one that ends the process without cleaning up.
+        gmsh.initialize([], readConfigFiles=False, interruptible=False)
+    before = "" if ours else gmsh.model.getCurrent()
+    options = {"General.Terminal": 0, "General.NumThreads": 1} | options
+    saved = {name: gmsh.option.getNumber(name) for name in options}
+    try:
+        for name, value in options.items():
+            gmsh.option.setNumber(name, value)
+        gmsh.model.add("fem_mf")
+        yield gmsh
+    finally:
+        if ours:
+            gmsh.finalize()
+        else:
+            gmsh.model.remove()
+            gmsh.model.setCurrent(before)
+            for name, value in saved.items():
+                gmsh.option.setNumber(name, value)
+
+
+def _gmsh_cells(gmsh: Any) -> RawMesh:
+    """Extract the cells of the highest dimension of the current gmsh model.
+
+    Raises:
+        ValueError: if there are none, or of several kinds, or of a kind DOLFINx lacks.
+    """
+    by_dim = (list(gmsh.model.mesh.getElementTypes(dim)) for dim in (3, 2, 1))
+    kinds: list[int] = next(filter(None, by_dim), [])
+    if len(kinds) != 1:
+        raise ValueError(f"it needs one kind of cells and has {len(kinds)}; mesh it with one kind")
+    label, dim, degree, num_nodes, _, num_vertices = gmsh.model.mesh.getElementProperties(kinds[0])
+    cell = _CELLS.get((dim, num_vertices))
+    complete = math.comb(degree + dim, dim) if num_vertices == dim + 1 else (degree + 1) ** dim
+    if cell is None or num_nodes != complete:
+        raise ValueError(f"cells of kind {label} are not supported; mesh with simplices")
+    tags, points, _ = gmsh.model.mesh.getNodes()
+    order = np.argsort(tags)
+    used, cells = np.unique(gmsh.model.mesh.getElementsByType(kinds[0])[1], return_inverse=True)
+    # Node tags may have gaps, and nodes of the geometry alone (centres of arcs) belong to no cell.
+    points = points.reshape(-1, 3)[order[np.searchsorted(tags, used, sorter=order)]]
+    to_basix = cell_perm_array(dolfinx.mesh.to_type(cell), num_nodes)
+    return RawMesh(cell, degree, cells.reshape(-1, num_nodes)[:, to_basix].astype(np.int64), points)
+
+
+def _cube(xi: Floats, half: float, bulge: float) -> Floats:
+    """Map lattice points in [-1, 1]^dim, shape ``(n, dim)``, to the bulged cube."""
+    squares = xi**2
+    others = squares.sum(axis=1, keepdims=True) - squares
+    return half * xi * (1.0 + bulge * (1.0 - others / (xi.shape[1] - 1)))
+
+
+def _sphere(xi: Floats) -> Floats:
+    """Map points on the surface of [-1, 1]^dim, shape ``(n, dim)``, to the unit sphere."""
+    # Equal angles rather than equal projections: the cells of a face differ less in size.
+    rays = np.tan(0.25 * np.pi * xi)
+    points: Floats = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    return points
+
+
+def _lattice_cells(nodes: Ints, flip: bool) -> Ints:
+    """List the cells of a block of node numbers, vertices in basix order (first axis fastest).
+
+    Args:
+        nodes: node numbers, one array axis per block direction.
+        flip: whether the axes in this order are left-handed in space.
+
+    Returns:
+        Node numbers per cell, shape ``(num_cells, 2**dim)``.
+    """
+    if flip:
+        nodes = nodes.swapaxes(0, 1)
+    dim = nodes.ndim
+    corners = []
+    for vertex in range(2**dim):
+        ends = [slice(1, None) if vertex >> axis & 1 else slice(None, -1) for axis in range(dim)]
+        corners.append(nodes[tuple(ends)].ravel())
+    return np.stack(corners, axis=1)
+
+
+def ball_blocks(dim: int, radius: float, h: float) -> RawMesh:
+    """Mesh the disk or the ball with quadrilaterals or hexahedra of size about ``h``.
+
+    Args:
+        dim: 2 or 3.
+        radius: radius of the ball, centred at the origin.
+        h: target edge length.
+
+    Returns:
+        A mesh of degree 1 with positive Jacobians.
+    """
+    half, bulge, per_radius, depth = _SHAPE[dim]
+    n = max(1, math.ceil(per_radius * radius / h - 1e-9))
+    layers = max(1, round(depth * radius / h))
+    lattice = np.indices((n + 1,) * dim).reshape(dim, -1).T
+    surface = lattice[np.any((lattice == 0) | (lattice == n), axis=1)]
+
+    # nodes[0] numbers the cube, nodes[layer] its surface pushed out; interiors of layers stay -1.
+    nodes = np.full((layers + 1,) + (n + 1,) * dim, -1, dtype=np.int64)
+    nodes[(0, *lattice.T)] = np.arange(len(lattice))
+    inner = _cube(2.0 * surface / n - 1.0, half, bulge)
+    outer = _sphere(2.0 * surface / n - 1.0)
+    points = [_cube(2.0 * lattice / n - 1.0, half, bulge)]
+    for layer in range(1, layers + 1):
+        nodes[(layer, *surface.T)] = (
+            len(lattice) + (layer - 1) * len(surface) + np.arange(len(surface))
+        )
+        points.append(inner + (outer - inner) * (layer / layers))
+
+    cells = [_lattice_cells(nodes[0], flip=False)]
+    for axis in range(dim):
+        for side in (0, n):
+            block = np.take(nodes, side, axis=axis + 1)
+            # Outward layers first, then the other axes in order: right-handed for an even axis
+            # on the far side, and every change of side or neighbouring axis reverses that.
+            cells.append(_lattice_cells(block, flip=(axis + (side == 0)) % 2 == 1))
+    return RawMesh(_CELLS[dim, 2**dim], 1, np.concatenate(cells), radius * np.concatenate(points))

@@ -1,0 +1,190 @@
+"""One probability density seen as ψ = √m, m or u = −log m.
+
+    start = Density.from_function(problem, lambda x: np.exp(-0.5 * (x[0]**2 + x[1]**2)))
+    start.mean(), start.fisher_information(), start.sample(1000, seed=1)
+
+A density does not change once made; a flow yields a new one at every step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from dolfinx import fem
+
+from fem_mf.features import Array, SpaceFunction, evaluate
+from fem_mf.parallel import all_ranks_agree, global_sum
+from fem_mf.points import evaluate_at, sample_square
+from fem_mf.problem import Problem
+
+__all__ = ["Density"]
+
+# ψ is kept above this multiple of its maximum, so that u = −log m is finite where the true ψ is
+# far below what a linear solver resolves. The mass it adds, 1e-40, is far below rounding.
+_FLOOR = 1e-20
+
+
+class Density:
+    """A density m = ψ² with ∫m dx = 1 exactly in the problem's quadrature.
+
+    Args:
+        problem: the problem it lives on.
+        psi: ``(num_owned,)`` owned values of the amplitude, of any norm; only |ψ| matters.
+
+    Raises:
+        ValueError: ψ is zero, or not finite.
+    """
+
+    def __init__(self, problem: Problem, psi: Array) -> None:
+        self.problem = problem
+        self.psi: fem.Function = problem.new_amplitude()
+        self._measure: Array | None = None
+        self.set_amplitude(psi)
+
+    def set_amplitude(self, psi: Array) -> float:
+        """Replace ψ in place by |ψ| normalised, and return its former norm. Collective.
+
+        For solvers that reuse one object; everybody else makes a new density.
+        """
+        problem = self.problem
+        largest = problem.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
+        if not np.isfinite(largest):
+            raise ValueError("the density is not finite")
+        if largest == 0.0:
+            raise ValueError("the density is zero everywhere on the mesh; does its support meet it?")
+        positive = np.maximum(np.abs(psi), _FLOOR * largest)
+        positive[problem.constrained] = 0.0
+        norm = float(np.sqrt(problem.dot(positive, problem.apply_mass(positive))))
+        self.psi.x.array[: problem.num_owned] = positive / norm
+        self.psi.x.scatter_forward()
+        self._measure = None
+        return norm
+
+    @classmethod
+    def from_function(cls, problem: Problem, m: SpaceFunction) -> Density:
+        """The density proportional to m, by interpolation of √m at the nodes. Collective.
+
+        Args:
+            problem: the problem it lives on.
+            m: callable of ``x``, shape ``(3, n)``, returning ``(n,)`` non-negative values; it is
+                normalised here.
+
+        Raises:
+            ValueError: m is negative, zero everywhere, not finite or of the wrong shape.
+        """
+        values = evaluate(problem.comm, m, problem.nodes, "the density m")[: problem.num_owned]
+        error = None
+        if values.size and values.min() < 0:
+            error = ValueError(f"the density m is negative: its minimum is {values.min():.3e}")
+        all_ranks_agree(problem.comm, error)
+        return cls(problem, np.sqrt(values))
+
+    def copy(self) -> Density:
+        """An independent density with the same values."""
+        return Density(self.problem, self.amplitude())
+
+    def amplitude(self) -> Array:
+        """Owned values of ψ, ``(num_owned,)``."""
+        return self.psi.x.array[: self.problem.num_owned].copy()
+
+    def m(self) -> fem.Function:
+        """m = ψ² at the nodes of ψ's space."""
+        return self._new("m", self.psi.x.array**2)
+
+    def u(self) -> fem.Function:
+        """u = −log m at the nodes of ψ's space (finite also where ψ = 0 is imposed)."""
+        return self._new("u", -2.0 * np.log(np.maximum(self.psi.x.array, np.finfo(float).tiny)))
+
+    def _new(self, name: str, values: Array) -> fem.Function:
+        function = self.problem.new_amplitude()
+        function.name = name
+        function.x.array[:] = values
+        return function
+
+    def measure(self) -> Array:
+        """Nodal measure b on the potential space: ∫f dm = Σ_i b_i f(x_i). Collective once.
+
+        Returns:
+            ``(num_potential_owned,)`` owned values.
+        """
+        if self._measure is None:
+            self._measure = self.problem.measure(self.amplitude())
+        return self._measure
+
+    def integrate(self, f: SpaceFunction) -> float:
+        """∫f dm, f interpolated on the potential space. Collective.
+
+        Args:
+            f: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        """
+        problem = self.problem
+        points = problem.potential_nodes[:, : problem.num_potential_owned]
+        return problem.dot(self.measure(), evaluate(problem.comm, f, points, "the integrand"))
+
+    def mass(self) -> float:
+        """∫m dx, 1 up to rounding. Collective."""
+        psi = self.amplitude()
+        return self.problem.dot(psi, self.problem.apply_mass(psi))
+
+    def mean(self) -> Array:
+        """∫x dm, ``(d,)``. Collective."""
+        local = self._points() @ self.measure()
+        return global_sum(self.problem.comm, local)
+
+    def covariance(self) -> Array:
+        """∫(x − mean)(x − mean)ᵀ dm, ``(d, d)``. Collective."""
+        centred = self._points() - self.mean()[:, None]
+        return global_sum(self.problem.comm, (centred * self.measure()) @ centred.T)
+
+    def moment(self, p: float) -> float:
+        """∫|x|^p dm, p ≥ 0. Collective."""
+        if not p >= 0:
+            raise ValueError(f"the order of a moment is not negative: {p}")
+        radius = np.linalg.norm(self._points(), axis=0)
+        return self.problem.dot(self.measure(), radius**p)
+
+    def _points(self) -> Array:
+        problem = self.problem
+        return problem.potential_nodes[: problem.dim, : problem.num_potential_owned]
+
+    def fisher_information(self) -> float:
+        """I(m) = ∫|∇log m|² dm = 4∫|∇ψ|² dx. Collective."""
+        psi = self.amplitude()
+        return 4.0 * self.problem.dot(psi, self.problem.multiply(self.problem.stiffness, psi))
+
+    def entropy(self) -> float:
+        """∫m log m dx: minus the differential entropy, the H of theory §6. Collective."""
+        return -self.problem.integrate_square_times(self.psi, self.u())
+
+    def relative_entropy(self, other: Density) -> float:
+        """H(m|m') = ∫m log(m/m') dx ≥ 0, m' the other density. Collective.
+
+        Raises:
+            ValueError: the other density lives on another space.
+        """
+        if other.psi.function_space is not self.psi.function_space:
+            raise ValueError("relative_entropy needs two densities of the same problem")
+        log_ratio = self._new("log_ratio", other.u().x.array - self.u().x.array)
+        return self.problem.integrate_square_times(self.psi, log_ratio)
+
+    def evaluate(self, points: npt.ArrayLike) -> Array:
+        """m at points, the same on every rank. Collective.
+
+        Args:
+            points: ``(n, d)``, the same on every rank.
+
+        Returns:
+            ``(n,)`` values, NaN outside the mesh.
+        """
+        return evaluate_at(self.psi, np.asarray(points, dtype=np.float64)) ** 2
+
+    def sample(self, n: int, seed: int) -> Array:
+        """n independent points of law m, ``(n, d)``, the same on every rank. Collective.
+
+        The points depend on the seed, not on the number of ranks.
+
+        Args:
+            n: how many, at least 1.
+            seed: of NumPy's default generator.
+        """
+        return sample_square(self.psi, n, seed)

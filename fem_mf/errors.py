@@ -1,0 +1,13 @@
+"""The exceptions of the package: each names what to change."""
+
+from __future__ import annotations
+
+__all__ = ["ConvergenceError"]
+
+
+class ConvergenceError(RuntimeError):
+    """An iteration did not converge, or produced values that are not finite.
+
+    Raised on every rank. Whatever was yielded or written before it stays valid. Bad input is a
+    plain ``ValueError`` instead.
+    """

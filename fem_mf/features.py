@@ -1,0 +1,137 @@
+"""Features of space, evaluated once at the nodes of a mesh and kept as a matrix.
+
+A feature φ_j is a numpy callable of ``x``, shape ``(3, n)``, that returns ``(n,)``. K features on n
+nodes are an n × K matrix Φ; with the nodal measure b of a density (∫f dm = Σ_i b_i f(x_i)) the
+moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are numerically redundant (40
+tanh neurons have rank about 15), so Φ is stored as Φ ≈ Q R of its numerical rank.
+
+    matrix = FeatureMatrix(comm, num_owned, blocks_of_columns)
+    y = matrix.moments(b)
+    V = matrix.combine(c)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from fem_mf.parallel import all_ranks_agree, global_sum
+
+__all__ = ["Array", "FeatureMatrix", "SpaceFunction", "evaluate"]
+
+type Array = npt.NDArray[np.float64]
+type SpaceFunction = Callable[[Array], Array]
+
+# Singular values below this multiple of the largest are rounding noise of the features themselves.
+_RANK_TOLERANCE = 1e-14
+# Below this many columns a decomposition saves nothing.
+_WORTH_COMPRESSING = 8
+
+
+def evaluate(comm: MPI.Comm, function: SpaceFunction, points: Array, name: str) -> Array:
+    """Values of a user's function of space at points, checked. Collective.
+
+    Args:
+        comm: the communicator of the mesh.
+        function: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        points: ``(3, n)``, this rank's nodes.
+        name: what the function is, for the error message.
+
+    Returns:
+        ``(n,)`` values.
+
+    Raises:
+        ValueError: on every rank, when on any rank the shape is wrong, a value is not finite, or
+            the function itself raises.
+    """
+    error: Exception | None = None
+    values = np.empty(0)
+    try:
+        values = np.asarray(function(points), dtype=np.float64)
+        if values.shape != (points.shape[1],):
+            error = ValueError(
+                f"{name} returned shape {values.shape} for x of shape {points.shape}; it must "
+                f"return one value per point, shape ({points.shape[1]},)"
+            )
+        elif not np.isfinite(values).all():
+            bad = points[:, int(np.argmin(np.isfinite(values)))]
+            error = ValueError(f"{name} is not finite at x = {bad.tolist()}")
+    except Exception as caught:
+        error = ValueError(f"{name} failed: {type(caught).__name__}: {caught}")
+    all_ranks_agree(comm, error)
+    return values
+
+
+class FeatureMatrix:
+    """Φ ≈ Q R: ``basis`` Q is ``(n, r)`` on this rank's nodes, ``coordinates`` R is ``(r, K)``.
+
+    Collective to build and in :meth:`moments`. Columns arrive in blocks, so that the full matrix
+    of a large data set never exists. The rank is decided on all ranks together; truncation is at
+    1e-14 of the largest singular value, which no result can see.
+    """
+
+    def __init__(self, comm: MPI.Comm, num_owned: int, blocks: Iterable[Array]) -> None:
+        """Compress the blocks one after the other.
+
+        Args:
+            comm: the communicator of the mesh.
+            num_owned: how many of the leading rows this rank owns; the others are ghosts.
+            blocks: arrays ``(n, k_i)`` of feature values, owned nodes first.
+        """
+        self.comm = comm
+        self.num_owned = num_owned
+        basis: Array | None = None
+        coordinates = np.empty((0, 0))
+        for block in blocks:
+            if basis is None:
+                basis, coordinates = block, np.eye(block.shape[1])
+            else:
+                basis = np.hstack((basis, block))
+                zeros = np.zeros((coordinates.shape[0], block.shape[1]))
+                lower = np.hstack(
+                    (np.zeros((block.shape[1], coordinates.shape[1])), np.eye(block.shape[1]))
+                )
+                coordinates = np.vstack((np.hstack((coordinates, zeros)), lower))
+            if basis.shape[1] >= _WORTH_COMPRESSING:
+                basis, coordinates = self._compress(basis, coordinates)
+        if basis is None:
+            raise ValueError("no features were given")
+        self.basis = np.ascontiguousarray(basis)
+        self.coordinates = coordinates
+
+    def _compress(self, basis: Array, coordinates: Array) -> tuple[Array, Array]:
+        # QR in each rank, then of the stacked triangles: the singular values of a distributed
+        # matrix to full precision, which its Gram matrix would lose half of.
+        triangle = np.linalg.qr(basis[: self.num_owned], mode="r")
+        stacked = np.vstack(self.comm.allgather(triangle))
+        _, values, right = np.linalg.svd(stacked, full_matrices=False)
+        values, right = self.comm.bcast((values, right), root=0)
+        rank = max(1, int(np.count_nonzero(values > _RANK_TOLERANCE * values[0])))
+        if rank > 0.75 * basis.shape[1]:
+            return basis, coordinates
+        return basis @ right[:rank].T, right[:rank] @ coordinates
+
+    @property
+    def rank(self) -> int:
+        """Number of stored columns r."""
+        return int(self.basis.shape[1])
+
+    def moments(self, measure: Array) -> Array:
+        """∫φ_j dm for every j, ``(K,)``. Collective.
+
+        Args:
+            measure: ``(num_owned,)`` nodal measure b of m.
+        """
+        local = measure @ self.basis[: self.num_owned]
+        return global_sum(self.comm, local) @ self.coordinates
+
+    def combine(self, coefficients: Array) -> Array:
+        """Σ_j c_j φ_j at this rank's nodes, ``(n,)``.
+
+        Args:
+            coefficients: ``(K,)``.
+        """
+        return self.basis @ (self.coordinates @ coefficients)

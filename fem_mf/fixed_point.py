@@ -1,0 +1,221 @@
+"""Fixed points y = T(y) of the mean field: accelerator, stop test, safeguard, record.
+
+    record = solve(evaluate, y0, accelerator=Anderson(), stop=StopTest(1e-10), field=closure)
+
+For a convex functional y ↦ T(y) − y is, in the metric of ∇²F, minus the gradient of a convex
+function of the potential (theory D7): its slope along a step is ⟨T(y) − y, c(y + s) − c(y)⟩ with
+c(y) the potential's coefficients. The safeguard needs only that sign: a step that overshoots (the
+slope at its end is large and negative) is shortened by the secant rule, so that the loop converges
+also where the plain iteration y ← T(y) diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fem_mf.errors import ConvergenceError
+from fem_mf.features import Array
+
+__all__ = ["Accelerator", "Anderson", "FixedPointRecord", "Picard", "StopTest", "solve"]
+
+
+class Unknown(Protocol):
+    """The space of y: its inner product, and the potential's coefficients c(y) dual to it."""
+
+    def dot(self, a: Array, b: Array) -> float:
+        """⟨a, b⟩ over all ranks."""
+
+    def coefficients(self, y: Array) -> Array:
+        """c(y), of the shape of y."""
+
+
+class Accelerator(Protocol):
+    """Proposes a step from the history of iterates y and residuals T(y) − y."""
+
+    def reset(self) -> None:
+        """Forget the history: a new fixed point begins."""
+
+    def record(self, y: Array, residual: Array) -> None:
+        """Learn one evaluated pair."""
+
+    def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
+        """The step to take from the current y."""
+
+
+class Picard:
+    """The plain iteration y ← T(y)."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def record(self, y: Array, residual: Array) -> None:
+        """Nothing to learn."""
+
+    def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
+        """T(y) − y."""
+        return residual
+
+
+class Anderson:
+    """Anderson acceleration (Anderson 1965; type II of Fang and Saad 2009), mixing 1.
+
+    Args:
+        depth: number of earlier iterates it combines.
+    """
+
+    def __init__(self, depth: int = 5) -> None:
+        if depth < 1:
+            raise ValueError(f"the depth of Anderson acceleration is at least 1, not {depth}")
+        self.depth = depth
+        self._pairs: list[tuple[Array, Array]] = []
+
+    def reset(self) -> None:
+        """Forget the history."""
+        self._pairs.clear()
+
+    def record(self, y: Array, residual: Array) -> None:
+        """Learn one pair; the oldest beyond the depth is dropped."""
+        self._pairs.append((y.copy(), residual.copy()))
+        del self._pairs[: -self.depth - 1]
+
+    def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
+        """The step to the combination of iterates whose linearised residual is smallest."""
+        pairs = [(a - y, r - residual) for a, r in self._pairs if a is not y]
+        pairs = [(dy, dr) for dy, dr in pairs if dot(dr, dr) > 0.0]
+        if not pairs:
+            return residual
+        # Columns scaled to norm one keep the normal equations as well conditioned as they can be.
+        norms = [np.sqrt(dot(dr, dr)) for _, dr in pairs]
+        pairs = [(dy / s, dr / s) for (dy, dr), s in zip(pairs, norms, strict=True)]
+        gram = np.array([[dot(a, b) for _, b in pairs] for _, a in pairs])
+        right = np.array([dot(dr, residual) for _, dr in pairs])
+        gamma = np.linalg.lstsq(gram, right, rcond=1e-12)[0]
+        step = residual.copy()
+        for g, (dy, dr) in zip(gamma, pairs, strict=True):
+            step -= g * (dy + dr)
+        return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopTest:
+    """Stop when ‖T(y) − y‖ ≤ tolerance · max(1, ‖y‖).
+
+    Attributes:
+        tolerance: relative tolerance.
+        max_iterations: evaluations of T before giving up.
+    """
+
+    tolerance: float = 1e-10
+    max_iterations: int = 100
+
+    def __call__(self, residual: float, size: float) -> bool:
+        """Whether an iterate is converged."""
+        return residual <= self.tolerance * max(1.0, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPointRecord:
+    """How a fixed point was reached.
+
+    Attributes:
+        y: the last iterate evaluated.
+        residuals: ‖T(y_k) − y_k‖ of every evaluation.
+        contraction: ratio of the last two residuals above rounding; NaN with fewer than two.
+        shortened: steps that the safeguard shortened.
+    """
+
+    y: Array
+    residuals: tuple[float, ...]
+    contraction: float
+    shortened: int
+
+    @property
+    def iterations(self) -> int:
+        """Evaluations of T."""
+        return len(self.residuals)
+
+
+def _contraction(residuals: list[float], floor: float) -> float:
+    usable = [r for r in residuals if r > floor]
+    if len(usable) < 2:
+        return float("nan")
+    # The first ratio, of a plain step: later ones are the accelerator's, or of rounding size.
+    return usable[1] / usable[0]
+
+
+def solve(
+    evaluate: Callable[[Array, float], Array],
+    y: Array,
+    *,
+    accelerator: Accelerator,
+    stop: StopTest,
+    unknown: Unknown,
+    safeguard: bool = True,
+) -> FixedPointRecord:
+    """Solve y = T(y). Collective when ``evaluate`` and ``unknown.dot`` are.
+
+    Args:
+        evaluate: ``(y, previous residual norm) -> T(y)``; the norm (inf at first) lets an inexact
+            inner solver choose its tolerance.
+        y: first iterate.
+        accelerator: proposes the steps; it is reset.
+        stop: the stop test.
+        unknown: inner product and dual coefficients of y.
+        safeguard: shorten steps that overshoot.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConvergenceError: no convergence in ``stop.max_iterations`` evaluations.
+    """
+    accelerator.reset()
+    norms: list[float] = []
+    shortened = 0
+
+    def residual_at(point: Array) -> tuple[Array, float]:
+        residual = evaluate(point, norms[-1] if norms else np.inf) - point
+        norm = float(np.sqrt(unknown.dot(residual, residual)))
+        norms.append(norm)
+        accelerator.record(point, residual)
+        return residual, norm
+
+    residual, norm = residual_at(y)
+    size = float(np.sqrt(unknown.dot(y, y)))
+    while not stop(norm, size):
+        step = accelerator.step(y, residual, unknown.dot)
+        coefficients = unknown.coefficients(y)
+        slope = unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
+        if safeguard and slope <= 0.0:
+            step = residual
+            slope = unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
+        while True:
+            if len(norms) >= stop.max_iterations or not np.isfinite(norm):
+                raise ConvergenceError(
+                    f"the mean-field fixed point did not converge: residual {norm:.1e} after "
+                    f"{len(norms)} iterations (tolerance {stop.tolerance:.1e}); use a smaller dt, "
+                    "more iterations (max_iterations), or accelerator=Anderson() with the safeguard"
+                )
+            trial = y + step
+            trial_residual, trial_norm = residual_at(trial)
+            if not safeguard or stop(trial_norm, size) or trial_norm < 0.9 * norm:
+                break
+            end = unknown.dot(trial_residual, unknown.coefficients(trial) - coefficients)
+            if slope <= 0.0 or end >= -0.5 * slope:
+                break
+            fraction = max(slope / (slope - end), 1e-3)
+            step, slope = fraction * step, fraction * slope
+            shortened += 1
+        y, residual, norm = trial, trial_residual, trial_norm
+        size = float(np.sqrt(unknown.dot(y, y)))
+    floor = 1e-13 * max(1.0, size)
+    return FixedPointRecord(
+        y=y,
+        residuals=tuple(norms),
+        contraction=_contraction(norms, floor),
+        shortened=shortened,
+    )

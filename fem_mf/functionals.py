@@ -1,0 +1,341 @@
+"""Mean-field functionals F(m) and their flat derivatives V[m] = δF/δm (theory §7).
+
+    F = Potential(lambda x: 0.1 * (x[0]**2 + x[1]**2)) + NetworkLoss(z, y, neuron)
+    F.value(density)             # a number
+    F.derivative(density)        # V[m], a dolfinx.fem.Function
+
+Functionals add up and are multiplied by numbers. Your own functional is any object with those two
+methods. A functional acts on a density only through its nodal measure b on the potential space,
+∫f dm = Σ_i b_i f(x_i), so that the derivatives below are those of the *discrete* functional.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+from dolfinx import fem
+
+from fem_mf.features import Array, FeatureMatrix, SpaceFunction, evaluate
+from fem_mf.parallel import global_sum
+
+__all__ = [
+    "Contact",
+    "Cylindrical",
+    "Functional",
+    "FunctionalLike",
+    "MeanInteraction",
+    "NetworkLoss",
+    "Potential",
+    "flatten",
+]
+
+_BLOCK = 64  # features evaluated at a time
+
+
+@runtime_checkable
+class FunctionalLike(Protocol):
+    """What a user-defined functional must offer."""
+
+    def value(self, density: Any) -> float:
+        """F(m)."""
+
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m] = δF/δm(m, ·), up to a constant."""
+
+
+class Functional(ABC):
+    """A functional F of a probability density, with + and scalar *."""
+
+    @abstractmethod
+    def value(self, density: Any) -> float:
+        """F(m). Collective."""
+
+    @abstractmethod
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m] = δF/δm(m, ·) on the potential space, up to a constant. Collective."""
+
+    def potential_degree(self, degree: int) -> int:
+        """Polynomial degree the potential needs for a density amplitude of the given degree.
+
+        Degree 2k − 1 keeps the order 2k of the energy; beyond k + 2 the cost outgrows the gain.
+        """
+        return min(2 * degree - 1, degree + 2)
+
+    def __add__(self, other: FunctionalLike) -> Functional:
+        """F₁ + F₂."""
+        if not isinstance(other, FunctionalLike):
+            return NotImplemented
+        return _Sum([*flatten(self), *flatten(other)])
+
+    def __radd__(self, other: object) -> Functional:
+        """Allow ``sum([...])`` and a user-defined functional on the left."""
+        if other == 0:
+            return self
+        if not isinstance(other, FunctionalLike):
+            return NotImplemented
+        return _Sum([*flatten(other), *flatten(self)])
+
+    def __mul__(self, factor: float) -> Functional:
+        """c F."""
+        if not isinstance(factor, (int, float, np.integer, np.floating)):
+            return NotImplemented
+        if not np.isfinite(factor):
+            raise ValueError(f"a functional is multiplied by a finite number, not {factor}")
+        return _Sum([(float(factor) * c, f) for c, f in flatten(self)])
+
+    __rmul__ = __mul__
+
+
+class _Sum(Functional):
+    """Σ c_i F_i, flat: no term is itself a sum."""
+
+    def __init__(self, terms: list[tuple[float, FunctionalLike]]) -> None:
+        self.terms = terms
+
+    def value(self, density: Any) -> float:
+        return sum(c * f.value(density) for c, f in self.terms)
+
+    def derivative(self, density: Any) -> fem.Function:
+        total = density.problem.new_potential()
+        for c, f in self.terms:
+            total.x.array[:] += c * density.problem.on_potential_space(f.derivative(density))
+        return total
+
+    def potential_degree(self, degree: int) -> int:
+        # A user-defined term need not say: it gets what the built-in ones get.
+        return max(
+            f.potential_degree(degree)
+            if isinstance(f, Functional)
+            else Functional.potential_degree(self, degree)
+            for _, f in self.terms
+        )
+
+
+def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:
+    """The terms of a functional as ``(factor, term)``, no term a sum."""
+    return list(functional.terms) if isinstance(functional, _Sum) else [(1.0, functional)]
+
+
+class Cylindrical(Functional):
+    """F(m) = Φ(y) with moments y_j = ∫φ_j dm; V[m] = Σ_j ∂_jΦ(y) φ_j.
+
+    Args:
+        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        phi: Φ, of the vector of moments ``(K,)``, to a number.
+        gradient: ∇Φ, of the vector of moments, to ``(K,)``.
+    """
+
+    linear = False  # whether V does not depend on m
+
+    def __init__(
+        self,
+        features: Sequence[SpaceFunction],
+        phi: Callable[[Array], float],
+        gradient: Callable[[Array], Array],
+    ) -> None:
+        if len(features) == 0:
+            raise ValueError("Cylindrical needs at least one feature")
+        self._features = list(features)
+        self._phi = phi
+        self._gradient = gradient
+        self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
+
+    def phi(self, y: Array) -> float:
+        """Φ(y)."""
+        return float(self._phi(y))
+
+    def gradient(self, y: Array) -> Array:
+        """∇Φ(y), ``(K,)``.
+
+        Raises:
+            ValueError: when the user's gradient has not the shape of y.
+        """
+        gradient = np.asarray(self._gradient(y), dtype=np.float64)
+        if gradient.shape != y.shape:
+            raise ValueError(f"gradient returned shape {gradient.shape}, expected {y.shape}")
+        return gradient
+
+    def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
+        """The callables φ_j, for a mesh in ``dim`` dimensions."""
+        return self._features
+
+    def matrix(self, problem: Any) -> FeatureMatrix:
+        """The features at the nodes of the problem, evaluated once. Collective the first time."""
+        if problem not in self._matrices:
+            functions = self.feature_functions(problem.dim)
+            points = problem.potential_nodes
+
+            def blocks() -> Iterator[Array]:
+                for first in range(0, len(functions), _BLOCK):
+                    chunk = functions[first : first + _BLOCK]
+                    yield np.column_stack(
+                        [
+                            evaluate(
+                                problem.comm, f, points, f"{self._label} number {first + i}"
+                            )
+                            for i, f in enumerate(chunk)
+                        ]
+                    )
+
+            self._matrices[problem] = FeatureMatrix(
+                problem.comm, problem.num_potential_owned, blocks()
+            )
+        return self._matrices[problem]
+
+    _label = "feature"
+
+    def moments(self, density: Any) -> Array:
+        """y_j = ∫φ_j dm, ``(K,)``. Collective."""
+        return self.matrix(density.problem).moments(density.measure())
+
+    def value(self, density: Any) -> float:
+        """Φ(y). Collective."""
+        return self.phi(self.moments(density))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """Σ_j ∂_jΦ(y) φ_j. Collective."""
+        potential = density.problem.new_potential()
+        gradient = self.gradient(self.moments(density))
+        potential.x.array[:] = self.matrix(density.problem).combine(gradient)
+        return potential
+
+
+class Potential(Cylindrical):
+    """F(m) = ∫g dm; V = g.
+
+    Args:
+        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
+    """
+
+    linear = True
+    _label = "the potential g, term"
+
+    def __init__(self, g: SpaceFunction) -> None:
+        super().__init__([g], lambda y: float(y[0]), np.ones_like)
+
+
+class MeanInteraction(Cylindrical):
+    """F(m) = (λ_c/2) |∫x dm − a|²; V[m](x) = λ_c (∫x dm − a)·x.
+
+    Args:
+        strength: λ_c ≥ 0 for a convex F.
+        target: the point a: a number (the same for each coordinate) or one per coordinate.
+    """
+
+    def __init__(self, strength: float, target: float | npt.ArrayLike = 0.0) -> None:
+        self.strength = float(strength)
+        self.target = np.atleast_1d(np.asarray(target, dtype=np.float64))
+        if not (np.isfinite(self.strength) and np.isfinite(self.target).all()):
+            raise ValueError("MeanInteraction needs a finite strength and target")
+        super().__init__(
+            [lambda x: x[0]],
+            lambda y: 0.5 * self.strength * float(np.sum((y - self.target) ** 2)),
+            lambda y: self.strength * (y - self.target),
+        )
+
+    def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
+        """The coordinates x_1, ..., x_d."""
+        if self.target.size not in (1, dim):
+            raise ValueError(
+                f"the target has {self.target.size} components on a mesh of dimension {dim}"
+            )
+        return [lambda x, i=i: x[i] for i in range(dim)]  # type: ignore[misc]
+
+
+class NetworkLoss(Cylindrical):
+    """Quadratic loss of an infinitely wide two-layer network on data (z_j, y_j), j = 1..K.
+
+    F(m) = (1/K) Σ_j (y_j − ∫N(z_j; x) dm)²,  V[m] = −(2/K) Σ_j (y_j − ∫N(z_j;·) dm) N(z_j; ·).
+
+    Args:
+        z: the inputs, ``(K,)`` or ``(K, k)``.
+        y: the outputs, ``(K,)``.
+        neuron: ``neuron(x, z_j)`` of parameters ``x``, shape ``(3, n)``, and one datum (a number,
+            or ``(k,)``), returning ``(n,)``.
+
+    Raises:
+        ValueError: empty data, values that are not finite, or z and y of different length.
+    """
+
+    _label = "the neuron at datum"
+
+    def __init__(
+        self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Callable[[Array, Any], Array]
+    ) -> None:
+        self.z = np.asarray(z, dtype=np.float64)
+        self.y = np.asarray(y, dtype=np.float64)
+        if self.z.ndim not in (1, 2) or self.y.ndim != 1:
+            raise ValueError(
+                f"z must be (K,) or (K, k) and y (K,); got shapes {self.z.shape} and {self.y.shape}"
+            )
+        if len(self.z) != len(self.y):
+            raise ValueError(f"{len(self.z)} inputs z but {len(self.y)} outputs y")
+        if len(self.y) == 0:
+            raise ValueError("NetworkLoss needs at least one datum; z and y are empty")
+        if not (np.isfinite(self.z).all() and np.isfinite(self.y).all()):
+            raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
+        self.neuron = neuron
+        super().__init__(
+            [lambda x, datum=datum: neuron(x, datum) for datum in self.z],  # type: ignore[misc]
+            lambda f: float(np.mean((self.y - f) ** 2)),
+            lambda f: (-2.0 / len(self.y)) * (self.y - f),
+        )
+
+    def predict(self, density: Any, z: npt.ArrayLike | None = None) -> Array:
+        """f(z) = ∫N(z; x) dm, the network's output, at the data or at new inputs. Collective.
+
+        Args:
+            density: the law m of the neurons.
+            z: new inputs ``(L,)`` or ``(L, k)``; None for the data's own.
+
+        Returns:
+            ``(K,)`` or ``(L,)`` outputs.
+        """
+        if z is None:
+            return self.moments(density)
+        problem, measure = density.problem, density.measure()
+        points = problem.potential_nodes[:, : problem.num_potential_owned]
+        local = np.array(
+            [
+                measure @ evaluate(problem.comm, lambda x, d=d: self.neuron(x, d), points, "neuron")
+                for d in np.asarray(z, dtype=np.float64)
+            ]
+        )
+        return global_sum(problem.comm, local)
+
+
+class Contact(Functional):
+    """F(m) = (β/2) ∫m² dx; V[m] = β m (Gross–Pitaevskii).
+
+    Convex for β ≥ 0 but not continuous for the Wasserstein distance: hypothesis (H) of the theory
+    does not hold. The potential space has degree 2k, on which β ψ² is exact.
+
+    Args:
+        beta: the strength β.
+    """
+
+    def __init__(self, beta: float) -> None:
+        self.beta = float(beta)
+        if not np.isfinite(self.beta):
+            raise ValueError(f"beta must be finite, not {beta}")
+
+    def potential_degree(self, degree: int) -> int:
+        """2k: the square of a polynomial of degree k."""
+        return 2 * degree
+
+    def value(self, density: Any) -> float:
+        """(β/2) ∫m² dx. Collective."""
+        problem = density.problem
+        m = problem.square_on_potential_space(density.psi)[: problem.num_potential_owned]
+        return 0.5 * self.beta * float(global_sum(problem.comm, density.measure() @ m))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """β m. Collective."""
+        potential = density.problem.new_potential()
+        potential.x.array[:] = self.beta * density.problem.square_on_potential_space(density.psi)
+        return potential

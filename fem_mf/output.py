@@ -1,0 +1,237 @@
+"""Files of a run: fields for ParaView and pyvista, scalars as CSV, and a progress bar.
+
+    with XDMFSeries("run/fields.xdmf", problem, every=10) as fields:
+        for state in progress(flow.run(start, t_end), t_end, problem.comm):
+            fields.write(state.t, state.density)
+
+Whatever was written stays readable when the run is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ET
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import basix
+import basix.ufl
+import numpy as np
+from dolfinx import fem, io
+
+from fem_mf.history import History, RunFile, progress
+
+if TYPE_CHECKING:
+    from fem_mf.density import Density
+    from fem_mf.problem import Problem
+
+__all__ = ["History", "PVDSeries", "XDMFSeries", "progress"]
+
+# HDF5 locks files by default, so a viewer that has the series open would make the next write, and
+# with it the run, fail. HDF5 reads this once, at the first file it opens.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+
+_HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
+_TAIL = "</Grid>\n</Domain>\n</Xdmf>\n"
+
+
+class _Series(RunFile):
+    """Fields over time: which calls are written, and at which times."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], problem: Problem, every: int, suffix: str
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        super().__init__(path, problem.comm, suffix)
+        self._problem = problem
+        self._every = every
+        self._calls = 0
+        self._last = -math.inf
+        self._closed = False
+
+    def write(self, t: float, density: Density, force: bool = False) -> bool:
+        """Write the fields of one density, if this call is one of each ``every``. Collective.
+
+        The first call is always written.
+
+        Args:
+            t: the time, later than all times written before.
+            density: the density, on the problem's mesh.
+            force: write whatever ``every`` says (the last step of a run).
+
+        Returns:
+            Whether something was written.
+
+        Raises:
+            ValueError: ``t`` is not later than the last time written, or the series is closed.
+            OSError: the disk refuses.
+        """
+        if self._closed:
+            raise ValueError(f"'{self.path}' is closed")
+        due = force or self._calls % self._every == 0
+        if due and not self._last < t < math.inf:
+            raise ValueError(f"'{self.path}': time {t} must be later than {self._last}")
+        self._calls += 1
+        if due:
+            self._write(float(t), density)
+            self._last = float(t)
+        return due
+
+    @abstractmethod
+    def _write(self, t: float, density: Density) -> None: ...
+
+
+def _amplitude_to_fields(
+    psi: fem.Function[np.float64], m: fem.Function[np.float64], u: fem.Function[np.float64]
+) -> None:
+    """Set m = ψ² and u = −log m at the nodes the three share; u stays finite where ψ = 0."""
+    m.x.array[:] = psi.x.array**2
+    u.x.array[:] = -2.0 * np.log(np.maximum(np.abs(psi.x.array), np.finfo(float).tiny))
+
+
+class XDMFSeries(_Series):
+    """m, ψ, u = −log m and V[m] over time, at the nodes of the mesh, for ParaView and pyvista.
+
+    The fields are named ``m``, ``psi``, ``u`` and ``V``; those of higher degree are interpolated at
+    the nodes of the mesh (``PVDSeries`` keeps the degree). Arrays go to ``<name>.h5`` through
+    DOLFINx, the ``.xdmf`` beside it is our own: the one of DOLFINx crashes pyvista and ParaView's
+    older reader. After each ``write`` both are complete on disk; the ``.xdmf`` is replaced
+    atomically, so that a run may be watched, or killed, at any moment.
+    ``dolfinx.io.XDMFFile(comm, path, "r").read_mesh()`` reads the mesh back (d = 1: in the plane).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: Problem, every: int = 1) -> None:
+        """Create the files and write the mesh. Collective.
+
+        Args:
+            path: the ``.xdmf`` file; missing folders are created, old files replaced.
+            problem: the problem whose densities are written.
+            every: write the first call of ``write`` and each ``every``-th after it.
+
+        Raises:
+            ValueError: another suffix, ``every < 1``, or a mesh of degree > 2, for which XDMF has
+                no cells (``PVDSeries`` does).
+            OSError: the folder cannot be created or written to; on every rank.
+        """
+        degree = problem.mesh.geometry.cmaps[0].degree
+        if degree > 2:
+            raise ValueError(f"XDMF has no cells of degree {degree}: use PVDSeries")
+        super().__init__(path, problem, every, ".xdmf")
+        space = fem.functionspace(problem.mesh, ("Lagrange", degree))
+        self._fields: dict[str, fem.Function[np.float64]] = {
+            name: fem.Function(space, name=name) for name in ("m", "psi", "u", "V")
+        }
+        # DOLFINx derives the name of the .h5 file from it, and must not touch the .xdmf itself.
+        self._draft = self.path.with_name(self.path.name + "-step")
+        self._steps: list[str] = []
+        self._on_disk(self._clear)
+        with io.XDMFFile(self._comm, self._draft, "w") as file:
+            file.write_mesh(problem.mesh)
+        self._mesh_only = b""
+        self._mesh_xml = ""
+        self._on_disk(self._publish_mesh)
+
+    def _clear(self) -> None:
+        # An older series must not point into the new .h5 file.
+        self.path.unlink(missing_ok=True)
+        self._draft.write_bytes(b"")
+
+    def _write(self, t: float, density: Density) -> None:
+        psi, potential = self._fields["psi"], self._fields["V"]
+        psi.interpolate(density.psi)
+        _amplitude_to_fields(psi, self._fields["m"], self._fields["u"])
+        potential.interpolate(self._problem.functional.derivative(density))
+        # Open only while writing: a closed HDF5 file survives a kill and may be read meanwhile, and
+        # DOLFINx rewrites all steps of its XML at each write (here it only ever knows one).
+        with io.XDMFFile(self._comm, self._draft, "a") as file:
+            for field in self._fields.values():
+                file.write_function(field, t)
+        self._on_disk(lambda: self._publish_step(t))
+
+    def _publish_mesh(self) -> None:
+        self._mesh_only = self._draft.read_bytes()
+        grid = ET.fromstring(self._mesh_only).iter("Grid")
+        self._mesh_xml = "".join(ET.tostring(part, encoding="unicode") for part in next(grid))
+        self._publish('<Grid Name="mesh" GridType="Uniform">\n' + self._mesh_xml)
+
+    def _publish_step(self, t: float) -> None:
+        attributes = ET.fromstring(self._draft.read_bytes()).iter("Attribute")
+        fields = "".join(ET.tostring(attribute, encoding="unicode") for attribute in attributes)
+        self._draft.write_bytes(self._mesh_only)
+        self._steps.append(
+            f'<Grid Name="mesh" GridType="Uniform">\n<Time Value="{t!r}"/>\n'
+            f"{self._mesh_xml}{fields}</Grid>\n"
+        )
+        # Readers take the mesh from each step; the copy outside them is for DOLFINx's read_mesh.
+        series = '<Grid Name="mesh" GridType="Collection" CollectionType="Temporal">\n'
+        self._publish(series + self._mesh_xml)
+
+    def _publish(self, head: str) -> None:
+        self._replace("".join([_HEAD, head, *self._steps, _TAIL]))
+
+    def close(self) -> None:
+        """Remove the work file. Calling it again does nothing."""
+        self._closed = True
+        if self._comm.rank == 0:
+            self._draft.unlink(missing_ok=True)
+
+
+class PVDSeries(_Series):
+    """ψ, m and u = −log m over time at the degree of ψ (up to 10), for ParaView and pyvista.
+
+    Each written step is a ``.pvtu`` and one ``.vtu`` per rank; the ``.pvd`` lists the steps written
+    so far at any moment. ψ is exact; m and u are interpolated in its space.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: Problem, every: int = 1) -> None:
+        """Create the list of steps. Collective.
+
+        Args:
+            path: the ``.pvd`` file; missing folders are created, old files replaced.
+            problem: the problem whose densities are written.
+            every: write the first call of ``write`` and each ``every``-th after it.
+
+        Raises:
+            ValueError: another suffix, or ``every < 1``.
+            OSError: the folder cannot be created or written to; on every rank.
+        """
+        super().__init__(path, problem, every, ".pvd")
+        self._fields: list[fem.Function[np.float64]] = []
+        self._entries: list[str] = []
+        self._on_disk(self._publish)
+        self._file = io.VTKFile(self._comm, self.path, "w")
+
+    def _write(self, t: float, density: Density) -> None:
+        if not self._fields:
+            self._fields = self._create_fields(density.psi)
+        psi, m, u = self._fields
+        psi.interpolate(density.psi)
+        _amplitude_to_fields(psi, m, u)
+        self._file.write_function(self._fields, t)
+        name = f"{self.path.stem}{len(self._entries):06d}.pvtu"
+        self._entries.append(f'<DataSet timestep="{t!r}" part="0" file="{name}"/>\n')
+        self._on_disk(self._publish)
+
+    def _create_fields(self, psi: fem.Function[np.float64]) -> list[fem.Function[np.float64]]:
+        # VTK's cells of high degree have equally spaced nodes, those of DOLFINx do not.
+        element = basix.ufl.element(
+            "Lagrange",
+            self._problem.mesh.basix_cell(),
+            psi.function_space.element.basix_element.degree,
+            lagrange_variant=basix.LagrangeVariant.equispaced,
+        )
+        space = fem.functionspace(self._problem.mesh, element)
+        return [fem.Function(space, name=name) for name in ("psi", "m", "u")]
+
+    def _publish(self) -> None:
+        # DOLFINx writes the list of steps only when it closes the file.
+        head = '<?xml version="1.0"?>\n<VTKFile type="Collection" version="1.0">\n<Collection>\n'
+        self._replace("".join([head, *self._entries, "</Collection>\n</VTKFile>\n"]))
+
+    def close(self) -> None:
+        """Close the file. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._file.close()

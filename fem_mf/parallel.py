@@ -1,0 +1,132 @@
+"""Communicator helpers: global sums, work on one rank, rank-0 logging, abort on uncaught errors.
+
+Every function takes its communicator; ``MPI.COMM_WORLD`` is named only by the abort hook, which
+has to end the whole job.
+
+    total = global_sum(comm, local_value)
+    text = on_root(comm, path.read_text)      # rank 0 works, everybody gets it, or everybody raises
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+__all__ = ["all_ranks_agree", "global_sum", "install_abort_hook", "on_root", "setup_logging"]
+
+_HANDLER_NAME = "fem_mf rank 0"
+
+
+def global_sum(comm: MPI.Comm, local: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Sum an array of one shape over all ranks. Collective.
+
+    Args:
+        comm: the communicator.
+        local: this rank's contribution, any shape, the same on every rank.
+
+    Returns:
+        The sum, identical on every rank, of the same shape (0-d for a number).
+    """
+    send = np.asarray(local, dtype=np.float64, order="C")
+    if comm.size == 1:
+        return send
+    received = np.empty_like(send)
+    comm.Allreduce(send, received, op=MPI.SUM)
+    # The reduction may associate differently from rank to rank; decisions taken on the sum must not.
+    comm.Bcast(received, root=0)
+    return received
+
+
+def all_ranks_agree(comm: MPI.Comm, error: Exception | None) -> None:
+    """Raise on every rank when any rank has an error. Collective.
+
+    Ranks without an error raise the lowest failing rank's error (same type, same message), so
+    that a failure of one rank never leaves the others waiting in a collective call.
+
+    Args:
+        comm: the communicator.
+        error: this rank's error, or None.
+    """
+    if comm.size > 1:
+        errors = comm.allgather(None if error is None else (type(error), str(error)))
+        first = next((e for e in errors if e is not None), None)
+        if error is None and first is not None:
+            kind, message = first
+            error = kind(message)
+    if error is not None:
+        raise error
+
+
+def on_root[T](comm: MPI.Comm, work: Callable[[], T]) -> T:
+    """Do something on rank 0 and give its (pickled) result to every rank. Collective.
+
+    Args:
+        comm: the communicator.
+        work: called without arguments on rank 0 only.
+
+    Returns:
+        What ``work`` returned, on every rank.
+
+    Raises:
+        Exception: whatever ``work`` raised, on every rank; types whose constructor does not take
+            one message arrive as ``RuntimeError``.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if comm.rank == 0:
+        try:
+            result = work()
+        except (ValueError, RuntimeError, TypeError, ImportError) as caught:
+            error = caught
+        except Exception as caught:
+            error = RuntimeError(f"{type(caught).__name__}: {caught}")
+            error.__cause__ = caught
+    all_ranks_agree(comm, error)
+    return comm.bcast(result, root=0)  # type: ignore[no-any-return]
+
+
+def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
+    """Show the package's log on rank 0's standard error; other ranks show only errors.
+
+    The package itself never configures logging: demos and scripts call this once.
+
+    Args:
+        comm: the communicator whose rank 0 speaks.
+        level: the lowest level shown.
+    """
+    logger = logging.getLogger("fem_mf")
+    for handler in [h for h in logger.handlers if h.name == _HANDLER_NAME]:
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.name = _HANDLER_NAME
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(level if comm.rank == 0 else logging.ERROR)
+    logger.propagate = False
+
+
+def install_abort_hook() -> None:
+    """Make an uncaught exception on any rank end the whole MPI job.
+
+    Without it the other ranks wait for ever in their next collective call. The traceback is
+    printed first. Nothing is installed when the job has one rank.
+    """
+    if MPI.COMM_WORLD.size == 1:
+        return
+    previous = sys.excepthook
+
+    def abort(
+        kind: type[BaseException], value: BaseException, trace: TracebackType | None
+    ) -> None:
+        previous(kind, value, trace)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = abort

@@ -1,0 +1,183 @@
+"""Point values and random samples of a distributed finite-element function.
+
+Both give the same answer on every rank and at any number of ranks.
+"""
+
+from __future__ import annotations
+
+import basix
+import numpy as np
+import numpy.typing as npt
+from dolfinx import fem, geometry
+from dolfinx import mesh as dmesh
+from mpi4py import MPI
+
+from fem_mf.features import Array
+from fem_mf.parallel import global_sum
+
+__all__ = ["evaluate_at", "sample_square"]
+
+# Coordinates are projected on this direction to give cells an order that depends neither on the
+# partition nor on the numbering; its irrational ratios make ties improbable.
+_DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
+_MAX_ROUNDS = 10_000
+
+
+def evaluate_at(function: fem.Function, points: Array) -> Array:
+    """Values of a scalar function at points. Collective.
+
+    Args:
+        function: a scalar function with up-to-date ghosts.
+        points: ``(n, d)``, the same on every rank.
+
+    Returns:
+        ``(n,)`` values, NaN outside the mesh.
+
+    Raises:
+        ValueError: the points have not the dimension of the mesh.
+    """
+    mesh = function.function_space.mesh
+    dim = mesh.geometry.dim
+    if points.ndim != 2 or points.shape[1] != dim:
+        raise ValueError(f"points must have shape (n, {dim}), not {points.shape}")
+    x = np.zeros((len(points), 3))
+    x[:, :dim] = points
+    scale = float(np.abs(mesh.geometry.x).max(initial=0.0))
+    tree = geometry.bb_tree(mesh, mesh.topology.dim, padding=1e-10 * scale)
+    candidates = geometry.compute_collisions_points(tree, x)
+    colliding = geometry.compute_colliding_cells(mesh, candidates, x)
+    offsets = colliding.offsets
+    found = np.flatnonzero(np.diff(offsets))
+    values = np.full(len(points), -np.inf)
+    if found.size:
+        cells = colliding.array[offsets[found]]
+        values[found] = function.eval(x[found], cells).reshape(-1)
+    total = np.empty_like(values)
+    mesh.comm.Allreduce(values, total, op=MPI.MAX)
+    return np.where(np.isneginf(total), np.nan, total)
+
+
+def sample_square(function: fem.Function, n: int, seed: int) -> Array:
+    """Points of density proportional to the square of a function. Collective.
+
+    A cell is drawn by its share of the integral, then a point of it by rejection; the random
+    numbers of sample i are row i of arrays that every rank draws alike.
+
+    Args:
+        function: a scalar Lagrange function with up-to-date ghosts.
+        n: number of points.
+        seed: of NumPy's default generator.
+
+    Returns:
+        ``(n, d)`` points, the same on every rank.
+    """
+    if n < 1:
+        raise ValueError(f"the number of samples is at least 1, not {n}")
+    mesh = function.function_space.mesh
+    rng = np.random.default_rng(seed)
+    sampler = _CellSampler(function)
+    mine, cells = _draw_cells(mesh, sampler.masses(), rng.random(n))
+    samples = np.zeros((n, mesh.geometry.dim))
+    pending = np.ones(len(mine), dtype=bool)
+    for _ in range(_MAX_ROUNDS):
+        proposal, height = rng.random((n, mesh.topology.dim)), rng.random(n)
+        active = np.flatnonzero(pending)
+        if active.size:
+            points, accepted = sampler.propose(
+                cells[active], proposal[mine[active]], height[mine[active]]
+            )
+            samples[mine[active[accepted]]] = points[accepted]
+            pending[active[accepted]] = False
+        if mesh.comm.allreduce(int(pending.sum())) == 0:
+            return global_sum(mesh.comm, samples)
+    raise RuntimeError("sampling did not finish: the density varies too much inside one cell")
+
+
+def _draw_cells(mesh: dmesh.Mesh, masses: Array, uniform: Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Invert the distribution of cell masses: indices of this rank's samples, and their cells."""
+    comm = mesh.comm
+    x, dofs = mesh.geometry.x, mesh.geometry.dofmap[: len(masses)]
+    key = (x[dofs] @ _DIRECTION).mean(axis=1)
+    keys, weights = comm.allgather(key), comm.allgather(masses)
+    order = np.argsort(np.concatenate(keys), kind="stable")
+    cumulative = np.cumsum(np.concatenate(weights)[order])
+    position = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    chosen = order[np.minimum(position, len(order) - 1)]
+    first = sum(len(k) for k in keys[: comm.rank])
+    mine = np.flatnonzero((chosen >= first) & (chosen < first + len(masses)))
+    return mine, chosen[mine] - first
+
+
+class _CellSampler:
+    """Integrals of ψ² cell by cell, and rejection sampling inside a cell."""
+
+    def __init__(self, function: fem.Function) -> None:
+        space = function.function_space
+        mesh = space.mesh
+        self.element = space.element.basix_element
+        self.cell_type = self.element.cell_type
+        num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
+        self.geometry = mesh.geometry.x[mesh.geometry.dofmap[:num_cells], : mesh.geometry.dim]
+        self.cmap = basix.create_element(
+            basix.ElementFamily.P,
+            self.cell_type,
+            mesh.geometry.cmap.degree,
+            basix.LagrangeVariant(mesh.geometry.cmap.variant),
+        )
+        self.values = _reference_values(function, num_cells)
+        lattice = basix.create_lattice(
+            self.cell_type, 4 * self.element.degree, basix.LatticeType.equispaced, True
+        )
+        # |ψ| in a cell is at most its largest nodal value times the Lebesgue constant.
+        self.lebesgue = 1.01 * np.abs(self.element.tabulate(0, lattice)[0, :, :, 0]).sum(1).max()
+        self._simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
+
+    def masses(self) -> Array:
+        points, weights = basix.make_quadrature(self.cell_type, 2 * self.element.degree + 2)
+        psi = self.values @ self.element.tabulate(0, points)[0, :, :, 0].T
+        return np.asarray((psi**2 * self._jacobian(points)) @ weights)
+
+    def propose(
+        self, cells: npt.NDArray[np.intp], uniform: Array, height: Array
+    ) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Uniform reference points, accepted with probability ∝ ψ² |det J|."""
+        points = _fold(uniform) if self._simplex else uniform
+        shape = self.element.tabulate(0, points)[0, :, :, 0]
+        psi = np.einsum("ij,ij->i", self.values[cells], shape)
+        jacobian = self._jacobian_at(cells, points)
+        corners = basix.geometry(self.cell_type)
+        largest = self._jacobian(np.asarray(corners))[cells].max(axis=1)
+        bound = (self.lebesgue * np.abs(self.values[cells]).max(axis=1)) ** 2 * largest
+        x = np.einsum(
+            "ij,ijk->ik", self.cmap.tabulate(0, points)[0, :, :, 0], self.geometry[cells]
+        )
+        return x, height * bound <= psi**2 * jacobian
+
+    def _jacobian(self, points: Array) -> Array:
+        gradients = self.cmap.tabulate(1, points)[1:, :, :, 0]
+        return np.abs(np.linalg.det(np.einsum("cvk,gqv->cqkg", self.geometry, gradients)))
+
+    def _jacobian_at(self, cells: npt.NDArray[np.intp], points: Array) -> Array:
+        gradients = self.cmap.tabulate(1, points)[1:, :, :, 0]
+        return np.abs(np.linalg.det(np.einsum("cvk,gcv->ckg", self.geometry[cells], gradients)))
+
+
+def _reference_values(function: fem.Function, num_cells: int) -> Array:
+    """Nodal values cell by cell in the reference ordering, ``(num_cells, dofs)``."""
+    space = function.function_space
+    space.mesh.topology.create_entity_permutations()
+    values = function.x.array[space.dofmap.list[:num_cells]].copy()
+    element = space.element
+    if element.needs_dof_transformations:
+        permutations = space.mesh.topology.get_cell_permutation_info()[:num_cells]
+        element.T_apply(values.reshape(-1), permutations, 1)
+    return values
+
+
+def _fold(uniform: Array) -> Array:
+    """Uniform points of the unit square or cube to uniform points of the reference simplex.
+
+    Spacings of the sorted coordinates are uniform on the simplex.
+    """
+    ordered = np.sort(uniform, axis=1)
+    return np.diff(ordered, axis=1, prepend=0.0)

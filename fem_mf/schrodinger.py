@@ -1,0 +1,310 @@
+"""The mean-field Schrödinger flow (D2), integrated in time by implicit schemes.
+
+    flow = SchrodingerFlow(problem, dt=0.05, scheme="sdirk2")
+    for state in flow.run(start, t_end=10.0):
+        print(state.t, state.energy)
+
+ψ is advanced without normalisation and rescaled after each step, which loses no order (theory §3).
+Inside a step a fixed point on the mean field surrounds linear solves of
+(2/a + H[m] − s)ψ = (2/a) r; see :mod:`fem_mf.stages`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from fem_mf.closure import make_closure
+from fem_mf.density import Density
+from fem_mf.errors import ConvergenceError
+from fem_mf.features import Array
+from fem_mf.fixed_point import Accelerator, Anderson, StopTest
+from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
+from fem_mf.problem import Problem
+from fem_mf.schemes import SCHEMES, Rate, StepResult
+from fem_mf.solvers import Options
+from fem_mf.stages import ImplicitStage
+
+__all__ = ["SchrodingerFlow", "State"]
+
+_LOG = logging.getLogger(__name__)
+_PREFIX = "fem_mf_schrodinger_"
+_SMALLEST_STEP = 1e-12  # relative to the time span
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One instant of a flow.
+
+    Attributes:
+        t: time.
+        dt: the step that led here (0 at the start).
+        step: number of accepted steps so far.
+        density: m_t.
+        energy: F^σ(m_t) (E1).
+        eigenvalue: λ_t = ⟨ψ, H[m_t]ψ⟩.
+        residual: ‖H[m_t]ψ − λ_tψ‖.
+        dissipation: −dF^σ/dt = residual² (D4).
+        mass: ∫m_t dx.
+        boundary_mass: mass of the cells that touch the boundary.
+        fixed_point_iterations: of the step, all stages together.
+        linear_iterations: of the step, all solves together.
+        contraction: ratio of the first two fixed-point residuals of the last stage; NaN when there
+            were fewer.
+        rejected: steps rejected by the error control before this one.
+    """
+
+    t: float
+    dt: float
+    step: int
+    density: Density
+    energy: float
+    eigenvalue: float
+    residual: float
+    dissipation: float
+    mass: float
+    boundary_mass: float
+    fixed_point_iterations: int = 0
+    linear_iterations: int = 0
+    contraction: float = float("nan")
+    rejected: int = 0
+
+    def scalars(self) -> dict[str, float | int]:
+        """Everything but the density, in the order of the attributes: one row of a history."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "density"}
+
+
+class SchrodingerFlow:
+    """∂_tψ = (σ²/2)Δψ − ½(V[m_t] − λ_t)ψ (D2).
+
+    Args:
+        problem: the problem.
+        dt: time step, > 0; the first one when ``tolerance`` is given.
+        scheme: ``"backward-euler"`` (order 1, energy decreasing for every dt), ``"crank-nicolson"``
+            (order 2) or ``"sdirk2"`` (order 2, L-stable).
+        tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
+            make, by which dt is chosen and steps are rejected.
+        accelerator: of the fixed point, ``Picard()`` or ``Anderson()`` (the default).
+        fixed_point_tolerance: relative, on the moments (or on m).
+        max_iterations: of one fixed point.
+        safeguard: shorten fixed-point steps that overshoot.
+        linear_tolerance: relative, of the linear solves.
+        petsc_options: of the linear solver, without prefix; ``-fem_mf_schrodinger_...`` on the
+            command line goes before them.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        dt: float,
+        scheme: str = "backward-euler",
+        *,
+        tolerance: float | None = None,
+        accelerator: Accelerator | None = None,
+        fixed_point_tolerance: float = 1e-10,
+        max_iterations: int = 100,
+        safeguard: bool = True,
+        linear_tolerance: float = 1e-12,
+        petsc_options: Options | None = None,
+    ) -> None:
+        if not (np.isfinite(dt) and dt > 0):
+            raise ValueError(f"dt must be a positive number, not {dt}")
+        if scheme not in SCHEMES:
+            raise ValueError(f"unknown scheme {scheme!r}; choose one of {sorted(SCHEMES)}")
+        for name, value in (
+            ("tolerance", tolerance),
+            ("fixed_point_tolerance", fixed_point_tolerance),
+            ("linear_tolerance", linear_tolerance),
+        ):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+        self.problem = problem
+        self.dt = float(dt)
+        self.scheme = scheme
+        self.tolerance = tolerance
+        self.closure = make_closure(problem)
+        self._stage = ImplicitStage(
+            problem,
+            self.closure,
+            accelerator=Anderson() if accelerator is None else accelerator,
+            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            safeguard=safeguard,
+            linear_tolerance=linear_tolerance,
+            prefix=_PREFIX,
+            options=petsc_options,
+        )
+
+    def run(
+        self, start: Density, t_end: float, *, steady_residual: float | None = None
+    ) -> Iterator[State]:
+        """Integrate from t = 0; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem.
+            t_end: final time, reached exactly (the last step is shortened).
+            steady_residual: stop earlier, when ‖Hψ − λψ‖ is at most this.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            ValueError: start of another problem, or t_end not a non-negative number.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        if start.problem is not self.problem:
+            raise ValueError("the start belongs to another problem; build it on the flow's own")
+        if not (np.isfinite(t_end) and t_end >= 0):
+            raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+        return self._run(start, float(t_end), steady_residual)
+
+    def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:
+        rate = self._initial_rate(start)
+        state = self._state(start, rate, t=0.0, dt=0.0, step=0)
+        warn_if_truncated(self.problem, start)
+        yield state
+        clock = _Clock(self.dt, t_end)
+        while not clock.done and (steady is None or state.residual > steady):
+            result, rejected = self._accepted_step(rate, clock)
+            density = Density(self.problem, result.psi)
+            rate = self._renormalised(density, result, rate, clock.last)
+            state = self._state(
+                density,
+                rate,
+                t=clock.t,
+                dt=clock.last,
+                step=clock.step,
+                fixed_point_iterations=result.fixed_point_iterations,
+                linear_iterations=result.linear_iterations,
+                contraction=result.contraction,
+                rejected=rejected,
+            )
+            yield state
+        warn_if_truncated(self.problem, state.density)
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def _accepted_step(self, rate: Rate, clock: _Clock) -> tuple[StepResult, int]:
+        rejected = 0
+        while True:
+            dt = clock.next_step()
+            try:
+                result = SCHEMES[self.scheme](self._stage, rate, dt)
+            except ConvergenceError:
+                if self.tolerance is None or not clock.may_shrink:
+                    raise
+                clock.reject(0.25)
+                rejected += 1
+                continue
+            if self.tolerance is None:
+                clock.accept(1.0)
+                return result, rejected
+            # The estimate is that of the embedded first-order scheme: local error ~ dt².
+            factor = 0.9 * np.sqrt(self.tolerance / max(result.error, 1e-300))
+            if result.error <= self.tolerance or not clock.may_shrink:
+                clock.accept(float(np.clip(factor, 0.3, 3.0)))
+                return result, rejected
+            clock.reject(float(np.clip(factor, 0.1, 0.8)))
+            rejected += 1
+
+    def _initial_rate(self, start: Density) -> Rate:
+        psi = start.amplitude()
+        load = hamiltonian(self.problem, start)
+        eigenvalue = self.problem.dot(psi, load)
+        h_psi = solve_mass(self.problem, load)
+        y = self.closure.order(start)
+        return Rate(
+            psi=psi,
+            velocity=-0.5 * (h_psi - eigenvalue * psi),
+            eigenvalue=eigenvalue,
+            y=y,
+            lowest=self._lowest(y),
+        )
+
+    def _renormalised(self, density: Density, result: StepResult, old: Rate, dt: float) -> Rate:
+        # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
+        # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
+        problem, psi = self.problem, density.amplitude()
+        norm = result.norm
+        rate = result.rate / norm
+        along = problem.dot(psi, problem.apply_mass(rate))
+        velocity = rate - along * psi
+        return Rate(
+            psi=psi,
+            velocity=velocity,
+            eigenvalue=result.shift - 2.0 * along,
+            y=result.y,
+            lowest=self._lowest(result.y),
+            acceleration=(velocity - old.velocity) / dt,
+            y_rate=(result.y - old.y) / dt,
+        )
+
+    def _lowest(self, y: Array) -> float:
+        potential = self.closure.potential(y)
+        return -self.problem.max(float(-potential.min(initial=np.inf)))
+
+    def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:
+        problem, psi = self.problem, rate.psi
+        constant = problem.dot(psi, problem.multiply(self._stage.operator.constant, psi))
+        dissipation = 4.0 * problem.dot(rate.velocity, problem.apply_mass(rate.velocity))
+        return State(
+            density=density,
+            energy=constant + self.closure.value(rate.y, density),
+            eigenvalue=constant + self.closure.work(rate.y, density),
+            residual=float(np.sqrt(dissipation)),
+            dissipation=dissipation,
+            mass=density.mass(),
+            boundary_mass=problem.boundary_mass(psi),
+            **numbers,  # type: ignore[arg-type]
+        )
+
+
+class _Clock:
+    """Time as an integer number of equal steps as long as they are equal; ends exactly."""
+
+    def __init__(self, dt: float, t_end: float) -> None:
+        self.t, self.step, self.last = 0.0, 0, 0.0
+        self._dt, self._t_end = dt, t_end
+        self._origin, self._steps_from_origin = 0.0, 0
+
+    @property
+    def done(self) -> bool:
+        return self.t >= self._t_end
+
+    @property
+    def may_shrink(self) -> bool:
+        return self._dt > _SMALLEST_STEP * max(self._t_end, 1e-300)
+
+    def next_step(self) -> float:
+        left = self._t_end - self.t
+        # A last step longer by rounding is better than one more of length 1e-16.
+        self.last = left if self._dt >= left * (1.0 - 1e-9) else self._dt
+        return self.last
+
+    def accept(self, factor: float) -> None:
+        self.step += 1
+        self._steps_from_origin += 1
+        if self.last != self._dt:
+            self.t = self._t_end
+        else:
+            self.t = self._origin + self._steps_from_origin * self._dt
+            if self._t_end - self.t < 1e-9 * self._dt:
+                self.t = self._t_end
+        if factor != 1.0:
+            self._rescale(factor)
+
+    def reject(self, factor: float) -> None:
+        if self.last < self._dt:
+            self._dt = self.last
+        self._rescale(factor)
+
+    def _rescale(self, factor: float) -> None:
+        self._dt *= factor
+        self._origin, self._steps_from_origin = self.t, 0

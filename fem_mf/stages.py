@@ -1,0 +1,321 @@
+"""One implicit stage of the Schrödinger flow: the kernel that every time scheme shares.
+
+Given r, find ψ with  (2/a)(ψ − r) + (H[m] − s)ψ = 0,  m = ψ²/‖ψ‖²,  H[m] = −σ²Δ + V[m].
+
+The scalar s is free (theory §3: any gauge gives the same trajectory). It is λ of the previous step
+where that keeps the operator well above zero, and otherwise min V + 1/a: the operator then is at
+least 1/a for every m and every step size (D7).
+
+    stage = ImplicitStage(problem, closure, ...)
+    result = stage.solve(r, guess, y0, a, shift)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from petsc4py import PETSc
+
+from fem_mf.closure import Closure
+from fem_mf.density import Density
+from fem_mf.errors import ConvergenceError
+from fem_mf.features import Array
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.problem import Problem
+from fem_mf.solvers import Options, SpdSolver, default_options
+
+__all__ = ["AffineInShift", "ImplicitStage", "StageResult"]
+
+# Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
+# memory is better spent elsewhere and ∫Vψχ is assembled anew.
+_MAX_PIECES = 24
+_SAME = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+
+
+@dataclass(frozen=True)
+class AffineInShift:
+    """r = base + s · slope: what a stage starts from may depend on the gauge s."""
+
+    base: Array
+    slope: Array | None = None
+
+    def at(self, shift: float) -> Array:
+        """r for one s."""
+        return self.base if self.slope is None else self.base + shift * self.slope
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """ψ (owned values, not normalised), its rate f = (ψ − r)/a = −½(H − s)ψ, s, y and the record."""
+
+    psi: Array
+    rate: Array
+    shift: float
+    y: Array
+    record: FixedPointRecord
+    linear_iterations: int
+
+
+class PotentialOperator:
+    """The matrix c M + σ²A + ∫Vψχ as c and V change.
+
+    Args:
+        problem: the problem.
+        closure: gives V.
+    """
+
+    def __init__(self, problem: Problem, closure: Closure) -> None:
+        self.problem = problem
+        self.closure = closure
+        self.constant = problem.stiffness.copy()  # σ²A + ∫V_0ψχ
+        self.constant.scale(problem.sigma**2)
+        self._pieces: list[PETSc.Mat] = []
+        self._general: PETSc.Mat | None = None
+        self.constant_diagonal = self.constant.createVecLeft()
+        if problem.lumped:
+            self.constant.getDiagonal(self.constant_diagonal)
+            self._add_lumped(self.constant, self.constant_diagonal.array, closure.base)
+            self.constant.getDiagonal(self.constant_diagonal)
+        else:
+            fixed = problem.assemble_potential(None, closure.base)
+            self.constant.axpy(1.0, fixed, structure=_SAME)
+            fixed.destroy()
+            self._preassemble()
+        self.matrix = self.constant.copy()
+        self._diagonal = self.constant_diagonal.copy()
+        self._state: Array | None = None  # coefficients of M and of the pieces in ``matrix``
+        self._updates = 0
+
+    @property
+    def by_pieces(self) -> bool:
+        """Whether V − V_0 is a combination of preassembled matrices."""
+        basis = self.closure.basis
+        return not self.problem.lumped and basis is not None and basis.shape[1] <= _MAX_PIECES
+
+    def _preassemble(self) -> None:
+        if self.by_pieces:
+            assert self.closure.basis is not None
+            self._pieces = [
+                self.problem.assemble_potential(None, column) for column in self.closure.basis.T
+            ]
+
+    def _add_lumped(self, matrix: PETSc.Mat, diagonal: Array, potential: Array) -> None:
+        problem = self.problem
+        added = problem.mass_diagonal * potential[: problem.num_owned]
+        added[problem.constrained] = 0.0
+        self.constant_diagonal.array[:] = diagonal + added
+        matrix.setDiagonal(self.constant_diagonal)
+
+    def update(self, mass_factor: float, y: Array, potential: Array | None) -> None:
+        """Set the matrix to c M + σ²A + ∫V(y)ψχ. Collective.
+
+        Args:
+            mass_factor: c.
+            y: the mean field.
+            potential: V(y) where the caller has it already.
+        """
+        if self.by_pieces:
+            self._update_by_pieces(np.concatenate(([mass_factor], self.closure.weights(y))))
+            return
+        problem = self.problem
+        if potential is None:
+            potential = self.closure.potential(y)
+        varying = potential - self.closure.base
+        if problem.lumped:
+            added = problem.mass_diagonal * (mass_factor + varying[: problem.num_owned])
+            added[problem.constrained] = 0.0
+            self._diagonal.array[:] = self.constant_diagonal.array + added
+            self.matrix.setDiagonal(self._diagonal)
+        else:
+            self._general = problem.assemble_potential(self._general, varying)
+            self.constant.copy(self.matrix, structure=_SAME)
+            self.matrix.axpy(mass_factor, problem.mass_matrix, structure=_SAME)
+            self.matrix.axpy(1.0, self._general, structure=_SAME)
+
+    def _update_by_pieces(self, state: Array) -> None:
+        # In place by the change of each coefficient; from scratch now and then against rounding.
+        if self._state is None or self._updates >= 100:
+            self.constant.copy(self.matrix, structure=_SAME)
+            self._state, self._updates = np.zeros_like(state), 0
+        for change, piece in zip(
+            state - self._state, [self.problem.mass_matrix, *self._pieces], strict=True
+        ):
+            if change != 0.0:
+                self.matrix.axpy(float(change), piece, structure=_SAME)
+        self._state, self._updates = state, self._updates + 1
+
+    def order(self, density: Density) -> Array:
+        """y of a density, by the cheapest way there is. Collective."""
+        if not self._pieces:
+            return self.closure.order(density)
+        problem = self.problem
+        psi = density.amplitude()
+        moments = np.array([psi @ problem.multiply(piece, psi) for piece in self._pieces])
+        return self.closure.order_of_basis(moments)
+
+    def largest_ratio(self) -> float:
+        """max_i σ²A_ii / M_ii, the stiffness of the problem. Collective."""
+        problem = self.problem
+        mass = problem.mass_matrix.getDiagonal().array
+        free = mass > 0
+        ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
+        return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))
+
+
+class ImplicitStage:
+    """Solves implicit stages; owns the matrix, the linear solver and the fixed point.
+
+    Args:
+        problem: the problem.
+        closure: the mean field.
+        accelerator: of the fixed point.
+        stop: its stop test.
+        safeguard: whether overshooting steps are shortened.
+        linear_tolerance: relative tolerance of the last linear solve of a stage.
+        prefix: of the PETSc options.
+        options: the user's PETSc options.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        closure: Closure,
+        *,
+        accelerator: Accelerator,
+        stop: StopTest,
+        safeguard: bool,
+        linear_tolerance: float,
+        prefix: str,
+        options: Options | None,
+    ) -> None:
+        self.problem = problem
+        self.closure = closure
+        self.operator = PotentialOperator(problem, closure)
+        self.density = Density(problem, np.ones(problem.num_owned))
+        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self._rtol, self._prefix, self._options = linear_tolerance, prefix, options
+        self._stiffness = self.operator.largest_ratio()
+        self._solver: SpdSolver | None = None
+        self._defaults: dict[str, str | int | float] = {}
+        self._right = self.operator.matrix.createVecLeft()
+        self._solution = self.operator.matrix.createVecRight()
+        self._linear = closure.basis is not None and closure.basis.shape[1] == 0
+        self._contraction, self._first_residual = 1e-2, 0.0
+
+    def _prepare_solver(self, a: float) -> SpdSolver:
+        dofs = self.problem.space.dofmap.index_map.size_global
+        condition = 4.0 * (1.0 + 0.5 * a * self._stiffness)
+        defaults = default_options(condition, dofs, self.problem.dim)
+        if self._solver is None or defaults != self._defaults:
+            if self._solver is not None:
+                self._solver.destroy()
+            self._defaults = defaults
+            self._solver = SpdSolver(
+                self.operator.matrix, self._prefix, defaults, self._options
+            )
+        return self._solver
+
+    def solve(
+        self, r: AffineInShift, guess: Array, y: Array, a: float, shift: float, lowest: float
+    ) -> StageResult:
+        """Solve one stage. Collective.
+
+        Args:
+            r: the stage's start.
+            guess: owned values of ψ to start from.
+            y: mean field to start from.
+            a: the stage's step, > 0.
+            shift: the wanted s; it is lowered where the operator would not stay positive.
+            lowest: min V at the start, to skip that test when 1/a is far above its change.
+
+        Returns:
+            The stage's solution; ``density`` holds it normalised.
+
+        Raises:
+            ConvergenceError: the fixed point or the linear solver failed.
+        """
+        problem, loads = self.problem, _Loads(self.problem, r)
+        guarded = shift > lowest + 0.5 / a
+        state = _StageState(min(shift, lowest + 1.0 / a) if guarded else shift)
+        self._solution.array[:] = guess
+
+        def linear_solve(rtol: float) -> None:
+            self._right.array[:] = (2.0 / a) * loads.at(state.shift)
+            solver = self._prepare_solver(a)
+            state.linear_iterations += solver.solve(self._right, self._solution, rtol)
+
+        def evaluate(point: Array, previous: float) -> Array:
+            potential = None
+            if guarded:
+                potential = self.closure.potential(point)
+                smallest = -problem.max(float(-potential.min(initial=np.inf)))
+                state.shift = min(state.shift, smallest + 1.0 / a)
+            self.operator.update(2.0 / a - state.shift, point, potential)
+            state.rtol = self._inner_tolerance(previous, point)
+            linear_solve(state.rtol)
+            self._normalise()
+            return self.operator.order(self.density)
+
+        record = solve(
+            evaluate,
+            y,
+            accelerator=self._accelerator,
+            stop=self._stop,
+            unknown=self.closure,
+            safeguard=self._safeguard,
+        )
+        if state.rtol > self._rtol:
+            linear_solve(self._rtol)
+            self._normalise()
+        self._learn(record)
+        psi = self._solution.array.copy()
+        return StageResult(
+            psi=psi,
+            rate=(psi - r.at(state.shift)) / a,
+            shift=state.shift,
+            y=self.operator.order(self.density),
+            record=record,
+            linear_iterations=state.linear_iterations,
+        )
+
+    def _normalise(self) -> None:
+        try:
+            self.density.set_amplitude(self._solution.array)
+        except ValueError as error:
+            raise ConvergenceError(f"a stage lost the density: {error}; use a smaller dt") from error
+
+    def _inner_tolerance(self, previous: float, y: Array) -> float:
+        # An evaluation need be no more accurate than a fraction of the residual it will leave.
+        if self._linear:
+            return self._rtol
+        size = max(1.0, float(np.sqrt(self.closure.dot(y, y))))
+        expected = previous if np.isfinite(previous) else self._first_residual
+        wanted = 0.02 * self._contraction * expected / size
+        return float(np.clip(wanted, self._rtol, 1e-4))
+
+    def _learn(self, record: FixedPointRecord) -> None:
+        self._first_residual = record.residuals[0]
+        if np.isfinite(record.contraction):
+            self._contraction = min(1.0, max(record.contraction, 1e-6))
+
+
+@dataclass
+class _StageState:
+    """What changes while one stage is being solved."""
+
+    shift: float
+    rtol: float = 1.0
+    linear_iterations: int = 0
+
+
+class _Loads:
+    """Load vectors M r(s), the two mass products done once per stage."""
+
+    def __init__(self, problem: Problem, r: AffineInShift) -> None:
+        self._base = problem.apply_mass(r.base)
+        self._slope = None if r.slope is None else problem.apply_mass(r.slope)
+
+    def at(self, shift: float) -> Array:
+        """M r(s)."""
+        return self._base if self._slope is None else self._base + shift * self._slope

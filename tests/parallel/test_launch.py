@@ -1,0 +1,104 @@
+"""One failing rank ends the whole job, quickly and with its traceback."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mpi4py import MPI
+
+import pytest
+
+# Rank `culprit` raises while the others wait for it inside PETSc.
+PROGRAM = """
+import sys
+
+import fem_mf  # installs the abort hook
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+comm = MPI.COMM_WORLD
+culprit, place = int(sys.argv[1]) % comm.size, sys.argv[2]
+vector = PETSc.Vec().createMPI((5, None), comm=comm)
+matrix = PETSc.Mat().createAIJ(((5, None), (5, None)), nnz=1, comm=comm)
+vector.set(1.0)
+comm.barrier()
+if comm.rank == culprit:
+    raise ValueError(f"rank {comm.rank} has had enough")
+vector.dot(vector) if place == "dot" else matrix.assemble()
+print("nobody gets here")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("culprit", ["0", "-1"], ids=["first rank", "last rank"])
+@pytest.mark.parametrize("place", ["dot", "assemble"])
+def test_one_failing_rank_ends_the_job(mpirun, program, n, culprit, place) -> None:
+    start = time.monotonic()
+    job = mpirun(n, [program, culprit, place], timeout=30)
+    assert time.monotonic() - start < 10
+    assert job.returncode != 0
+    assert "Traceback (most recent call last)" in job.stderr
+    assert f"ValueError: rank {int(culprit) % n} has had enough" in job.stderr
+    assert "nobody gets here" not in job.stdout
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_job_without_failure_returns_zero(mpirun, tmp_path, n) -> None:
+    path = tmp_path / "size.py"
+    path.write_text(
+        "import fem_mf\nfrom mpi4py import MPI\n"
+        "total = MPI.COMM_WORLD.allreduce(1)\n"
+        "if MPI.COMM_WORLD.rank == 0: print(total)\n"
+    )
+    job = mpirun(n, path)
+    assert (job.returncode, job.stdout.strip()) == (0, str(n)), job.stderr
+
+
+def test_doctor_reports_once_at_two_ranks(mpirun) -> None:
+    job = mpirun(2, ["-m", "fem_mf", "doctor"])
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.count("C compiler") == 1
+
+
+def test_a_stuck_job_is_killed_with_all_its_ranks(mpirun, tmp_path) -> None:
+    path = tmp_path / "stuck.py"
+    path.write_text(
+        "import os, sys\nfrom pathlib import Path\nfrom mpi4py import MPI\n"
+        "rank = MPI.COMM_WORLD.rank\n"
+        "Path(sys.argv[1], f'{rank}.pid').write_text(str(os.getpid()))\n"
+        "MPI.COMM_WORLD.barrier()\n"
+        "if rank > 0: MPI.COMM_WORLD.barrier()\n"
+        "while True: pass\n"
+    )
+    with pytest.raises(pytest.fail.Exception, match="took longer than"):
+        mpirun(2, [path, tmp_path], timeout=5)
+    pids = [int(p.read_text()) for p in tmp_path.glob("*.pid")]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a rank is left behind"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_shared_tmp_path_is_one_folder(shared_tmp_path: Path) -> None:
+    comm = MPI.COMM_WORLD
+    (shared_tmp_path / str(comm.rank)).write_text("")
+    comm.barrier()
+    assert len(list(shared_tmp_path.iterdir())) == comm.size
