@@ -34,7 +34,14 @@ class Unknown(Protocol):
 
 
 class Accelerator(Protocol):
-    """Proposes a step from the history of iterates y and residuals T(y) − y."""
+    """Proposes a step from the history of iterates y and residuals T(y) − y.
+
+    Attributes:
+        trusted_ratio: a step that reduces the residual to this fraction is good without further
+            questions from the safeguard.
+    """
+
+    trusted_ratio: float
 
     def reset(self) -> None:
         """Forget the history: a new fixed point begins."""
@@ -48,6 +55,9 @@ class Accelerator(Protocol):
 
 class Picard:
     """The plain iteration y ← T(y)."""
+
+    # A slow plain iteration is one that overshoots a little less each time: shortening helps.
+    trusted_ratio = 0.5
 
     def reset(self) -> None:
         """Nothing to forget."""
@@ -67,6 +77,8 @@ class Anderson:
         depth: number of earlier iterates it combines.
     """
 
+    trusted_ratio = 0.9
+
     def __init__(self, depth: int = 5) -> None:
         if depth < 1:
             raise ValueError(f"the depth of Anderson acceleration is at least 1, not {depth}")
@@ -84,7 +96,7 @@ class Anderson:
 
     def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
         """The step to the combination of iterates whose linearised residual is smallest."""
-        pairs = [(a - y, r - residual) for a, r in self._pairs if a is not y]
+        pairs = [(a - y, r - residual) for a, r in self._pairs]
         pairs = [(dy, dr) for dy, dr in pairs if dot(dr, dr) > 0.0]
         if not pairs:
             return residual
@@ -184,15 +196,18 @@ def solve(
         accelerator.record(point, residual)
         return residual, norm
 
+    def slope_of(step: Array, residual: Array) -> float:
+        return unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
+
     residual, norm = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
+    damping = 1.0
     while not stop(norm, size):
-        step = accelerator.step(y, residual, unknown.dot)
         coefficients = unknown.coefficients(y)
-        slope = unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
-        if safeguard and slope <= 0.0:
-            step = residual
-            slope = unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
+        step = accelerator.step(y, residual, unknown.dot)
+        plain = step is residual
+        if plain:
+            step = damping * residual
         while True:
             if len(norms) >= stop.max_iterations or not np.isfinite(norm):
                 raise ConvergenceError(
@@ -200,17 +215,26 @@ def solve(
                     f"{len(norms)} iterations (tolerance {stop.tolerance:.1e}); use a smaller dt, "
                     "more iterations (max_iterations), or accelerator=Anderson() with the safeguard"
                 )
-            trial = y + step
-            trial_residual, trial_norm = residual_at(trial)
-            if not safeguard or stop(trial_norm, size) or trial_norm < 0.9 * norm:
+            trial_residual, trial_norm = residual_at(y + step)
+            enough = accelerator.trusted_ratio * norm
+            if not safeguard or trial_norm < enough or stop(trial_norm, size):
                 break
-            end = unknown.dot(trial_residual, unknown.coefficients(trial) - coefficients)
-            if slope <= 0.0 or end >= -0.5 * slope:
+            start, end = slope_of(step, residual), slope_of(step, trial_residual)
+            if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
                 break
-            fraction = max(slope / (slope - end), 1e-3)
-            step, slope = fraction * step, fraction * slope
             shortened += 1
-        y, residual, norm = trial, trial_residual, trial_norm
+            if not plain:  # the accelerator's step is not to be trusted: a plain one, shortened
+                plain, step = True, damping * residual
+            elif start > 0.0 and end < 0.0:
+                damping *= max(start / (start - end), 0.1)
+                step = damping * residual
+            else:  # not convex here, or at rounding level
+                damping *= 0.5
+                step = damping * residual
+        if plain and trial_norm < 0.5 * norm:
+            damping = min(1.0, 2.0 * damping)
+        y = y + step
+        residual, norm = trial_residual, trial_norm
         size = float(np.sqrt(unknown.dot(y, y)))
     floor = 1e-13 * max(1.0, size)
     return FixedPointRecord(

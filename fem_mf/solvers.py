@@ -131,7 +131,7 @@ class SpdSolver:
         Raises:
             ConvergenceError: PETSc's reason and what to change.
         """
-        self.ksp.setTolerances(rtol=rtol, atol=1e-300, max_it=self.max_it)
+        self.ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e300, max_it=self.max_it)
         if self._free_setup:
             self.ksp.getPC().setReusePreconditioner(False)
         self.ksp.solve(right, solution)

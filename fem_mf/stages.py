@@ -3,8 +3,8 @@
 Given r, find ψ with  (2/a)(ψ − r) + (H[m] − s)ψ = 0,  m = ψ²/‖ψ‖²,  H[m] = −σ²Δ + V[m].
 
 The scalar s is free (theory §3: any gauge gives the same trajectory). It is λ of the previous step
-where that keeps the operator well above zero, and otherwise min V + 1/a: the operator then is at
-least 1/a for every m and every step size (D7).
+where that keeps the operator well above zero, and otherwise about min V + 1/a, lowered when V falls
+on the way: the operator is then positive for every m and every step size (D7).
 
     stage = ImplicitStage(problem, closure, ...)
     result = stage.solve(r, guess, y0, a, shift)
@@ -237,6 +237,7 @@ class ImplicitStage:
         """
         problem, loads = self.problem, _Loads(self.problem, r)
         guarded = shift > lowest + 0.5 / a
+        margin = 0.5 * abs(shift - lowest)
         state = _StageState(min(shift, lowest + 1.0 / a) if guarded else shift)
         self._solution.array[:] = guess
 
@@ -250,21 +251,28 @@ class ImplicitStage:
             if guarded:
                 potential = self.closure.potential(point)
                 smallest = -problem.max(float(-potential.min(initial=np.inf)))
-                state.shift = min(state.shift, smallest + 1.0 / a)
+                if state.shift > smallest + 1.75 / a:
+                    state.shift = smallest + 1.0 / a - margin
+                    raise _ShiftLowered(point)
             self.operator.update(2.0 / a - state.shift, point, potential)
             state.rtol = self._inner_tolerance(previous, point)
             linear_solve(state.rtol)
             self._normalise()
             return self.operator.order(self.density)
 
-        record = solve(
-            evaluate,
-            y,
-            accelerator=self._accelerator,
-            stop=self._stop,
-            unknown=self.closure,
-            safeguard=self._safeguard,
-        )
+        record = None
+        while record is None:
+            try:
+                record = solve(
+                    evaluate,
+                    y,
+                    accelerator=self._accelerator,
+                    stop=self._stop,
+                    unknown=self.closure,
+                    safeguard=self._safeguard,
+                )
+            except _ShiftLowered as lowered:  # another map y -> T(y): begin again, from here
+                y = lowered.y
         if state.rtol > self._rtol:
             linear_solve(self._rtol)
             self._normalise()
@@ -298,6 +306,14 @@ class ImplicitStage:
         self._first_residual = record.residuals[0]
         if np.isfinite(record.contraction):
             self._contraction = min(1.0, max(record.contraction, 1e-6))
+
+
+class _ShiftLowered(Exception):
+    """The gauge had to change at an iterate y, and with it the fixed-point map."""
+
+    def __init__(self, y: Array) -> None:
+        super().__init__("gauge lowered")
+        self.y = y
 
 
 @dataclass
