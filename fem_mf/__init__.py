@@ -35,10 +35,10 @@ from fem_mf.functionals import (
     Cylindrical,
     Functional,
     MeanInteraction,
-    NetworkLoss,
     Potential,
 )
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
+from fem_mf.network import NetworkLoss
 from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging

@@ -15,19 +15,20 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
 
+import basix
 import dolfinx.mesh
 import numpy as np
 import numpy.typing as npt
 from dolfinx.io import XDMFFile
 from dolfinx.io.gmsh import cell_perm_array
 
-__all__ = ["RawMesh", "ball_blocks", "flatten", "read_msh", "read_xdmf", "simplices"]
+__all__ = ["RawMesh", "ball_blocks", "read_msh", "read_xdmf", "simplices"]
 
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.int64]
@@ -87,7 +88,8 @@ def simplices(shape: str, radii: Floats, h: float) -> RawMesh:
             (occ.addRectangle if dim == 2 else occ.addBox)(*-radii, *[0] * (3 - dim), *2 * radii)
         occ.synchronize()
         gmsh.model.mesh.generate(dim)
-        return flatten(_gmsh_cells(gmsh))
+        raw = _gmsh_cells(gmsh)
+    return replace(raw, points=raw.points[:, :dim])
 
 
 def read_msh(file: Path) -> RawMesh:
@@ -107,7 +109,7 @@ def read_msh(file: Path) -> RawMesh:
             gmsh.merge(str(file))
         except Exception as caught:  # gmsh raises nothing more precise
             raise ValueError(f"{caught}; the file is damaged, write it again with gmsh") from caught
-        return flatten(_gmsh_cells(gmsh))
+        return _validated(_gmsh_cells(gmsh))
 
 
 def read_xdmf(file: Path) -> RawMesh:
@@ -131,7 +133,7 @@ def read_xdmf(file: Path) -> RawMesh:
             points = xdmf.read_geometry_data(*where)
     except RuntimeError as caught:
         raise ValueError(f"{caught}; the .xdmf and its .h5 must be kept together") from caught
-    return flatten(RawMesh(shape.name, degree, cells.astype(np.int64), points))
+    return _validated(RawMesh(shape.name, degree, cells.astype(np.int64), points))
 
 
 def _mesh_grids(parent: ET.Element, path: str) -> Iterator[tuple[str, str]]:
@@ -142,27 +144,38 @@ def _mesh_grids(parent: ET.Element, path: str) -> Iterator[tuple[str, str]]:
         yield from _mesh_grids(grid, f"{path}/Grid[{number}]")
 
 
-def flatten(raw: RawMesh) -> RawMesh:
-    """Check a mesh and drop the coordinates that its cells do not need.
+def _validated(raw: RawMesh) -> RawMesh:
+    """Check a mesh from outside, drop repeated cells and the coordinates its cells do not need.
 
     Raises:
-        ValueError: if node numbers or coordinates are damaged, or the cells leave the line or
-            plane of their dimension.
+        ValueError: if node numbers or coordinates are damaged, cells overlap, or they leave the
+            line or plane of their dimension.
     """
     cells, points = raw.cells, raw.points
     ordered = np.sort(cells, axis=1)
-    if cells.size == 0 or ordered.min() < 0 or ordered.max() >= len(points):
+    if cells.size == 0 or ordered[:, 0].min() < 0 or ordered[:, -1].max() >= len(points):
         raise ValueError("its cells refer to missing nodes; write it again")
     if np.any(ordered[:, 1:] == ordered[:, :-1]) or not np.all(np.isfinite(points)):
         raise ValueError("it has degenerate cells or coordinates that are not finite; remesh")
+    # MSH 2 repeats a cell for each physical group that it belongs to.
+    order = np.lexsort(ordered.T)
+    repeated = np.all(ordered[order[1:]] == ordered[order[:-1]], axis=1)
+    cells = np.delete(cells, order[1:][repeated], axis=0)
+
     tdim = next(dim for (dim, _), name in _CELLS.items() if name == raw.cell)
+    # DOLFINx writes out of bounds, or aborts, when it meets a third cell at a facet.
+    facets = basix.topology(basix.CellType[raw.cell])[tdim - 1]
+    sides = np.sort(np.concatenate([cells[:, facet] for facet in facets]), axis=1)
+    sides = sides[np.lexsort(sides.T)]
+    if np.any(np.all(sides[2:] == sides[:-2], axis=1)):
+        raise ValueError("it has facets with more than two cells; remove overlapping cells")
     used = np.abs(points[np.unique(cells)])
     if np.any(used[:, tdim:] > 1e-10 * used.max()):
         raise ValueError(
             f"its cells ({raw.cell}) do not lie in the first {tdim} coordinates: mesh the inside "
             f"('gmsh -3'), or move a planar mesh to z = 0"
         )
-    return RawMesh(raw.cell, raw.degree, cells, points[:, :tdim])
+    return replace(raw, cells=cells, points=points[:, :tdim])
 
 
 @contextmanager
@@ -223,7 +236,8 @@ def _cube(xi: Floats, half: float, bulge: float) -> Floats:
     """Map lattice points in [-1, 1]^dim, shape ``(n, dim)``, to the bulged cube."""
     squares = xi**2
     others = squares.sum(axis=1, keepdims=True) - squares
-    return half * xi * (1.0 + bulge * (1.0 - others / (xi.shape[1] - 1)))
+    points: Floats = half * xi * (1.0 + bulge * (1.0 - others / (xi.shape[1] - 1)))
+    return points
 
 
 def _sphere(xi: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """Checks of a functional: is its derivative right, is it convex?
 
-    check_derivative(F, density)   # order 2 of the Taylor remainder
-    probe_convexity(F, density)    # smallest second difference found
+check_derivative(F, density)   # order 2 of the Taylor remainder
+probe_convexity(F, density)    # smallest second difference found
 """
 
 from __future__ import annotations

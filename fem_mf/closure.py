@@ -64,9 +64,7 @@ class MomentClosure:
         self._terms = [(c, t, t.matrix(problem)) for c, t in terms if not t.linear]
         columns = [matrix.basis for _, _, matrix in self._terms]
         self.basis: Array | None = (
-            np.ascontiguousarray(np.hstack(columns))
-            if columns
-            else np.empty((self.base.size, 0))
+            np.ascontiguousarray(np.hstack(columns)) if columns else np.empty((self.base.size, 0))
         )
         shapes = np.array([m.coordinates.shape for _, _, m in self._terms], dtype=int)
         self._rank_splits, self._splits = np.cumsum(shapes.reshape(-1, 2), axis=0)[:-1].T
@@ -150,9 +148,7 @@ class FieldClosure:
     def potential(self, y: Array) -> Array:
         """V[m], m the positive part of y, normalised. Collective."""
         self._density.set_amplitude(np.sqrt(np.maximum(y, 0.0)))
-        return self.problem.on_potential_space(
-            self.problem.functional.derivative(self._density)
-        )
+        return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
 
     def weights(self, y: Array) -> Array:
         """A field has no basis."""

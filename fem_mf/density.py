@@ -51,7 +51,9 @@ class Density:
         if not np.isfinite(largest):
             raise ValueError("the density is not finite")
         if largest == 0.0:
-            raise ValueError("the density is zero everywhere on the mesh; does its support meet it?")
+            raise ValueError(
+                "the density is zero everywhere on the mesh; does its support meet it?"
+            )
         positive = np.maximum(np.abs(psi), _FLOOR * largest)
         positive[problem.constrained] = 0.0
         norm = float(np.sqrt(problem.dot(positive, problem.apply_mass(positive))))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from mpi4py import MPI
+
 import numpy as np
 import numpy.typing as npt
-from mpi4py import MPI
 
 from fem_mf.parallel import all_ranks_agree, global_sum
 

@@ -29,7 +29,6 @@ __all__ = [
     "Functional",
     "FunctionalLike",
     "MeanInteraction",
-    "NetworkLoss",
     "Potential",
     "flatten",
 ]
@@ -175,9 +174,7 @@ class Cylindrical(Functional):
                     chunk = functions[first : first + _BLOCK]
                     yield np.column_stack(
                         [
-                            evaluate(
-                                problem.comm, f, points, f"{self._label} number {first + i}"
-                            )
+                            evaluate(problem.comm, f, points, f"{self._label} number {first + i}")
                             for i, f in enumerate(chunk)
                         ]
                     )
@@ -245,68 +242,6 @@ class MeanInteraction(Cylindrical):
                 f"the target has {self.target.size} components on a mesh of dimension {dim}"
             )
         return [lambda x, i=i: x[i] for i in range(dim)]  # type: ignore[misc]
-
-
-class NetworkLoss(Cylindrical):
-    """Quadratic loss of an infinitely wide two-layer network on data (z_j, y_j), j = 1..K.
-
-    F(m) = (1/K) Σ_j (y_j − ∫N(z_j; x) dm)²,  V[m] = −(2/K) Σ_j (y_j − ∫N(z_j;·) dm) N(z_j; ·).
-
-    Args:
-        z: the inputs, ``(K,)`` or ``(K, k)``.
-        y: the outputs, ``(K,)``.
-        neuron: ``neuron(x, z_j)`` of parameters ``x``, shape ``(3, n)``, and one datum (a number,
-            or ``(k,)``), returning ``(n,)``.
-
-    Raises:
-        ValueError: empty data, values that are not finite, or z and y of different length.
-    """
-
-    _label = "the neuron at datum"
-
-    def __init__(
-        self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Callable[[Array, Any], Array]
-    ) -> None:
-        self.z = np.asarray(z, dtype=np.float64)
-        self.y = np.asarray(y, dtype=np.float64)
-        if self.z.ndim not in (1, 2) or self.y.ndim != 1:
-            raise ValueError(
-                f"z must be (K,) or (K, k) and y (K,); got shapes {self.z.shape} and {self.y.shape}"
-            )
-        if len(self.z) != len(self.y):
-            raise ValueError(f"{len(self.z)} inputs z but {len(self.y)} outputs y")
-        if len(self.y) == 0:
-            raise ValueError("NetworkLoss needs at least one datum; z and y are empty")
-        if not (np.isfinite(self.z).all() and np.isfinite(self.y).all()):
-            raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
-        self.neuron = neuron
-        super().__init__(
-            [lambda x, datum=datum: neuron(x, datum) for datum in self.z],  # type: ignore[misc]
-            lambda f: float(np.mean((self.y - f) ** 2)),
-            lambda f: (-2.0 / len(self.y)) * (self.y - f),
-        )
-
-    def predict(self, density: Any, z: npt.ArrayLike | None = None) -> Array:
-        """f(z) = ∫N(z; x) dm, the network's output, at the data or at new inputs. Collective.
-
-        Args:
-            density: the law m of the neurons.
-            z: new inputs ``(L,)`` or ``(L, k)``; None for the data's own.
-
-        Returns:
-            ``(K,)`` or ``(L,)`` outputs.
-        """
-        if z is None:
-            return self.moments(density)
-        problem, measure = density.problem, density.measure()
-        points = problem.potential_nodes[:, : problem.num_potential_owned]
-        local = np.array(
-            [
-                measure @ evaluate(problem.comm, lambda x, d=d: self.neuron(x, d), points, "neuron")
-                for d in np.asarray(z, dtype=np.float64)
-            ]
-        )
-        return global_sum(problem.comm, local)
 
 
 class Contact(Functional):

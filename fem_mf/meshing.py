@@ -75,6 +75,7 @@ def box(
 
     Raises:
         ValueError: if a number is out of range, or dim, cell and radius contradict each other.
+        RuntimeError: if triangles or tetrahedra are asked for and gmsh cannot be loaded.
     """
     if dim is None:
         dim = _cell_dim(cell) if cell is not None else (np.size(radius) if np.ndim(radius) else 2)
@@ -110,6 +111,7 @@ def disk(
 
     Raises:
         ValueError: if a number is out of range or the cell is not two-dimensional.
+        RuntimeError: if simplices are asked for and gmsh cannot be loaded.
     """
     return _round(comm, radius, h, cell, grading, dim=2)
 
@@ -128,6 +130,7 @@ def ball(
 
     Raises:
         ValueError: if a number is out of range or the cell is not three-dimensional.
+        RuntimeError: if simplices are asked for and gmsh cannot be loaded.
     """
     return _round(comm, radius, h, cell, grading, dim=3)
 

@@ -1,22 +1,31 @@
 """Energy, eigenvalue, residual and dissipation of a density.
 
-    energy(problem, density)      # F^σ(m), E1
-    eigenvalue(problem, density)  # λ = ⟨ψ, H[m]ψ⟩, F2
-    residual(problem, density)    # ‖H[m]ψ − λψ‖
+energy(problem, density)      # F^σ(m), E1
+eigenvalue(problem, density)  # λ = ⟨ψ, H[m]ψ⟩, F2
+residual(problem, density)    # ‖H[m]ψ − λψ‖
 """
 
 from __future__ import annotations
 
 import logging
 
-import numpy as np
 from petsc4py import PETSc
+
+import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.problem import Problem
 
-__all__ = ["boundary_mass", "dissipation", "eigenvalue", "energy", "hamiltonian", "residual", "solve_mass"]
+__all__ = [
+    "boundary_mass",
+    "dissipation",
+    "eigenvalue",
+    "energy",
+    "hamiltonian",
+    "residual",
+    "solve_mass",
+]
 
 _LOG = logging.getLogger(__name__)
 BOUNDARY_MASS_WARNING = 1e-6

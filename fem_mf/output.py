@@ -13,7 +13,11 @@ import math
 import os
 import xml.etree.ElementTree as ET
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+from mpi4py import MPI
 
 import basix
 import basix.ufl
@@ -21,16 +25,13 @@ import numpy as np
 from dolfinx import fem, io
 
 from fem_mf.history import History, RunFile, progress
+from fem_mf.parallel import all_ranks_agree
 
 if TYPE_CHECKING:
     from fem_mf.density import Density
     from fem_mf.problem import Problem
 
 __all__ = ["History", "PVDSeries", "XDMFSeries", "progress"]
-
-# HDF5 locks files by default, so a viewer that has the series open would make the next write, and
-# with it the run, fail. HDF5 reads this once, at the first file it opens.
-os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 _HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
 _TAIL = "</Grid>\n</Domain>\n</Xdmf>\n"
@@ -49,6 +50,7 @@ class _Series(RunFile):
         self._every = every
         self._calls = 0
         self._last = -math.inf
+        self._num_steps = 0  # written so far
         self._closed = False
 
     def write(self, t: float, density: Density, force: bool = False) -> bool:
@@ -77,10 +79,15 @@ class _Series(RunFile):
         if due:
             self._write(float(t), density)
             self._last = float(t)
+            self._num_steps += 1
         return due
 
     @abstractmethod
     def _write(self, t: float, density: Density) -> None: ...
+
+    def close(self) -> None:
+        """Write no more. Calling it again does nothing."""
+        self._closed = True
 
 
 def _amplitude_to_fields(
@@ -95,10 +102,13 @@ class XDMFSeries(_Series):
     """m, ψ, u = −log m and V[m] over time, at the nodes of the mesh, for ParaView and pyvista.
 
     The fields are named ``m``, ``psi``, ``u`` and ``V``; those of higher degree are interpolated at
-    the nodes of the mesh (``PVDSeries`` keeps the degree). Arrays go to ``<name>.h5`` through
-    DOLFINx, the ``.xdmf`` beside it is our own: the one of DOLFINx crashes pyvista and ParaView's
-    older reader. After each ``write`` both are complete on disk; the ``.xdmf`` is replaced
-    atomically, so that a run may be watched, or killed, at any moment.
+    the nodes of the mesh (``PVDSeries`` keeps the degree). Three files of one name belong together:
+    ``.h5`` is the mesh, ``.bin`` the values, ``.xdmf`` the list of steps to open. A run may be
+    watched or killed at any moment: the mesh is closed before the first step, values are only ever
+    appended, and the list is replaced atomically once a step is complete.
+
+    Appending to HDF5 as DOLFINx does is not safe in this sense (a kill can hit its index halfway
+    and lose older steps), and the XML of DOLFINx crashes pyvista and ParaView's older reader.
     ``dolfinx.io.XDMFFile(comm, path, "r").read_mesh()`` reads the mesh back (d = 1: in the plane).
     """
 
@@ -115,67 +125,91 @@ class XDMFSeries(_Series):
                 no cells (``PVDSeries`` does).
             OSError: the folder cannot be created or written to; on every rank.
         """
-        degree = problem.mesh.geometry.cmaps[0].degree
+        mesh = problem.mesh
+        degree = mesh.geometry.cmaps[0].degree
         if degree > 2:
             raise ValueError(f"XDMF has no cells of degree {degree}: use PVDSeries")
         super().__init__(path, problem, every, ".xdmf")
-        space = fem.functionspace(problem.mesh, ("Lagrange", degree))
+        space = fem.functionspace(mesh, ("Lagrange", degree))
         self._fields: dict[str, fem.Function[np.float64]] = {
             name: fem.Function(space, name=name) for name in ("m", "psi", "u", "V")
         }
-        # DOLFINx derives the name of the .h5 file from it, and must not touch the .xdmf itself.
-        self._draft = self.path.with_name(self.path.name + "-step")
+        nodes = mesh.geometry.index_map()
+        dof_of_node = np.empty(nodes.size_local + nodes.num_ghosts, dtype=np.int32)
+        dof_of_node[mesh.geometry.dofmaps[0]] = space.dofmap.list
+        self._dof_of_node = dof_of_node[: nodes.size_local]
+        self._first_node = nodes.local_range[0]
+        self._num_nodes = int(nodes.size_global)
+        self._values = self.path.with_suffix(".bin")
         self._steps: list[str] = []
-        self._on_disk(self._clear)
-        with io.XDMFFile(self._comm, self._draft, "w") as file:
-            file.write_mesh(problem.mesh)
-        self._mesh_only = b""
         self._mesh_xml = ""
-        self._on_disk(self._publish_mesh)
+        self._write_mesh()
 
-    def _clear(self) -> None:
-        # An older series must not point into the new .h5 file.
+    def _write_mesh(self) -> None:
+        # DOLFINx replaces this suffix by .h5, too, and leaves our .xdmf alone.
+        draft = self.path.with_suffix(".xdmf-mesh")
+        self._on_disk(lambda: self._clear(draft))
+        with io.XDMFFile(self._comm, draft, "w") as file:
+            file.write_mesh(self._problem.mesh)
+
+        def publish() -> None:
+            grid = next(ET.fromstring(draft.read_bytes()).iter("Grid"))
+            self._mesh_xml = "".join(ET.tostring(part, encoding="unicode") for part in grid)
+            draft.unlink()
+            self._publish('GridType="Uniform"')
+
+        self._on_disk(publish)
+
+    def _clear(self, draft: Path) -> None:
+        # First the list: an older series must not point into new files.
         self.path.unlink(missing_ok=True)
-        self._draft.write_bytes(b"")
+        self._values.write_bytes(b"")
+        draft.write_bytes(b"")
 
     def _write(self, t: float, density: Density) -> None:
         psi, potential = self._fields["psi"], self._fields["V"]
         psi.interpolate(density.psi)
         _amplitude_to_fields(psi, self._fields["m"], self._fields["u"])
         potential.interpolate(self._problem.functional.derivative(density))
-        # Open only while writing: a closed HDF5 file survives a kill and may be read meanwhile, and
-        # DOLFINx rewrites all steps of its XML at each write (here it only ever knows one).
-        with io.XDMFFile(self._comm, self._draft, "a") as file:
-            for field in self._fields.values():
-                file.write_function(field, t)
-        self._on_disk(lambda: self._publish_step(t))
+        self._append_values()
+        self._on_disk(lambda: self._append_step(t))
 
-    def _publish_mesh(self) -> None:
-        self._mesh_only = self._draft.read_bytes()
-        grid = ET.fromstring(self._mesh_only).iter("Grid")
-        self._mesh_xml = "".join(ET.tostring(part, encoding="unicode") for part in next(grid))
-        self._publish('<Grid Name="mesh" GridType="Uniform">\n' + self._mesh_xml)
+    def _offset(self, field: int) -> int:
+        """First byte of a field of the step about to be written."""
+        return 8 * self._num_nodes * (len(self._fields) * self._num_steps + field)
 
-    def _publish_step(self, t: float) -> None:
-        attributes = ET.fromstring(self._draft.read_bytes()).iter("Attribute")
-        fields = "".join(ET.tostring(attribute, encoding="unicode") for attribute in attributes)
-        self._draft.write_bytes(self._mesh_only)
+    def _append_values(self) -> None:
+        """Write each field in the order of the nodes in the mesh file. Collective."""
+        error: Exception | None = None
+        try:
+            file = MPI.File.Open(self._problem.mesh.comm, self._values, MPI.MODE_WRONLY)
+            for i, field in enumerate(self._fields.values()):
+                values = field.x.array[self._dof_of_node].astype("<f8")
+                file.Write_at_all(self._offset(i) + 8 * self._first_node, values)
+            file.Close()
+        except MPI.Exception as caught:
+            error = OSError(f"cannot write '{self._values}': {caught}")
+        # Also the barrier after which the values of all ranks are in the file.
+        all_ranks_agree(self._comm, error)
+
+    def _append_step(self, t: float) -> None:
+        fields = "".join(
+            f'<Attribute Name="{name}" AttributeType="Scalar" Center="Node">\n'
+            f'<DataItem Format="Binary" NumberType="Float" Precision="8" Endian="Little" '
+            f'Dimensions="{self._num_nodes} 1" Seek="{self._offset(i)}">'
+            f"{escape(self._values.name)}</DataItem>\n</Attribute>\n"
+            for i, name in enumerate(self._fields)
+        )
         self._steps.append(
             f'<Grid Name="mesh" GridType="Uniform">\n<Time Value="{t!r}"/>\n'
             f"{self._mesh_xml}{fields}</Grid>\n"
         )
-        # Readers take the mesh from each step; the copy outside them is for DOLFINx's read_mesh.
-        series = '<Grid Name="mesh" GridType="Collection" CollectionType="Temporal">\n'
-        self._publish(series + self._mesh_xml)
+        self._publish('GridType="Collection" CollectionType="Temporal"')
 
-    def _publish(self, head: str) -> None:
-        self._replace("".join([_HEAD, head, *self._steps, _TAIL]))
-
-    def close(self) -> None:
-        """Remove the work file. Calling it again does nothing."""
-        self._closed = True
-        if self._comm.rank == 0:
-            self._draft.unlink(missing_ok=True)
+    def _publish(self, kind: str) -> None:
+        # Viewers take the mesh from each step; the copy outside them is for DOLFINx's read_mesh.
+        head = f'{_HEAD}<Grid Name="mesh" {kind}>\n{self._mesh_xml}'
+        self._replace("".join([head, *self._steps, _TAIL]))
 
 
 class PVDSeries(_Series):
@@ -210,7 +244,7 @@ class PVDSeries(_Series):
         psi.interpolate(density.psi)
         _amplitude_to_fields(psi, m, u)
         self._file.write_function(self._fields, t)
-        name = f"{self.path.stem}{len(self._entries):06d}.pvtu"
+        name = f"{self.path.stem}{self._num_steps:06d}.pvtu"
         self._entries.append(f'<DataSet timestep="{t!r}" part="0" file="{name}"/>\n')
         self._on_disk(self._publish)
 

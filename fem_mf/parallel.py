@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 
+from mpi4py import MPI
+
 import numpy as np
 import numpy.typing as npt
-from mpi4py import MPI
 
 __all__ = ["all_ranks_agree", "global_sum", "install_abort_hook", "on_root", "setup_logging"]
 
@@ -38,7 +41,7 @@ def global_sum(comm: MPI.Comm, local: npt.ArrayLike) -> npt.NDArray[np.float64]:
         return send
     received = np.empty_like(send)
     comm.Allreduce(send, received, op=MPI.SUM)
-    # The reduction may associate differently from rank to rank; decisions taken on the sum must not.
+    # A reduction may associate differently from rank to rank; decisions taken on it must not.
     comm.Bcast(received, root=0)
     return received
 
@@ -119,14 +122,14 @@ def install_abort_hook() -> None:
     """
     if MPI.COMM_WORLD.size == 1:
         return
-    previous = sys.excepthook
 
-    def abort(
-        kind: type[BaseException], value: BaseException, trace: TracebackType | None
-    ) -> None:
-        previous(kind, value, trace)
+    def abort(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        # In one piece, with a moment to travel: the launcher drops what it has not forwarded.
+        text = "".join(traceback.format_exception(kind, value, trace))
         sys.stdout.flush()
+        sys.stderr.write(f"rank {MPI.COMM_WORLD.rank}: {text}")
         sys.stderr.flush()
+        time.sleep(0.2)
         MPI.COMM_WORLD.Abort(1)
 
     sys.excepthook = abort

@@ -5,12 +5,13 @@ Both give the same answer on every rank and at any number of ranks.
 
 from __future__ import annotations
 
+from mpi4py import MPI
+
 import basix
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem, geometry
 from dolfinx import mesh as dmesh
-from mpi4py import MPI
 
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
@@ -93,7 +94,9 @@ def sample_square(function: fem.Function, n: int, seed: int) -> Array:
     raise RuntimeError("sampling did not finish: the density varies too much inside one cell")
 
 
-def _draw_cells(mesh: dmesh.Mesh, masses: Array, uniform: Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _draw_cells(
+    mesh: dmesh.Mesh, masses: Array, uniform: Array
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Invert the distribution of cell masses: indices of this rank's samples, and their cells."""
     comm = mesh.comm
     x, dofs = mesh.geometry.x, mesh.geometry.dofmap[: len(masses)]
@@ -148,9 +151,7 @@ class _CellSampler:
         corners = basix.geometry(self.cell_type)
         largest = self._jacobian(np.asarray(corners))[cells].max(axis=1)
         bound = (self.lebesgue * np.abs(self.values[cells]).max(axis=1)) ** 2 * largest
-        x = np.einsum(
-            "ij,ijk->ik", self.cmap.tabulate(0, points)[0, :, :, 0], self.geometry[cells]
-        )
+        x = np.einsum("ij,ijk->ik", self.cmap.tabulate(0, points)[0, :, :, 0], self.geometry[cells])
         return x, height * bound <= psi**2 * jacobian
 
     def _jacobian(self, points: Array) -> Array:

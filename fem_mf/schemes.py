@@ -1,7 +1,7 @@
 """Time schemes of the Schrödinger flow as sequences of implicit stages.
 
-Each maps a :class:`Rate` (ψ and ∂_tψ now) and a step to a :class:`StepResult`. The flow in the gauge
-s is f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
+Each maps a :class:`Rate` (ψ and ∂_tψ now) and a step to a :class:`StepResult`. The flow in the
+gauge s is f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def _predict(stage: ImplicitStage, now: Rate, time: float) -> tuple[Array, Array
     return now.psi + change, now.y + time * now.y_rate
 
 
-def _result(
-    stage: ImplicitStage, now: Rate, dt: float, stages: list[StageResult]
-) -> StepResult:
+def _result(stage: ImplicitStage, now: Rate, dt: float, stages: list[StageResult]) -> StepResult:
     last = stages[-1]
     problem = stage.problem
     norm = float(np.sqrt(problem.dot(last.psi, problem.apply_mass(last.psi))))

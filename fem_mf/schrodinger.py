@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
@@ -32,7 +33,6 @@ __all__ = ["SchrodingerFlow", "State"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
-_SMALLEST_STEP = 1e-12  # relative to the time span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ class SchrodingerFlow:
         state = self._state(start, rate, t=0.0, dt=0.0, step=0)
         warn_if_truncated(self.problem, start)
         yield state
-        clock = _Clock(self.dt, t_end)
+        clock = Clock(self.dt, t_end)
         while not clock.done and (steady is None or state.residual > steady):
             result, rejected = self._accepted_step(rate, clock)
             density = Density(self.problem, result.psi)
@@ -191,7 +191,7 @@ class SchrodingerFlow:
 
     # -- one step -------------------------------------------------------------------------------
 
-    def _accepted_step(self, rate: Rate, clock: _Clock) -> tuple[StepResult, int]:
+    def _accepted_step(self, rate: Rate, clock: Clock) -> tuple[StepResult, int]:
         rejected = 0
         while True:
             dt = clock.next_step()
@@ -264,47 +264,3 @@ class SchrodingerFlow:
             boundary_mass=problem.boundary_mass(psi),
             **numbers,  # type: ignore[arg-type]
         )
-
-
-class _Clock:
-    """Time as an integer number of equal steps as long as they are equal; ends exactly."""
-
-    def __init__(self, dt: float, t_end: float) -> None:
-        self.t, self.step, self.last = 0.0, 0, 0.0
-        self._dt, self._t_end = dt, t_end
-        self._origin, self._steps_from_origin = 0.0, 0
-
-    @property
-    def done(self) -> bool:
-        return self.t >= self._t_end
-
-    @property
-    def may_shrink(self) -> bool:
-        return self._dt > _SMALLEST_STEP * max(self._t_end, 1e-300)
-
-    def next_step(self) -> float:
-        left = self._t_end - self.t
-        # A last step longer by rounding is better than one more of length 1e-16.
-        self.last = left if self._dt >= left * (1.0 - 1e-9) else self._dt
-        return self.last
-
-    def accept(self, factor: float) -> None:
-        self.step += 1
-        self._steps_from_origin += 1
-        if self.last != self._dt:
-            self.t = self._t_end
-        else:
-            self.t = self._origin + self._steps_from_origin * self._dt
-            if self._t_end - self.t < 1e-9 * self._dt:
-                self.t = self._t_end
-        if factor != 1.0:
-            self._rescale(factor)
-
-    def reject(self, factor: float) -> None:
-        if self.last < self._dt:
-            self._dt = self.last
-        self._rescale(factor)
-
-    def _rescale(self, factor: float) -> None:
-        self._dt *= factor
-        self._origin, self._steps_from_origin = self.t, 0

@@ -28,9 +28,7 @@ type Options = Mapping[str, str | int | float | bool | None]
 _JACOBI_CONDITION = 1e3
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 40_000}
 _REASONS = {
-    value: name
-    for name, value in vars(PETSc.KSP.ConvergedReason).items()
-    if isinstance(value, int)
+    value: name for name, value in vars(PETSc.KSP.ConvergedReason).items() if isinstance(value, int)
 }
 
 

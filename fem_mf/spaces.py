@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mpi4py import MPI
+from petsc4py import PETSc
+
 import numpy as np
 import ufl
 from dolfinx import mesh
-from mpi4py import MPI
-from petsc4py import PETSc
 
 from fem_mf.functionals import Functional, FunctionalLike
 

@@ -19,8 +19,9 @@ from pathlib import Path
 # --- before DOLFINx is imported: it reads these once ----------------------------------------
 
 _CACHE = Path(__file__).resolve().parents[1] / ".cache"
-# Compiling takes longer than running these small kernels, and the machine may be busy.
-_JIT_OPTIONS = {"timeout": 60, "cffi_extra_compile_args": ["-O0", "-g0"]}
+# -O1 compiles twice as fast as the default -O2 and runs ten times as fast as -O0 (degree 4 to 6);
+# the time-out allows for a busy machine.
+_JIT_OPTIONS = {"timeout": 60, "cffi_extra_compile_args": ["-O1", "-g0"]}
 
 
 def _use_own_cache() -> None:

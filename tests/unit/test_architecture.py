@@ -17,9 +17,9 @@ LAYERS = [
     ["spaces", "problem"],
     ["points", "density"],
     ["observables", "checks"],
-    ["solvers", "closure", "fixed_point", "stages"],
+    ["solvers", "closure", "fixed_point", "stages", "schemes"],
     ["schrodinger", "hjb", "relative_entropy", "langevin", "stationary", "certificate"],
-    ["output", "plotting"],
+    ["history", "sampled", "output", "plotting"],
     ["doctor", "__init__", "__main__"],
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

@@ -116,4 +116,4 @@ def test_the_tests_use_a_cache_of_their_own() -> None:
     repository = Path(__file__).resolve().parents[2]
     assert Path(options["cache_dir"]) == repository / ".cache" / "fenics"
     assert options["timeout"] == 60
-    assert "-O0" in options["cffi_extra_compile_args"]
+    assert "-O1" in options["cffi_extra_compile_args"]

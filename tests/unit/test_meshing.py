@@ -324,6 +324,21 @@ def test_a_surface_in_space_is_refused(tmp_path: Path) -> None:
         fem_mf.read_mesh(file, COMM)
 
 
+def msh2(*elements: str) -> str:
+    nodes = ["1 0 0 0", "2 1 0 0", "3 1 1 0", "4 0 1 0", "5 2 0 0"]
+    lines = ["$MeshFormat", "2.2 0 8", "$EndMeshFormat", "$Nodes", "5", *nodes, "$EndNodes"]
+    lines += ["$Elements", str(len(elements)), *elements, "$EndElements", ""]
+    return "\n".join(lines)
+
+
+def test_a_cell_in_two_groups_counts_once(tmp_path: Path) -> None:
+    file = tmp_path / "groups.msh"
+    file.write_text(msh2("1 2 2 1 1 1 2 3", "2 2 2 1 1 1 3 4", "3 2 2 2 1 1 2 3"))
+    mesh = fem_mf.read_mesh(file, COMM)
+    assert mesh.topology.index_map(2).size_global == 2
+    assert volume(mesh) == pytest.approx(1.0)
+
+
 def damaged(name: str, folder: Path) -> Path:
     """Make one kind of bad file."""
     file, good = folder / name, (MESHES / "disk.msh").read_text()
@@ -338,7 +353,11 @@ def damaged(name: str, folder: Path) -> Path:
     elif name == "header.msh":
         file.write_text("$MeshFormat\n4.1 0 8\n$EndMeshFormat\n")
     elif name == "quads_too.msh":
-        file.write_text(MIXED)
+        file.write_text(msh2("1 3 2 0 1 1 2 3 4", "2 2 2 0 1 2 5 3"))
+    elif name == "overlap.msh":
+        file.write_text(msh2("1 2 2 0 1 1 2 3", "2 2 2 0 1 1 2 4", "3 2 2 0 1 1 2 5"))
+    elif name == "degenerate.msh":
+        file.write_text(msh2("1 2 2 0 1 1 2 3", "2 2 2 0 1 1 3 3"))
     elif name == "folder.msh":
         file.mkdir()
     elif name in ("mesh.vtu", "no_suffix"):
@@ -360,26 +379,9 @@ def damaged(name: str, folder: Path) -> Path:
     return file
 
 
-MIXED = """$MeshFormat
-2.2 0 8
-$EndMeshFormat
-$Nodes
-5
-1 0 0 0
-2 1 0 0
-3 1 1 0
-4 0 1 0
-5 2 0 0
-$EndNodes
-$Elements
-2
-1 3 2 0 1 1 2 3 4
-2 2 2 0 1 2 5 3
-$EndElements
-"""
-
 BAD = ["missing.msh", "missing.xdmf", "cut.msh", "nan.msh", "empty.msh", "script.msh", "header.msh"]
-BAD += ["quads_too.msh", "folder.msh", "mesh.vtu", "no_suffix", "junk.xdmf", "grids.xdmf"]
+BAD += ["quads_too.msh", "overlap.msh", "degenerate.msh"]
+BAD += ["folder.msh", "mesh.vtu", "no_suffix", "junk.xdmf", "grids.xdmf"]
 BAD += ["h5_missing.xdmf", "h5_cut.xdmf", "h5_name.xdmf"]
 
 
