@@ -70,7 +70,7 @@ def check_derivative(
     value = float(functional.value(density))
     potential = problem.on_potential_space(functional.derivative(density))
     potential = potential[: problem.num_potential_owned]
-    steps = 0.25 * 0.5 ** np.arange(levels)
+    steps = 0.25 * 0.5 ** np.arange(levels, dtype=np.float64)
     remainders = np.empty(levels)
     largest = abs(value)
     for i, step in enumerate(steps):

@@ -139,7 +139,7 @@ class FieldClosure:
         self._volume = problem.dot(
             np.ones(problem.num_owned), problem.apply_mass(np.ones(problem.num_owned))
         )
-        self._dofs = problem.space.dofmap.index_map.size_global
+        self._dofs: int = problem.space.dofmap.index_map.size_global
 
     def order(self, density: Density) -> Array:
         """m at the owned nodes."""

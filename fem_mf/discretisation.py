@@ -29,6 +29,8 @@ from fem_mf.spaces import drop_zeros, exact_measure, lumped_measure
 __all__ = ["Discretisation"]
 
 _ADD = la.InsertMode.add
+# A function of several forms, of which its annotations know one.
+_assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
 class Discretisation:
@@ -62,7 +64,7 @@ class Discretisation:
         self.potential_space = (
             self.space if lumped else fem.functionspace(mesh, ("Lagrange", self.potential_degree))
         )
-        self._template = fem.Function(self.space)
+        self._template: fem.Function = fem.Function(self.space)
         self.nodes = np.ascontiguousarray(self.space.tabulate_dof_coordinates().T)
         self.potential_nodes = np.ascontiguousarray(
             self.potential_space.tabulate_dof_coordinates().T
@@ -84,7 +86,7 @@ class Discretisation:
         self.boundary_conditions: list[fem.DirichletBC] = []
         self.constrained = np.empty(0, dtype=np.int32)  # owned
         if self.boundary == "dirichlet":
-            zero = default_scalar_type(0)
+            zero: Any = default_scalar_type(0)
             self.boundary_conditions = [fem.dirichletbc(zero, dofs, self.space)]
             self.constrained = dofs[dofs < self.num_owned]
         tdim = self.mesh.topology.dim
@@ -108,7 +110,8 @@ class Discretisation:
         self.stiffness = self._assemble(
             ufl.inner(ufl.grad(psi), ufl.grad(chi)) * self.dx_stiffness, diagonal=1.0
         )
-        self._x, self._y = fem.Function(self.space), fem.Function(self.space)
+        self._x: fem.Function = fem.Function(self.space)
+        self._y: fem.Function = fem.Function(self.space)
         self._entropy_form: fem.Form | None = None
         self._boundary_form = fem.form(
             self._x**2
@@ -119,12 +122,12 @@ class Discretisation:
                 metadata=self.dx_mass.metadata(),
             )(1)
         )
-        self._potential = fem.Function(self.potential_space, name="V")
-        self._weights = fem.Function(self.potential_space)
+        self._potential: fem.Function = fem.Function(self.potential_space, name="V")
+        self._weights: fem.Function = fem.Function(self.potential_space)
         if self.lumped:
             fem.assemble_vector(self._y.x.array, fem.form(chi * self.dx_mass))
             self._y.x.scatter_reverse(_ADD)
-            self.mass_diagonal = self._y.x.array[: self.num_owned].copy()
+            self.mass_diagonal: Array = self._y.x.array[: self.num_owned].copy()
             self._y.x.array[: self.num_owned] = self.mass_diagonal
             self.mass_matrix = PETSc.Mat().createDiagonal(self._y.x.petsc_vec.copy())
             self.stiffness = drop_zeros(self.stiffness)
@@ -133,17 +136,17 @@ class Discretisation:
             theta = ufl.TestFunction(self.potential_space)
             self._measure_form = fem.form(self._x**2 * theta * self.dx_potential)
             self._action_form = fem.form(self._potential * self._x * chi * self.dx_potential)
-        self.potential_form = (
+        self.potential_form: Any = (
             None if self.lumped else fem.form(self._potential * psi * chi * self.dx_potential)
         )
-        self._square = (
+        self._square: Any = (
             None
             if self.lumped
             else fem.Expression(self._x**2, self.potential_space.element.interpolation_points)
         )
 
     def _assemble(self, form: Any, diagonal: float) -> PETSc.Mat:
-        matrix = fem_petsc.assemble_matrix(
+        matrix: PETSc.Mat = _assemble_matrix(
             fem.form(form), bcs=self.boundary_conditions, diag=diagonal
         )
         matrix.assemble()
@@ -193,9 +196,7 @@ class Discretisation:
         if matrix is None:
             matrix = fem_petsc.create_matrix(self.potential_form)
         matrix.zeroEntries()
-        fem_petsc.assemble_matrix(
-            matrix, self.potential_form, bcs=self.boundary_conditions, diag=0.0
-        )
+        _assemble_matrix(matrix, self.potential_form, bcs=self.boundary_conditions, diag=0.0)
         matrix.assemble()
         return matrix
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -100,7 +101,7 @@ class _Sum(Functional):
         return sum(c * f.value(density) for c, f in self.terms)
 
     def derivative(self, density: Any) -> fem.Function:
-        total = density.problem.new_potential()
+        total: fem.Function = density.problem.new_potential()
         for c, f in self.terms:
             total.x.array[:] += c * density.problem.on_potential_space(f.derivative(density))
         return total
@@ -196,7 +197,7 @@ class Cylindrical(Functional):
 
     def derivative(self, density: Any) -> fem.Function:
         """Σ_j ∂_jΦ(y) φ_j. Collective."""
-        potential = density.problem.new_potential()
+        potential: fem.Function = density.problem.new_potential()
         gradient = self.gradient(self.moments(density))
         potential.x.array[:] = self.matrix(density.problem).combine(gradient)
         return potential
@@ -241,7 +242,7 @@ class MeanInteraction(Cylindrical):
             raise ValueError(
                 f"the target has {self.target.size} components on a mesh of dimension {dim}"
             )
-        return [lambda x, i=i: x[i] for i in range(dim)]  # type: ignore[misc]
+        return [itemgetter(i) for i in range(dim)]
 
 
 class Contact(Functional):
@@ -271,6 +272,6 @@ class Contact(Functional):
 
     def derivative(self, density: Any) -> fem.Function:
         """β m. Collective."""
-        potential = density.problem.new_potential()
+        potential: fem.Function = density.problem.new_potential()
         potential.x.array[:] = self.beta * density.problem.square_on_potential_space(density.psi)
         return potential

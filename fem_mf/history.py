@@ -227,7 +227,7 @@ def _bar() -> Progress:
 
 
 def _summary(step: int, state: object) -> str:
-    parts = [f"t = {getattr(state, 't', math.nan):.4g}", f"step {step}"]
+    parts = [f"t = {getattr(state, 't', math.nan):.4g}", f"step {getattr(state, 'step', step)}"]
     if (energy := getattr(state, "energy", None)) is not None:
         parts.append(f"energy {energy:.8g}")
     if (iterations := getattr(state, "fixed_point_iterations", None)) is not None:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fem_mf.features import Array, evaluate
+from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.functionals import Cylindrical
 from fem_mf.parallel import global_sum
 
 __all__ = ["NetworkLoss"]
+
+type Neuron = Callable[[Array, Any], Array]
 
 
 class NetworkLoss(Cylindrical):
@@ -36,9 +38,7 @@ class NetworkLoss(Cylindrical):
 
     _label = "the neuron at datum"
 
-    def __init__(
-        self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Callable[[Array, Any], Array]
-    ) -> None:
+    def __init__(self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Neuron) -> None:
         self.z = np.asarray(z, dtype=np.float64)
         self.y = np.asarray(y, dtype=np.float64)
         if self.z.ndim not in (1, 2) or self.y.ndim != 1:
@@ -53,7 +53,7 @@ class NetworkLoss(Cylindrical):
             raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
         self.neuron = neuron
         super().__init__(
-            [lambda x, datum=datum: neuron(x, datum) for datum in self.z],  # type: ignore[misc]
+            [_neuron_at(neuron, datum) for datum in self.z],
             lambda f: float(np.mean((self.y - f) ** 2)),
             lambda f: (-2.0 / len(self.y)) * (self.y - f),
         )
@@ -74,8 +74,12 @@ class NetworkLoss(Cylindrical):
         points = problem.potential_nodes[:, : problem.num_potential_owned]
         local = np.array(
             [
-                measure @ evaluate(problem.comm, lambda x, d=d: self.neuron(x, d), points, "neuron")
+                measure @ evaluate(problem.comm, _neuron_at(self.neuron, d), points, "neuron")
                 for d in np.asarray(z, dtype=np.float64)
             ]
         )
         return global_sum(problem.comm, local)
+
+
+def _neuron_at(neuron: Neuron, datum: Any) -> SpaceFunction:
+    return lambda x: neuron(x, datum)

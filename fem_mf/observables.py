@@ -16,6 +16,7 @@ import numpy as np
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
 
 __all__ = [
     "boundary_mass",
@@ -79,10 +80,10 @@ def solve_mass(problem: Problem, load: Array) -> Array:
     ksp.pc.setType("jacobi")
     ksp.setOperators(matrix)
     ksp.setTolerances(rtol=1e-14, atol=1e-300, max_it=500)
-    right, solution = matrix.createVecs()
+    right, solution = matrix.createVecLeft(), matrix.createVecRight()
     right.array[:] = load
     ksp.solve(right, solution)
-    values: Array = solution.array.copy()
+    values = owned_values(solution).copy()
     for item in (ksp, right, solution):
         item.destroy()
     return values

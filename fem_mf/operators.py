@@ -7,6 +7,8 @@ operator.matrix, operator.order(density)
 
 from __future__ import annotations
 
+from typing import Any
+
 from petsc4py import PETSc
 
 import numpy as np
@@ -15,13 +17,14 @@ from fem_mf.closure import Closure
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
 
 __all__ = ["PotentialOperator"]
 
 # Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
 # memory is better spent elsewhere and ∫Vψχ is assembled anew.
 _MAX_PIECES = 24
-_SAME = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+_SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 
 
 class PotentialOperator:
@@ -42,7 +45,7 @@ class PotentialOperator:
         self.constant_diagonal = self.constant.createVecLeft()
         if problem.lumped:
             self.constant.getDiagonal(self.constant_diagonal)
-            self._add_lumped(self.constant, self.constant_diagonal.array, closure.base)
+            self._add_lumped(self.constant, owned_values(self.constant_diagonal), closure.base)
             self.constant.getDiagonal(self.constant_diagonal)
         else:
             fixed = problem.assemble_potential(None, closure.base)

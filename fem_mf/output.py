@@ -154,6 +154,9 @@ class XDMFSeries(_Series):
 
         def publish() -> None:
             grid = next(ET.fromstring(draft.read_bytes()).iter("Grid"))
+            for item in grid.iterfind("Geometry/DataItem"):
+                # Without it readers round the coordinates to single precision.
+                item.attrib |= {"NumberType": "Float", "Precision": "8"}
             self._mesh_xml = "".join(ET.tostring(part, encoding="unicode") for part in grid)
             draft.unlink()
             self._publish('GridType="Uniform"')

@@ -59,32 +59,28 @@ def plot_density(
         ImportError: matplotlib is missing.
     """
     densities = density if isinstance(density, Mapping) else {"": density}
-    comm, samples = MPI.COMM_SELF, {}
-    for label, one in densities.items():
-        psi = one.psi
-        comm = psi.function_space.mesh.comm
-        d = psi.function_space.mesh.geometry.dim
-        degree = psi.function_space.element.basix_element.degree
-        # m has twice the degree of ψ, which shows in a curve.
-        samples[label] = gather(psi, 2 * degree if d == 1 else degree)
+    mesh = next(iter(densities.values())).psi.function_space.mesh
+    d = mesh.geometry.dim
     if d > 1 and len(densities) > 1:
         raise ValueError("several densities in one picture need d = 1")
+    samples = {label: _gather_m(one, d) for label, one in densities.items()}
     overlay = None if points is None else np.asarray(points, dtype=float).reshape(-1, d)
 
     def draw() -> None:
-        squares = {
-            label: Sampled(s.points, s.cells, s.values**2)
-            for label, s in samples.items()
-            if s is not None
-        }
+        here = {label: sample for label, sample in samples.items() if sample is not None}
         if d == 1:
-            _curves(path, squares, title, overlay)
-        elif d == 2:
-            _colours(path, squares.popitem()[1], title, overlay)
+            _curves(path, here, title, overlay)
         else:
-            _marginals(path, squares.popitem()[1], title, overlay)
+            (_colours if d == 2 else _marginals)(path, here.popitem()[1], title, overlay)
 
-    on_root(comm, draw)
+    on_root(mesh.comm, draw)
+
+
+def _gather_m(density: Density, d: int) -> Sampled | None:
+    degree = density.psi.function_space.element.basix_element.degree
+    # m has twice the degree of ψ, which shows in a curve.
+    sample = gather(density.psi, 2 * degree if d == 1 else degree)
+    return sample and Sampled(sample.points, sample.cells, sample.values**2)
 
 
 def _curves(path: Path_, samples: dict[str, Sampled], title: str, points: Array | None) -> None:
@@ -149,11 +145,12 @@ def plot_history(
     history: Mapping[str, npt.ArrayLike],
     columns: Sequence[str] = ("energy", "dissipation"),
     title: str = "",
+    lowest: float | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
     """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
 
-    The energy is drawn above its smallest value, which the label tells; it, dissipation, residual
+    The energy is drawn above its lowest value, which the label tells; it, dissipation, residual
     and gap have logarithmic axes.
 
     Args:
@@ -161,6 +158,8 @@ def plot_history(
         history: what ``History.read`` returns; only rank 0's is used.
         columns: a panel for each.
         title: above the picture.
+        lowest: the minimal energy, if known (``minimise``); otherwise the smallest in the history,
+            towards which the curve bends down at its end.
         comm: the communicator that calls.
 
     Raises:
@@ -175,19 +174,19 @@ def plot_history(
         figure = _figure(3.8 * len(columns), 3.2)
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, name in zip(panels, columns, strict=True):
-            _history_panel(axes, name, np.asarray(history["t"]), np.asarray(history[name]))
+            _history_panel(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
         figure.suptitle(title)
         _save(figure, path)
 
     on_root(comm, draw)
 
 
-def _history_panel(axes: Axes, name: str, t: Array, values: Array) -> None:
+def _history_panel(axes: Axes, name: str, t: Array, values: Array, lowest: float | None) -> None:
     label = name.replace("_", " ")
     if name == "energy" and np.ptp(values) > 0.0:
-        sign = "+" if values.min() < 0.0 else "−"
-        label = f"energy {sign} {abs(values.min()):.8g}"
-        values = values - values.min()
+        lowest = float(values.min()) if lowest is None else lowest
+        label = f"energy {'+' if lowest < 0.0 else '−'} {abs(lowest):.8g}"
+        values = values - lowest
     shown = values > 0.0
     logarithmic = name in ("energy", *_LOGARITHMIC) and bool(shown.any())
     if logarithmic:

@@ -132,12 +132,12 @@ class _CellSampler:
             self.cell_type, 4 * self.element.degree, basix.LatticeType.equispaced, True
         )
         # |ψ| in a cell is at most its largest nodal value times the Lebesgue constant.
-        self.lebesgue = 1.01 * np.abs(self.element.tabulate(0, lattice)[0, :, :, 0]).sum(1).max()
+        self.lebesgue = 1.01 * np.abs(_tabulate(self.element, lattice, 0)[0]).sum(1).max()
         self._simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
 
     def masses(self) -> Array:
         points, weights = basix.make_quadrature(self.cell_type, 2 * self.element.degree + 2)
-        psi = self.values @ self.element.tabulate(0, points)[0, :, :, 0].T
+        psi = self.values @ _tabulate(self.element, points, 0)[0].T
         return np.asarray((psi**2 * self._jacobian(points)) @ weights)
 
     def propose(
@@ -145,29 +145,39 @@ class _CellSampler:
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Uniform reference points, accepted with probability ∝ ψ² |det J|."""
         points = _fold(uniform) if self._simplex else uniform
-        shape = self.element.tabulate(0, points)[0, :, :, 0]
+        shape = _tabulate(self.element, points, 0)[0]
         psi = np.einsum("ij,ij->i", self.values[cells], shape)
         jacobian = self._jacobian_at(cells, points)
         corners = basix.geometry(self.cell_type)
-        largest = self._jacobian(np.asarray(corners))[cells].max(axis=1)
+        largest = self._jacobian(corners)[cells].max(axis=1)
         bound = (self.lebesgue * np.abs(self.values[cells]).max(axis=1)) ** 2 * largest
-        x = np.einsum("ij,ijk->ik", self.cmap.tabulate(0, points)[0, :, :, 0], self.geometry[cells])
+        x = np.einsum("ij,ijk->ik", _tabulate(self.cmap, points, 0)[0], self.geometry[cells])
         return x, height * bound <= psi**2 * jacobian
 
-    def _jacobian(self, points: Array) -> Array:
-        gradients = self.cmap.tabulate(1, points)[1:, :, :, 0]
-        return np.abs(np.linalg.det(np.einsum("cvk,gqv->cqkg", self.geometry, gradients)))
+    def _jacobian(self, points: npt.ArrayLike) -> Array:
+        gradients = _tabulate(self.cmap, points, 1)[1:]
+        jacobian = np.einsum("cvk,gqv->cqkg", self.geometry, gradients)
+        return np.abs(np.asarray(np.linalg.det(jacobian)))
 
     def _jacobian_at(self, cells: npt.NDArray[np.intp], points: Array) -> Array:
-        gradients = self.cmap.tabulate(1, points)[1:, :, :, 0]
-        return np.abs(np.linalg.det(np.einsum("cvk,gcv->ckg", self.geometry[cells], gradients)))
+        gradients = _tabulate(self.cmap, points, 1)[1:]
+        jacobian = np.einsum("cvk,gcv->ckg", self.geometry[cells], gradients)
+        return np.abs(np.asarray(np.linalg.det(jacobian)))
+
+
+def _tabulate(
+    element: basix.finite_element.FiniteElement, points: npt.ArrayLike, order: int
+) -> Array:
+    """Shape functions and derivatives up to an order, ``(derivatives, points, dofs)``."""
+    tables: Array = np.asarray(element.tabulate(order, np.asarray(points)))
+    return tables[:, :, :, 0]
 
 
 def _reference_values(function: fem.Function, num_cells: int) -> Array:
     """Nodal values cell by cell in the reference ordering, ``(num_cells, dofs)``."""
     space = function.function_space
     space.mesh.topology.create_entity_permutations()
-    values = function.x.array[space.dofmap.list[:num_cells]].copy()
+    values: Array = function.x.array[space.dofmap.list[:num_cells]].copy()
     element = space.element
     if element.needs_dof_transformations:
         permutations = space.mesh.topology.get_cell_permutation_info()[:num_cells]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from petsc4py import PETSc
 
@@ -106,9 +107,10 @@ class SpdSolver:
                     "that was not chosen"
                 )
         except PETSc.Error as caught:
+            code = caught.ierr  # type: ignore[attr-defined]
             error = ValueError(
                 f"PETSc refused the solver options {options} (prefix {self.prefix}): error code "
-                f"{caught.ierr}; is that solver in this build of PETSc?"
+                f"{code}; is that solver in this build of PETSc?"
             )
         finally:
             for key in added:
@@ -133,7 +135,8 @@ class SpdSolver:
         if self._free_setup:
             self.ksp.getPC().setReusePreconditioner(False)
         self.ksp.solve(right, solution)
-        reason, iterations = self.ksp.getConvergedReason(), self.ksp.getIterationNumber()
+        reason: Any = self.ksp.getConvergedReason()  # an int
+        iterations = self.ksp.getIterationNumber()
         if reason < 0:
             raise ConvergenceError(
                 f"the linear solver {self.prefix} stopped with {_REASONS.get(reason, reason)} "

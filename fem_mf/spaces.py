@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -9,6 +11,7 @@ import numpy as np
 import ufl
 from dolfinx import mesh
 
+from fem_mf.features import Array
 from fem_mf.functionals import Functional, FunctionalLike
 
 __all__ = [
@@ -16,6 +19,7 @@ __all__ = [
     "drop_zeros",
     "exact_measure",
     "lumped_measure",
+    "owned_values",
     "potential_degree_of",
 ]
 
@@ -51,6 +55,11 @@ def lumped_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:
     return ufl.Measure("dx", domain=domain, metadata=metadata)
 
 
+def owned_values(vector: PETSc.Vec) -> Array:
+    """This rank's values of a PETSc vector, not a copy."""
+    return np.asarray(vector.array, dtype=np.float64)
+
+
 def drop_zeros(matrix: PETSc.Mat, tolerance: float = 1e-14) -> PETSc.Mat:
     """The same matrix without entries below ``tolerance`` of its largest. Collective.
 
@@ -65,11 +74,9 @@ def drop_zeros(matrix: PETSc.Mat, tolerance: float = 1e-14) -> PETSc.Mat:
     first = matrix.getOwnershipRange()[0]
     keep |= indices == rows + first  # the diagonal is written later
     counts = np.concatenate(([0], np.cumsum(keep)))[indptr]
-    smaller = PETSc.Mat().createAIJ(
-        matrix.getSizes(),
-        csr=(counts.astype(indptr.dtype), indices[keep], values[keep]),
-        comm=matrix.comm,
-    )
+    sizes: Any = matrix.getSizes()
+    csr: Any = (counts.astype(indptr.dtype), indices[keep], values[keep])
+    smaller = PETSc.Mat().createAIJ(sizes, csr=csr, comm=matrix.comm)
     smaller.assemble()
     matrix.destroy()
     return smaller

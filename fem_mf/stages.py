@@ -12,6 +12,7 @@ on the way: the operator is then positive for every m and every step size (D7).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
 from fem_mf.operators import PotentialOperator
 from fem_mf.problem import Problem
 from fem_mf.solvers import Options, SpdSolver, default_options
+from fem_mf.spaces import owned_values
 
 __all__ = ["AffineInShift", "ImplicitStage", "StageResult"]
 
@@ -90,7 +92,9 @@ class ImplicitStage:
         self._right = self.operator.matrix.createVecLeft()
         self._solution = self.operator.matrix.createVecRight()
         self._linear = closure.basis is not None and closure.basis.shape[1] == 0
-        self._contraction, self._first_residual = 1e-2, 0.0
+        # Learnt from stage to stage, for the tolerance of the inner solves: the contraction, the
+        # first residual, and the error in y that a solve of relative tolerance 1 would leave.
+        self._contraction, self._first_residual, self._gain = 1e-2, 0.0, np.inf
 
     def _prepare_solver(self, a: float) -> SpdSolver:
         dofs = self.problem.space.dofmap.index_map.size_global
@@ -160,36 +164,46 @@ class ImplicitStage:
                 )
             except _ShiftLowered as lowered:  # another map y -> T(y): begin again, from here
                 y = lowered.y
-        if state.rtol > self._rtol:
-            linear_solve(self._rtol)
-            self._normalise()
+        final_y = self._polish(linear_solve, state) if state.rtol > self._rtol else None
         self._learn(record)
-        psi = self._solution.array.copy()
+        psi = owned_values(self._solution).copy()
         return StageResult(
             psi=psi,
             rate=(psi - r.at(state.shift)) / a,
             shift=state.shift,
-            y=self.operator.order(self.density),
+            y=self.operator.order(self.density) if final_y is None else final_y,
             record=record,
             linear_iterations=state.linear_iterations,
         )
 
     def _normalise(self) -> None:
         try:
-            self.density.set_amplitude(self._solution.array)
+            self.density.set_amplitude(owned_values(self._solution))
         except ValueError as error:
             raise ConvergenceError(
                 f"a stage lost the density: {error}; use a smaller dt"
             ) from error
 
+    def _polish(self, linear_solve: Callable[[float], None], state: _StageState) -> Array:
+        before = self.operator.order(self.density)
+        linear_solve(self._rtol)
+        self._normalise()
+        after = self.operator.order(self.density)
+        change = after - before
+        gain = float(np.sqrt(self.closure.dot(change, change))) / state.rtol
+        self._gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
+        return after
+
     def _inner_tolerance(self, previous: float, y: Array) -> float:
-        # An evaluation need be no more accurate than a fraction of the residual it will leave.
+        # An evaluation of T need be no more accurate than a tenth of the residual it will leave.
         if self._linear:
             return self._rtol
-        size = max(1.0, float(np.sqrt(self.closure.dot(y, y))))
+        gain = self._gain
+        if np.isinf(gain):
+            gain = 1e3 * max(1.0, float(np.sqrt(self.closure.dot(y, y))))
         expected = previous if np.isfinite(previous) else self._first_residual
-        wanted = 0.02 * self._contraction * expected / size
-        return float(np.clip(wanted, self._rtol, 1e-4))
+        wanted = 0.1 * min(self._contraction, 0.1) * expected / max(gain, 1e-300)
+        return float(np.clip(wanted, self._rtol, 1e-3))
 
     def _learn(self, record: FixedPointRecord) -> None:
         self._first_residual = record.residuals[0]

@@ -1,0 +1,279 @@
+"""Files of a run on one rank: readers see what the solver wrote, whatever happens to the run."""
+
+from __future__ import annotations
+
+import io as text_io
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mpi4py import MPI
+
+import basix.ufl
+import numpy as np
+import pytest
+import ufl
+from dolfinx import fem, io, mesh
+
+from fem_mf.output import History, PVDSeries, XDMFSeries, progress
+
+pyvista = pytest.importorskip("pyvista")
+COMM = MPI.COMM_SELF
+
+
+def make_mesh(cell: str) -> mesh.Mesh:
+    kind = mesh.CellType[cell]
+    if cell == "interval":
+        return mesh.create_interval(COMM, 6, (-1.0, 2.0))
+    if cell in ("triangle", "quadrilateral"):
+        return mesh.create_rectangle(COMM, [(-1.0, -1.0), (2.0, 1.0)], (4, 3), kind)
+    return mesh.create_box(COMM, [(-1.0, -1.0, -1.0), (2.0, 1.0, 1.0)], (2, 2, 2), kind)
+
+
+def curved_mesh(cell: str, degree: int) -> mesh.Mesh:
+    flat = make_mesh(cell)
+    nodes = fem.functionspace(flat, ("Lagrange", degree, (2,)))
+    x = nodes.tabulate_dof_coordinates()[:, :2]
+    x = x * (1.0 + 0.1 * np.sum(x**2, axis=1, keepdims=True))
+    element = basix.ufl.element("Lagrange", cell, degree, shape=(2,))
+    return mesh.create_mesh(COMM, nodes.dofmap.list.astype(np.int64), ufl.Mesh(element), x)
+
+
+def stand_ins(domain: mesh.Mesh, degree: int) -> tuple[Any, Any]:
+    """A problem and a density with ψ = (2 + x₁)/3 · scale, V = x₁; exact at every degree."""
+    psi = fem.Function(fem.functionspace(domain, ("Lagrange", degree)))
+    potential = fem.Function(fem.functionspace(domain, ("Lagrange", degree + 1)))
+    psi.interpolate(lambda x: (2.0 + x[0]) / 3.0)
+    potential.interpolate(lambda x: x[0])
+    functional = SimpleNamespace(derivative=lambda density: potential)
+    problem = SimpleNamespace(mesh=domain, comm=domain.comm, functional=functional)
+    return problem, SimpleNamespace(psi=psi, problem=problem)
+
+
+def read_step(path: Path, step: int) -> Any:
+    reader = pyvista.get_reader(path)
+    reader.set_active_time_point(step)
+    data = reader.read()
+    return data[0] if path.suffix == ".pvd" else data
+
+
+def times(path: Path) -> list[float]:
+    return list(pyvista.get_reader(path).time_values)
+
+
+def check_fields(data: Any, scale: float, names: tuple[str, ...], tol: float = 1e-12) -> None:
+    x = data.points[:, 0]
+    psi = scale * (2.0 + x) / 3.0
+    exact = {"psi": psi, "m": psi**2, "u": -2.0 * np.log(psi), "V": x}
+    assert set(names) <= set(data.point_data.keys())
+    for name in names:
+        assert np.abs(data.point_data[name] - exact[name]).max() < tol, name
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree"),
+    [("interval", 3), ("triangle", 2), ("quadrilateral", 4), ("tetrahedron", 1), ("hexahedron", 2)],
+)
+def test_pyvista_and_dolfinx_read_the_series(tmp_path: Path, cell: str, degree: int) -> None:
+    domain = make_mesh(cell)
+    problem, density = stand_ins(domain, degree)
+    path = tmp_path / "new" / "folder" / "fields.xdmf"
+    with XDMFSeries(path, problem) as series:
+        for t in (0.0, 0.1, 1.0 / 3.0):
+            assert series.write(t, density)
+            density.psi.x.array[:] *= 2.0
+            assert times(path)[-1] == t
+    assert times(path) == [0.0, 0.1, 1.0 / 3.0]
+    for step in range(3):
+        data = read_step(path, step)
+        assert data.n_points == domain.geometry.index_map().size_global
+        assert data.n_cells == domain.topology.index_map(domain.topology.dim).size_global
+        check_fields(data, 2.0**step, ("psi", "m", "u", "V"))
+    with io.XDMFFile(COMM, path, "r") as file:
+        again = file.read_mesh()
+    assert again.geometry.x.shape == domain.geometry.x.shape
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "fields.bin",
+        "fields.h5",
+        "fields.xdmf",
+    ]
+
+
+@pytest.mark.parametrize("cell", ["triangle", "quadrilateral"])
+def test_curved_meshes_keep_their_nodes(tmp_path: Path, cell: str) -> None:
+    problem, density = stand_ins(curved_mesh(cell, 2), 2)
+    path = tmp_path / "curved.xdmf"
+    with XDMFSeries(path, problem) as series:
+        series.write(0.0, density)
+    data = read_step(path, 0)
+    assert data.n_points == problem.mesh.geometry.x.shape[0]
+    check_fields(data, 1.0, ("psi", "m", "u", "V"))
+    with pytest.raises(ValueError, match="PVDSeries"):
+        XDMFSeries(path, stand_ins(curved_mesh(cell, 3), 2)[0])
+
+
+@pytest.mark.parametrize(("cell", "degree"), [("interval", 8), ("triangle", 3), ("hexahedron", 4)])
+def test_pvd_keeps_the_degree(tmp_path: Path, cell: str, degree: int) -> None:
+    domain = make_mesh(cell)
+    problem, density = stand_ins(domain, degree)
+    path = tmp_path / "true.pvd"
+    with PVDSeries(path, problem) as series:
+        series.write(0.0, density)
+        density.psi.x.array[:] *= 2.0
+        series.write(0.1, density)
+        assert times(path) == [0.0, 0.1]
+    assert times(path) == [0.0, 0.1]
+    for step in range(2):
+        data = read_step(path, step)
+        assert data.n_points == density.psi.function_space.dofmap.index_map.size_global
+        check_fields(data, 2.0**step, ("psi", "m", "u"))
+
+
+def test_u_is_finite_where_the_density_vanishes(tmp_path: Path) -> None:
+    problem, density = stand_ins(make_mesh("triangle"), 1)
+    density.psi.x.array[:3] = 0.0
+    with XDMFSeries(tmp_path / "f.xdmf", problem) as series:
+        series.write(0.0, density)
+    assert np.isfinite(read_step(tmp_path / "f.xdmf", 0).point_data["u"]).all()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(XDMFSeries, ".xdmf"), (PVDSeries, ".pvd")])
+def test_every_and_force_and_times(tmp_path: Path, kind: type[Any], suffix: str) -> None:
+    problem, density = stand_ins(make_mesh("interval"), 1)
+    path = tmp_path / f"f{suffix}"
+    with kind(path, problem, every=3) as series:
+        written = [series.write(0.1 * k, density) for k in range(5)]
+        assert series.write(0.45, density, force=True)
+        with pytest.raises(ValueError, match="later than"):
+            series.write(0.45, density, force=True)
+        with pytest.raises(ValueError, match="later than"):
+            series.write(float("nan"), density, force=True)
+    assert written == [True, False, False, True, False]
+    assert times(path) == [0.0, 0.1 * 3, 0.45]
+    series.close()
+    with pytest.raises(ValueError, match="closed"):
+        series.write(1.0, density)
+    with pytest.raises(ValueError, match="every"):
+        kind(path, problem, every=0)
+    with pytest.raises(ValueError, match="must end in"):
+        kind(tmp_path / "f.txt", problem)
+
+
+def test_a_new_series_replaces_an_old_one(tmp_path: Path) -> None:
+    problem, density = stand_ins(make_mesh("triangle"), 1)
+    for steps in (3, 1):
+        with XDMFSeries(tmp_path / "f.xdmf", problem) as series:
+            for k in range(steps):
+                series.write(float(k), density)
+    assert times(tmp_path / "f.xdmf") == [0.0]
+    check_fields(read_step(tmp_path / "f.xdmf", 0), 1.0, ("psi",))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    problem, _ = stand_ins(make_mesh("interval"), 1)
+    (tmp_path / "file").write_text("not a folder")
+    for open_file in (
+        lambda: XDMFSeries(tmp_path / "file" / "f.xdmf", problem),
+        lambda: PVDSeries(tmp_path / "file" / "f.pvd", problem),
+        lambda: History(tmp_path / "file" / "f.csv", COMM),
+    ):
+        with pytest.raises(OSError, match="cannot write"):
+            open_file()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("XDMFSeries", ".xdmf"), ("PVDSeries", ".pvd")])
+def test_kill_leaves_readable_files(tmp_path: Path, kind: str, suffix: str) -> None:
+    program = f"""
+        import itertools, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import fem_mf
+        from test_output import make_mesh, stand_ins
+        problem, density = stand_ins(make_mesh("triangle"), 2)
+        series = fem_mf.{kind}("f{suffix}", problem)
+        history = fem_mf.History("h.csv", problem.comm)
+        for k in itertools.count():
+            series.write(0.1 * k, density)
+            history.append({{"t": 0.1 * k, "step": k}})
+            print(k, flush=True)
+            density.psi.x.array[:] *= 2.0
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if int(line) == 10:
+                run.send_signal(signal.SIGKILL)
+                break
+        printed = [10, *map(int, run.stdout)]
+    assert run.returncode == -signal.SIGKILL
+    path = tmp_path / f"f{suffix}"
+    seen = times(path)
+    assert len(seen) in (printed[-1] + 1, printed[-1] + 2)
+    assert seen == [0.1 * k for k in range(len(seen))]
+    for step in (0, len(seen) - 1):
+        check_fields(read_step(path, step), 2.0**step, ("psi",), tol=1e-12 * 2.0**step)
+    history = History.read(tmp_path / "h.csv")
+    assert list(history["step"]) == list(range(len(history["t"])))
+    assert len(history["t"]) >= printed[-1] + 1
+
+
+def test_history_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = [
+        {"t": 0.1 * k, "energy": rng.normal() * 1e-7, "iterations": k, "gap": np.float64(np.nan)}
+        for k in range(4)
+    ]
+    path = tmp_path / "run" / "history.csv"
+    with History(path, COMM) as history:
+        assert History.read(path) == {}
+        history.append(rows[0])
+        assert path.read_text().startswith("t,energy,iterations,gap\n0.0,")
+        for row in rows[1:]:
+            history.append(SimpleNamespace(scalars=lambda row=row: row))
+        with pytest.raises(ValueError, match="columns"):
+            history.append({"t": 1.0})
+    columns = History.read(path)
+    assert list(columns) == list(rows[0])
+    for name, column in columns.items():
+        np.testing.assert_array_equal(column, [row[name] for row in rows])
+    assert columns["iterations"].dtype == int
+    with pytest.raises(ValueError, match="closed"):
+        history.append(rows[0])
+    path.write_text(path.read_text() + "0.4,1.0,4")  # killed in the middle of a line
+    assert len(History.read(path)["t"]) == 4
+
+
+class Terminal(text_io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_passes_states_and_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def flow() -> Any:
+        try:
+            for k in range(5):
+                yield SimpleNamespace(t=0.1 * k, energy=1.25, fixed_point_iterations=3)
+        finally:
+            closed.append(True)
+
+    for stream in (text_io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert [s.t for s in progress(flow(), 0.4, COMM)] == [0.1 * k for k in range(5)]
+        assert ("energy 1.25" in stream.getvalue()) is stream.isatty()
+        for state in progress(flow(), 0.4, COMM, "flow"):
+            if state.t > 0.0:
+                break
+        with pytest.raises(RuntimeError, match="stop"):
+            consume(progress(flow(), 0.4, COMM))
+    assert len(closed) == 6
+
+
+def consume(states: Any) -> None:
+    for _ in states:
+        raise RuntimeError("stop")
