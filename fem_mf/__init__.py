@@ -39,6 +39,7 @@ from fem_mf.functionals import (
 )
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.network import NetworkLoss
+from fem_mf.newton import Newton
 from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
@@ -55,6 +56,7 @@ __all__ = [
     "History",
     "MeanInteraction",
     "NetworkLoss",
+    "Newton",
     "PVDSeries",
     "Picard",
     "Potential",

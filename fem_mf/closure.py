@@ -1,7 +1,7 @@
 """The mean field as an unknown: what the fixed point iterates on, and V as a function of it.
 
-For a cylindrical functional y holds the K moments ∫φ_j dm and V = V_0 + Σ_j ∂_jΦ(y) φ_j; for any
-other y holds the nodal values of m itself.
+For a cylindrical functional y holds moments of m and V = V_0 + Σ_j w_j(y) Q_j; for any other y
+holds the nodal values of m itself.
 
     closure = make_closure(problem)
     y = closure.order(density)        # moments, or the field m
@@ -10,13 +10,15 @@ other y holds the nodal values of m itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.features import Array
+from fem_mf.features import Array, FeatureMatrix
 from fem_mf.functionals import Cylindrical, flatten
+from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 
 __all__ = ["Closure", "FieldClosure", "MomentClosure", "make_closure"]
@@ -26,19 +28,13 @@ class Closure(Protocol):
     """The unknown of the fixed point and the potential it gives."""
 
     base: Array  # V_0, the part of V that never changes, owned and ghosts
-    basis: Array | None  # (n, r): V − V_0 = basis @ weights(y), None when V is a general field
+    basis: Array | None  # (n, r): V − V_0 = basis @ coefficients(y), None when V is a general field
 
     def order(self, density: Density) -> Array:
         """y of a density."""
 
-    def weights(self, y: Array) -> Array:
-        """Coefficients of the basis, ``(r,)`` (moments only)."""
-
     def potential(self, y: Array) -> Array:
         """V on the potential space, owned and ghosts."""
-
-    def order_of_basis(self, moments: Array) -> Array:
-        """y from the moments of the basis (moments only)."""
 
     def value(self, y: Array, density: Density) -> float:
         """F(m) − ∫V_0 dm."""
@@ -46,15 +42,22 @@ class Closure(Protocol):
     def work(self, y: Array, density: Density) -> float:
         """∫(V[m] − V_0) dm."""
 
+    def sensitivity(self, density: Density) -> float:
+        """A bound of ‖δy‖ / ‖δψ‖."""
+
     def dot(self, a: Array, b: Array) -> float:
         """Inner product of two y."""
 
     def coefficients(self, y: Array) -> Array:
-        """δF/δy, dual to y under ``dot``."""
+        """V as numbers dual to y under ``dot``."""
 
 
 class MomentClosure:
-    """K moments, the same numbers on every rank; updates of V are matrix-vector products."""
+    """The moments y of the compressed features, the same numbers on every rank.
+
+    With features Φ ≈ Q R (:class:`fem_mf.features.FeatureMatrix`), y = ∫Q dm has r components; the K
+    moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
+    """
 
     def __init__(self, problem: Problem, terms: list[tuple[float, Cylindrical]]) -> None:
         self.base = np.zeros(problem.potential_nodes.shape[1])
@@ -62,65 +65,57 @@ class MomentClosure:
             if term.linear:
                 self.base += factor * term.matrix(problem).combine(np.ones(1))
         self._terms = [(c, t, t.matrix(problem)) for c, t in terms if not t.linear]
-        columns = [matrix.basis for _, _, matrix in self._terms]
-        self.basis: Array | None = (
-            np.ascontiguousarray(np.hstack(columns)) if columns else np.empty((self.base.size, 0))
-        )
-        shapes = np.array([m.coordinates.shape for _, _, m in self._terms], dtype=int)
-        self._rank_splits, self._splits = np.cumsum(shapes.reshape(-1, 2), axis=0)[:-1].T
+        columns = [np.empty((self.base.size, 0)), *(m.basis for _, _, m in self._terms)]
+        self.basis: Array | None = np.ascontiguousarray(np.hstack(columns))
+        self._splits = np.cumsum([m.rank for _, _, m in self._terms])[:-1]
+        self._comm, self._owned = problem.comm, problem.num_potential_owned
+
+    def _parts(self, y: Array) -> Iterator[tuple[float, Cylindrical, FeatureMatrix, Array]]:
+        parts = np.split(y, self._splits) if self._terms else []
+        for (factor, term, matrix), part in zip(self._terms, parts, strict=True):
+            yield factor, term, matrix, part @ matrix.coordinates
 
     def order(self, density: Density) -> Array:
-        """The moments of every nonlinear term, one after the other. Collective."""
-        measure = density.measure()
-        if not self._terms:
-            return np.zeros(0)
-        return np.concatenate([matrix.moments(measure) for _, _, matrix in self._terms])
-
-    def order_of_basis(self, moments: Array) -> Array:
-        """y from the moments of the compressed basis."""
-        if not self._terms:
-            return np.zeros(0)
-        parts = np.split(moments, self._rank_splits)
-        return np.concatenate(
-            [part @ m.coordinates for (_, _, m), part in zip(self._terms, parts, strict=True)]
-        )
-
-    def value(self, y: Array, density: Density) -> float:
-        """Σ c Φ(y) over the nonlinear terms."""
-        if not self._terms:
-            return 0.0
-        parts = np.split(y, self._splits)
-        return sum(c * t.phi(part) for (c, t, _), part in zip(self._terms, parts, strict=True))
-
-    def work(self, y: Array, density: Density) -> float:
-        """Σ_j ∂_jΦ(y) y_j."""
-        return float(self.coefficients(y) @ y)
+        """∫Q dm. Collective."""
+        assert self.basis is not None
+        return global_sum(self._comm, density.measure() @ self.basis[: self._owned])
 
     def coefficients(self, y: Array) -> Array:
-        """∂_jΦ(y)."""
-        if not self._terms:
-            return np.zeros(0)
-        parts = np.split(y, self._splits)
-        return np.concatenate(
-            [c * t.gradient(part) for (c, t, _), part in zip(self._terms, parts, strict=True)]
-        )
-
-    def weights(self, y: Array) -> Array:
-        """Coefficients of the compressed basis."""
-        if not self._terms:
-            return np.zeros(0)
-        parts = np.split(self.coefficients(y), self._splits)
-        return np.concatenate(
-            [
-                matrix.coordinates @ part
-                for (_, _, matrix), part in zip(self._terms, parts, strict=True)
-            ]
-        )
+        """w, ``(r,)``."""
+        weights = [
+            factor * (matrix.coordinates @ term.gradient(moments))
+            for factor, term, matrix, moments in self._parts(y)
+        ]
+        return np.concatenate([np.zeros(0), *weights])
 
     def potential(self, y: Array) -> Array:
-        """V_0 + Σ_j ∂_jΦ(y) φ_j."""
+        """V_0 + Q w."""
         assert self.basis is not None
-        return self.base + self.basis @ self.weights(y)
+        return self.base + self.basis @ self.coefficients(y)
+
+    def value(self, y: Array, density: Density) -> float:
+        """Σ c Φ(Rᵀy) over the nonlinear terms."""
+        return sum(factor * term.phi(moments) for factor, term, _, moments in self._parts(y))
+
+    def work(self, y: Array, density: Density) -> float:
+        """w·y."""
+        return float(self.coefficients(y) @ y)
+
+    def stiffness(self, y: Array) -> Array:
+        """∂w/∂y, ``(r, r)``, by forward differences of the user's gradient."""
+        here = self.coefficients(y)
+        steps = 1e-7 * np.maximum(1.0, np.abs(y))
+        columns = [
+            (self.coefficients(y + h * e) - here) / h
+            for h, e in zip(steps, np.eye(y.size), strict=True)
+        ]
+        return np.column_stack(columns)
+
+    def sensitivity(self, density: Density) -> float:
+        """2 (Σ_j ∫Q_j² dm)^½. Collective."""
+        assert self.basis is not None
+        squares = density.measure() @ self.basis[: self._owned] ** 2
+        return 2.0 * float(np.sqrt(np.abs(global_sum(self._comm, squares)).sum()))
 
     def dot(self, a: Array, b: Array) -> float:
         """The Euclidean product; no communication, every rank holds y."""
@@ -150,12 +145,6 @@ class FieldClosure:
         self._density.set_amplitude(np.sqrt(np.maximum(y, 0.0)))
         return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
 
-    def weights(self, y: Array) -> Array:
-        """A field has no basis."""
-        raise NotImplementedError
-
-    order_of_basis = weights
-
     def value(self, y: Array, density: Density) -> float:
         """F(m). Collective."""
         return float(self.problem.functional.value(density))
@@ -168,6 +157,10 @@ class FieldClosure:
     def coefficients(self, y: Array) -> Array:
         """V[m] at the owned nodes of ψ's space. Collective."""
         return self.problem.potential_at_nodes(self.potential(y))
+
+    def sensitivity(self, density: Density) -> float:
+        """2 max ψ. Collective."""
+        return 2.0 * self.problem.max(float(density.amplitude().max(initial=0.0)))
 
     def dot(self, a: Array, b: Array) -> float:
         """∫ab dx with equal weights. Collective."""

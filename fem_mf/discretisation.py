@@ -162,6 +162,10 @@ class Discretisation:
         """Largest of one number per rank, NaN if any of them is. Collective."""
         return float(np.max(self.comm.allgather(float(local))))
 
+    def min(self, values: Array) -> float:
+        """Smallest of the values on all ranks. Collective."""
+        return -self.max(float(-values.min(initial=np.inf)))
+
     def multiply(self, matrix: PETSc.Mat, values: Array) -> Array:
         """Matrix times a vector of owned values of ψ's space. Collective."""
         self._x.x.array[: self.num_owned] = values

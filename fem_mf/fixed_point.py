@@ -20,7 +20,19 @@ import numpy as np
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 
-__all__ = ["Accelerator", "Anderson", "FixedPointRecord", "Picard", "StopTest", "solve"]
+__all__ = [
+    "Accelerator",
+    "Anderson",
+    "FixedPointRecord",
+    "Picard",
+    "StepRefused",
+    "StopTest",
+    "solve",
+]
+
+
+class StepRefused(Exception):
+    """Raised by an evaluation that is not defined so far from the last iterate."""
 
 
 class Unknown(Protocol):
@@ -159,6 +171,14 @@ def _contraction(residuals: list[float], floor: float) -> float:
     return usable[1] / usable[0]
 
 
+def _failure(norms: list[float], norm: float, stop: StopTest) -> ConvergenceError:
+    return ConvergenceError(
+        f"the mean-field fixed point did not converge: residual {norm:.1e} after {len(norms)} "
+        f"iterations (tolerance {stop.tolerance:.1e}); use a smaller dt, more iterations "
+        "(max_iterations), a looser fixed_point_tolerance, or the default accelerator and safeguard"
+    )
+
+
 def solve(
     evaluate: Callable[[Array, float], Array],
     y: Array,
@@ -205,32 +225,33 @@ def solve(
     while not stop(norm, size):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)
-        plain = step is residual
-        if plain:
-            step = damping * residual
+        rejections = 0
         while True:
+            plain = step is residual
+            if plain:
+                step = damping * residual
             if len(norms) >= stop.max_iterations or not np.isfinite(norm):
-                raise ConvergenceError(
-                    f"the mean-field fixed point did not converge: residual {norm:.1e} after "
-                    f"{len(norms)} iterations (tolerance {stop.tolerance:.1e}); use a smaller dt, "
-                    "more iterations (max_iterations), or accelerator=Anderson() with the safeguard"
-                )
-            trial_residual, trial_norm = residual_at(y + step)
+                raise _failure(norms, norm, stop)
+            try:
+                trial_residual, trial_norm = residual_at(y + step)
+            except StepRefused:
+                step, shortened = 0.25 * step, shortened + 1
+                continue
             enough = accelerator.trusted_ratio * norm
             if not safeguard or trial_norm < enough or stop(trial_norm, size):
                 break
             start, end = slope_of(step, residual), slope_of(step, trial_residual)
             if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
                 break
-            shortened += 1
-            if not plain:  # the accelerator's step is not to be trusted: a plain one, shortened
-                plain, step = True, damping * residual
-            elif start > 0.0 and end < 0.0:
-                damping *= max(start / (start - end), 0.1)
-                step = damping * residual
-            else:  # not convex here, or at rounding level
-                damping *= 0.5
-                step = damping * residual
+            rejections, shortened = rejections + 1, shortened + 1
+            fraction = max(start / (start - end), 0.1) if start > 0.0 > end else 0.5
+            if plain:
+                damping *= fraction
+                step = accelerator.step(y, residual, unknown.dot)
+            elif rejections < 4:
+                step = fraction * step
+            else:
+                step = residual
         if plain and trial_norm < 0.5 * norm:
             damping = min(1.0, 2.0 * damping)
         y = y + step

@@ -16,6 +16,7 @@ import numpy as np
 from fem_mf.closure import Closure
 from fem_mf.density import Density
 from fem_mf.features import Array
+from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
 
@@ -86,7 +87,7 @@ class PotentialOperator:
             potential: V(y) where the caller has it already.
         """
         if self.by_pieces:
-            self._update_by_pieces(np.concatenate(([mass_factor], self.closure.weights(y))))
+            self._update_by_pieces(np.concatenate(([mass_factor], self.closure.coefficients(y))))
             return
         problem = self.problem
         if potential is None:
@@ -119,10 +120,16 @@ class PotentialOperator:
         """y of a density, by the cheapest way there is. Collective."""
         if not self._pieces:
             return self.closure.order(density)
-        problem = self.problem
         psi = density.amplitude()
-        moments = np.array([psi @ problem.multiply(piece, psi) for piece in self._pieces])
-        return self.closure.order_of_basis(moments)
+        loads = self.basis_loads(psi)
+        return global_sum(self.problem.comm, np.array([psi @ load for load in loads]))
+
+    def basis_loads(self, psi: Array) -> list[Array]:
+        """∫Q_jψχ for every χ and each feature Q_j of the basis, owned values. Collective."""
+        if self._pieces:
+            return [self.problem.multiply(piece, psi) for piece in self._pieces]
+        assert self.closure.basis is not None
+        return [self.problem.apply_potential(column, psi) for column in self.closure.basis.T]
 
     def largest_ratio(self) -> float:
         """max_i σ²A_ii / M_ii, the stiffness of the problem. Collective."""

@@ -18,11 +18,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from fem_mf.clock import Clock
-from fem_mf.closure import make_closure
+from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
+from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate, StepResult
@@ -87,7 +88,8 @@ class SchrodingerFlow:
             (order 2) or ``"sdirk2"`` (order 2, L-stable).
         tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
             make, by which dt is chosen and steps are rejected.
-        accelerator: of the fixed point, ``Picard()`` or ``Anderson()`` (the default).
+        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. The default is
+            Newton where every term of F is cylindrical, else Anderson.
         fixed_point_tolerance: relative, on the moments (or on m).
         max_iterations: of one fixed point.
         safeguard: shorten fixed-point steps that overshoot.
@@ -134,7 +136,7 @@ class SchrodingerFlow:
         self._stage = ImplicitStage(
             problem,
             self.closure,
-            accelerator=Anderson() if accelerator is None else accelerator,
+            accelerator=_default(self.closure) if accelerator is None else accelerator,
             stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             safeguard=safeguard,
             linear_tolerance=linear_tolerance,
@@ -247,8 +249,7 @@ class SchrodingerFlow:
         )
 
     def _lowest(self, y: Array) -> float:
-        potential = self.closure.potential(y)
-        return -self.problem.max(float(-potential.min(initial=np.inf)))
+        return self.problem.min(self.closure.potential(y))
 
     def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:
         problem, psi = self.problem, rate.psi
@@ -264,3 +265,7 @@ class SchrodingerFlow:
             boundary_mass=problem.boundary_mass(psi),
             **numbers,  # type: ignore[arg-type]
         )
+
+
+def _default(closure: Closure) -> Accelerator:
+    return Newton() if isinstance(closure, MomentClosure) else Anderson()

@@ -117,13 +117,16 @@ class SpdSolver:
                 database.delValue(key)
         all_ranks_agree(self.ksp.comm.tompi4py(), error)
 
-    def solve(self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float) -> int:
+    def solve(
+        self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float, *, typical: bool = True
+    ) -> int:
         """Solve to ``rtol`` times the norm of the right-hand side. Collective.
 
         Args:
             right: the right-hand side.
             solution: the initial guess, overwritten.
             rtol: relative tolerance of the preconditioned residual.
+            typical: whether its iterations say something about the preconditioner's age.
 
         Returns:
             The number of iterations.
@@ -143,7 +146,7 @@ class SpdSolver:
                 f"after {iterations} iterations; try a smaller dt, or options such as "
                 f"-{self.prefix}pc_type lu -{self.prefix}pc_factor_mat_solver_type mumps"
             )
-        if not self._free_setup:
+        if typical and not self._free_setup:
             self._decide_rebuild(iterations)
         return int(iterations)
 

@@ -12,17 +12,18 @@ on the way: the operator is then positive for every m and every step size (D7).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from fem_mf.closure import Closure
+from fem_mf.closure import Closure, MomentClosure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StepRefused, StopTest, solve
+from fem_mf.newton import Newton
 from fem_mf.operators import PotentialOperator
+from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.solvers import Options, SpdSolver, default_options
 from fem_mf.spaces import owned_values
@@ -85,18 +86,20 @@ class ImplicitStage:
         self.operator = PotentialOperator(problem, closure)
         self.density = Density(problem, np.ones(problem.num_owned))
         self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
-        self._rtol, self._prefix, self._options = linear_tolerance, prefix, options
+        self.rtol, self._prefix, self._options = linear_tolerance, prefix, options
         self._stiffness = self.operator.largest_ratio()
         self._solver: SpdSolver | None = None
         self._defaults: dict[str, str | int | float] = {}
-        self._right = self.operator.matrix.createVecLeft()
-        self._solution = self.operator.matrix.createVecRight()
-        self._linear = closure.basis is not None and closure.basis.shape[1] == 0
-        # Learnt from stage to stage, for the tolerance of the inner solves: the contraction, the
-        # first residual, and the error in y that a solve of relative tolerance 1 would leave.
-        self._contraction, self._first_residual, self._gain = 1e-2, 0.0, np.inf
+        self.right = self.operator.matrix.createVecLeft()
+        self.solution = self.operator.matrix.createVecRight()
+        self.linear = closure.basis is not None and closure.basis.shape[1] == 0
+        self.tolerance = InnerTolerance(self.rtol)
+        self._evaluation: _Evaluation | None = None
+        if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
+            accelerator.bind(self._response, closure.stiffness)
 
-    def _prepare_solver(self, a: float) -> SpdSolver:
+    def solver(self, a: float) -> SpdSolver:
+        """The linear solver that suits a stage of this step."""
         dofs = self.problem.space.dofmap.index_map.size_global
         condition = 4.0 * (1.0 + 0.5 * a * self._stiffness)
         defaults = default_options(condition, dofs, self.problem.dim)
@@ -118,7 +121,7 @@ class ImplicitStage:
             y: mean field to start from.
             a: the stage's step, > 0.
             shift: the wanted s; it is lowered where the operator would not stay positive.
-            lowest: min V at the start, to skip that test when 1/a is far above its change.
+            lowest: min V at the start.
 
         Returns:
             The stage's solution; ``density`` holds it normalised.
@@ -126,36 +129,16 @@ class ImplicitStage:
         Raises:
             ConvergenceError: the fixed point or the linear solver failed.
         """
-        problem, loads = self.problem, _Loads(self.problem, r)
-        guarded = shift > lowest + 0.5 / a
-        margin = 0.5 * abs(shift - lowest)
-        state = _StageState(min(shift, lowest + 1.0 / a) if guarded else shift)
-        self._solution.array[:] = guess
-
-        def linear_solve(rtol: float) -> None:
-            self._right.array[:] = (2.0 / a) * loads.at(state.shift)
-            solver = self._prepare_solver(a)
-            state.linear_iterations += solver.solve(self._right, self._solution, rtol)
-
-        def evaluate(point: Array, previous: float) -> Array:
-            potential = None
-            if guarded:
-                potential = self.closure.potential(point)
-                smallest = -problem.max(float(-potential.min(initial=np.inf)))
-                if state.shift > smallest + 1.75 / a:
-                    state.shift = smallest + 1.0 / a - margin
-                    raise _ShiftLowered(point)
-            self.operator.update(2.0 / a - state.shift, point, potential)
-            state.rtol = self._inner_tolerance(previous, point)
-            linear_solve(state.rtol)
-            self._normalise()
-            return self.operator.order(self.density)
-
+        self.solution.array[:] = guess
+        if isinstance(self._accelerator, Newton):
+            self._accelerator.rescale(a)
+        evaluation = _Evaluation(self, r, a, min(shift, lowest + 1.0 / a), shift - lowest)
+        self._evaluation = evaluation
         record = None
         while record is None:
             try:
                 record = solve(
-                    evaluate,
+                    evaluation,
                     y,
                     accelerator=self._accelerator,
                     stop=self._stop,
@@ -164,51 +147,132 @@ class ImplicitStage:
                 )
             except _ShiftLowered as lowered:  # another map y -> T(y): begin again, from here
                 y = lowered.y
-        final_y = self._polish(linear_solve, state) if state.rtol > self._rtol else None
-        self._learn(record)
-        psi = owned_values(self._solution).copy()
+        if self.tolerance.floor == 0.0:
+            self.tolerance.floor = self.closure.sensitivity(self.density)
+        y = evaluation.polish()
+        self.tolerance.learn(record)
+        psi = owned_values(self.solution).copy()
         return StageResult(
             psi=psi,
-            rate=(psi - r.at(state.shift)) / a,
-            shift=state.shift,
-            y=self.operator.order(self.density) if final_y is None else final_y,
+            rate=(psi - r.at(evaluation.shift)) / a,
+            shift=evaluation.shift,
+            y=y,
             record=record,
-            linear_iterations=state.linear_iterations,
+            linear_iterations=evaluation.linear_iterations,
         )
 
-    def _normalise(self) -> None:
-        try:
-            self.density.set_amplitude(owned_values(self._solution))
-        except ValueError as error:
-            raise ConvergenceError(
-                f"a stage lost the density: {error}; use a smaller dt"
-            ) from error
+    def _response(self, y: Array) -> Array:
+        """R at y, ``(r, r)``: minus the derivative of T by the potential's coefficients w."""
+        problem, solver = self.problem, self._solver
+        assert solver is not None and self._evaluation is not None
+        self._evaluation(y, np.inf)
+        psi = self.density.amplitude()
+        loads = self.operator.basis_loads(psi)
+        mass = problem.apply_mass(psi)
+        columns = []
+        z = self.solution.duplicate()
+        for load in loads:
+            self.right.array[:] = load
+            z.set(0.0)
+            solver.solve(self.right, z, 1e-3, typical=False)
+            values = owned_values(z)
+            columns.append([values @ other for other in (*loads, mass)])
+        z.destroy()
+        table = global_sum(problem.comm, np.array(columns).T)
+        return 2.0 * (table[:-1] - np.outer(self.operator.order(self.density), table[-1]))
 
-    def _polish(self, linear_solve: Callable[[float], None], state: _StageState) -> Array:
-        before = self.operator.order(self.density)
-        linear_solve(self._rtol)
-        self._normalise()
-        after = self.operator.order(self.density)
-        change = after - before
-        gain = float(np.sqrt(self.closure.dot(change, change))) / state.rtol
-        self._gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
-        return after
 
-    def _inner_tolerance(self, previous: float, y: Array) -> float:
-        # An evaluation of T need be no more accurate than a tenth of the residual it will leave.
-        if self._linear:
+class InnerTolerance:
+    """Tolerance of the linear solves inside a fixed point, learnt from stage to stage.
+
+    An evaluation of T need be no more accurate than a tenth of the residual it will leave; the
+    error in y of a solve of relative tolerance 1 (``gain``) is measured at the end of each stage.
+    """
+
+    def __init__(self, rtol: float) -> None:
+        self._rtol = rtol
+        self._contraction, self._first_residual, self._gain = 1e-2, 0.0, np.inf
+        self.floor = 0.0  # of the gain: what exact norms of the features say
+
+    def __call__(self, previous: float) -> float:
+        """Relative tolerance after a residual norm (inf: the first evaluation)."""
+        if np.isinf(self._gain):
             return self._rtol
-        gain = self._gain
-        if np.isinf(gain):
-            gain = 1e3 * max(1.0, float(np.sqrt(self.closure.dot(y, y))))
         expected = previous if np.isfinite(previous) else self._first_residual
-        wanted = 0.1 * min(self._contraction, 0.1) * expected / max(gain, 1e-300)
+        wanted = 0.1 * min(self._contraction, 0.1) * expected / max(self._gain, 1e-300)
         return float(np.clip(wanted, self._rtol, 1e-3))
 
-    def _learn(self, record: FixedPointRecord) -> None:
+    def measure(self, change: float, rtol: float) -> None:
+        """Learn how far a solve of tolerance ``rtol`` was off in y."""
+        gain = change / rtol
+        gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
+        self._gain = max(gain, self.floor)
+
+    def learn(self, record: FixedPointRecord) -> None:
+        """Learn the residuals of a stage."""
         self._first_residual = record.residuals[0]
         if np.isfinite(record.contraction):
             self._contraction = min(1.0, max(record.contraction, 1e-6))
+
+
+class _Evaluation:
+    """The map y -> T(y) of one stage, with the gauge that keeps its operator positive."""
+
+    _REFUSALS = 3  # steps sent back before the gauge is lowered instead
+
+    def __init__(
+        self, stage: ImplicitStage, r: AffineInShift, a: float, shift: float, spread: float
+    ) -> None:
+        self.stage, self.a, self.shift = stage, a, shift
+        self._margin = 0.5 * abs(spread)
+        self._base = stage.problem.apply_mass(r.base)
+        self._slope = None if r.slope is None else stage.problem.apply_mass(r.slope)
+        self.linear_iterations = 0
+        self._rtol = 1.0
+        self._refused = 0
+
+    def __call__(self, y: Array, previous: float) -> Array:
+        potential = None if self.stage.linear else self._guard(y, np.isfinite(previous))
+        self.stage.operator.update(2.0 / self.a - self.shift, y, potential)
+        self._rtol = self.stage.rtol if self.stage.linear else self.stage.tolerance(previous)
+        return self._solve()
+
+    def _guard(self, y: Array, may_refuse: bool) -> Array:
+        potential = self.stage.closure.potential(y)
+        smallest = self.stage.problem.min(potential)
+        if self.shift > smallest + 1.75 / self.a:
+            if may_refuse and self._refused < self._REFUSALS:
+                self._refused += 1
+                raise StepRefused
+            self.shift = smallest + 1.0 / self.a - self._margin
+            self._refused = 0
+            raise _ShiftLowered(y)
+        return potential
+
+    def _solve(self) -> Array:
+        stage = self.stage
+        load = self._base if self._slope is None else self._base + self.shift * self._slope
+        stage.right.array[:] = (2.0 / self.a) * load
+        solver = stage.solver(self.a)
+        self.linear_iterations += solver.solve(stage.right, stage.solution, self._rtol)
+        try:
+            stage.density.set_amplitude(owned_values(stage.solution))
+        except ValueError as error:
+            raise ConvergenceError(f"a stage lost the density: {error}; use a smaller dt") from None
+        return stage.operator.order(stage.density)
+
+    def polish(self) -> Array:
+        """Finish the last linear solve to the full tolerance; y of the result."""
+        stage = self.stage
+        before = stage.operator.order(stage.density)
+        if self._rtol <= stage.rtol:
+            stage.tolerance.measure(0.0, stage.rtol)
+            return before
+        rtol, self._rtol = self._rtol, stage.rtol
+        after = self._solve()
+        change = after - before
+        stage.tolerance.measure(float(np.sqrt(stage.closure.dot(change, change))), rtol)
+        return after
 
 
 class _ShiftLowered(Exception):
@@ -217,24 +281,3 @@ class _ShiftLowered(Exception):
     def __init__(self, y: Array) -> None:
         super().__init__("gauge lowered")
         self.y = y
-
-
-@dataclass
-class _StageState:
-    """What changes while one stage is being solved."""
-
-    shift: float
-    rtol: float = 1.0
-    linear_iterations: int = 0
-
-
-class _Loads:
-    """Load vectors M r(s), the two mass products done once per stage."""
-
-    def __init__(self, problem: Problem, r: AffineInShift) -> None:
-        self._base = problem.apply_mass(r.base)
-        self._slope = None if r.slope is None else problem.apply_mass(r.slope)
-
-    def at(self, shift: float) -> Array:
-        """M r(s)."""
-        return self._base if self._slope is None else self._base + shift * self._slope

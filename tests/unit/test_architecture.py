@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
 # A module imports from its own layer, without cycles, and from the layers above it in this list.
 LAYERS = [
     ["errors", "parallel"],
-    ["meshing", "blocks", "features", "functionals"],
-    ["spaces", "problem"],
+    ["meshing", "blocks", "features", "functionals", "network"],
+    ["spaces", "discretisation", "problem"],
     ["points", "density"],
     ["observables", "checks"],
-    ["solvers", "closure", "fixed_point", "stages", "schemes"],
+    ["solvers", "closure", "operators", "fixed_point", "newton", "stages", "schemes", "clock"],
     ["schrodinger", "hjb", "relative_entropy", "langevin", "stationary", "certificate"],
     ["history", "sampled", "output", "plotting"],
     ["doctor", "__init__", "__main__"],
