@@ -55,8 +55,8 @@ class Closure(Protocol):
 class MomentClosure:
     """The moments y of the compressed features, the same numbers on every rank.
 
-    With features Φ ≈ Q R (:class:`fem_mf.features.FeatureMatrix`), y = ∫Q dm has r components; the K
-    moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
+    With features Φ ≈ Q R (:class:`fem_mf.features.FeatureMatrix`), y = ∫Q dm has r components; the
+    K moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
     """
 
     def __init__(self, problem: Problem, terms: list[tuple[float, Cylindrical]]) -> None:

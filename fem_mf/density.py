@@ -30,16 +30,21 @@ class Density:
     Args:
         problem: the problem it lives on.
         psi: ``(num_owned,)`` owned values of the amplitude, of any norm; only |ψ| matters.
+        normalised: promise that ψ is positive and of mass one already.
 
     Raises:
         ValueError: ψ is zero, or not finite.
     """
 
-    def __init__(self, problem: Problem, psi: Array) -> None:
+    def __init__(self, problem: Problem, psi: Array, *, normalised: bool = False) -> None:
         self.problem = problem
         self.psi: fem.Function = problem.new_amplitude()
         self._measure: Array | None = None
-        self.set_amplitude(psi)
+        if normalised:
+            self.psi.x.array[: problem.num_owned] = psi
+            self.psi.x.scatter_forward()
+        else:
+            self.set_amplitude(psi)
 
     def set_amplitude(self, psi: Array) -> float:
         """Replace ψ in place by |ψ| normalised, and return its former norm. Collective.
@@ -56,7 +61,7 @@ class Density:
             )
         positive = np.maximum(np.abs(psi), _FLOOR * largest)
         positive[problem.constrained] = 0.0
-        norm = float(np.sqrt(problem.dot(positive, problem.apply_mass(positive))))
+        norm = problem.norm(positive)
         self.psi.x.array[: problem.num_owned] = positive / norm
         self.psi.x.scatter_forward()
         self._measure = None

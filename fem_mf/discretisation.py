@@ -158,6 +158,10 @@ class Discretisation:
         """Σ a_i b_i over all ranks. Collective."""
         return float(global_sum(self.comm, a @ b))
 
+    def norm(self, psi: Array) -> float:
+        """L² norm of a function of ψ's space, by its owned values. Collective."""
+        return float(np.sqrt(max(self.dot(psi, self.apply_mass(psi)), 0.0)))
+
     def max(self, local: float) -> float:
         """Largest of one number per rank, NaN if any of them is. Collective."""
         return float(np.max(self.comm.allgather(float(local))))

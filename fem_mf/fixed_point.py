@@ -126,7 +126,10 @@ class Anderson:
 
 @dataclass(frozen=True, kw_only=True)
 class StopTest:
-    """Stop when ‖T(y) − y‖ ≤ tolerance · max(1, ‖y‖).
+    """Stop when T(y) is within tolerance · max(1, ‖y‖) of the fixed point.
+
+    Its distance is at most the residual ‖T(y) − y‖ and, when the iteration contracts by a factor
+    q < 1, about q/(1 − q) times it: what is returned is T(y), one contraction better than y.
 
     Attributes:
         tolerance: relative tolerance.
@@ -136,9 +139,18 @@ class StopTest:
     tolerance: float = 1e-10
     max_iterations: int = 100
 
-    def __call__(self, residual: float, size: float) -> bool:
-        """Whether an iterate is converged."""
-        return residual <= self.tolerance * max(1.0, size)
+    def __call__(self, residual: float, size: float, previous: float = 0.0) -> bool:
+        """Whether an iterate is converged.
+
+        Args:
+            residual: ‖T(y) − y‖.
+            size: ‖y‖.
+            previous: the residual of the iterate that a step from it led here, 0 for none.
+        """
+        error = residual
+        if residual < 0.5 * previous:
+            error = min(residual, 2.0 * residual**2 / previous)
+        return error <= self.tolerance * max(1.0, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +234,8 @@ def solve(
     residual, norm = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
     damping = 1.0
-    while not stop(norm, size):
+    before = 0.0
+    while not stop(norm, size, before):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)
         rejections = 0
@@ -238,7 +251,7 @@ def solve(
                 step, shortened = 0.25 * step, shortened + 1
                 continue
             enough = accelerator.trusted_ratio * norm
-            if not safeguard or trial_norm < enough or stop(trial_norm, size):
+            if not safeguard or trial_norm < enough or stop(trial_norm, size, norm):
                 break
             start, end = slope_of(step, residual), slope_of(step, trial_residual)
             if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
@@ -254,7 +267,7 @@ def solve(
                 step = residual
         if plain and trial_norm < 0.5 * norm:
             damping = min(1.0, 2.0 * damping)
-        y = y + step
+        y, before = y + step, norm
         residual, norm = trial_residual, trial_norm
         size = float(np.sqrt(unknown.dot(y, y)))
     floor = 1e-13 * max(1.0, size)

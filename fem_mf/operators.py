@@ -1,7 +1,7 @@
 """The matrix c M + σ²A + ∫V[m]ψχ while c and the mean field change.
 
 operator = PotentialOperator(problem, closure)
-operator.update(c, y, None)       # values only, the matrix object stays
+operator.update(c, y)       # values only, the matrix object stays
 operator.matrix, operator.order(density)
 """
 
@@ -20,7 +20,7 @@ from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
 
-__all__ = ["PotentialOperator"]
+__all__ = ["PotentialFloor", "PotentialOperator"]
 
 # Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
 # memory is better spent elsewhere and ∫Vψχ is assembled anew.
@@ -78,21 +78,18 @@ class PotentialOperator:
         self.constant_diagonal.array[:] = diagonal + added
         matrix.setDiagonal(self.constant_diagonal)
 
-    def update(self, mass_factor: float, y: Array, potential: Array | None) -> None:
+    def update(self, mass_factor: float, y: Array) -> None:
         """Set the matrix to c M + σ²A + ∫V(y)ψχ. Collective.
 
         Args:
             mass_factor: c.
             y: the mean field.
-            potential: V(y) where the caller has it already.
         """
         if self.by_pieces:
             self._update_by_pieces(np.concatenate(([mass_factor], self.closure.coefficients(y))))
             return
         problem = self.problem
-        if potential is None:
-            potential = self.closure.potential(y)
-        varying = potential - self.closure.base
+        varying = self.closure.potential(y) - self.closure.base
         if problem.lumped:
             added = problem.mass_diagonal * (mass_factor + varying[: problem.num_owned])
             added[problem.constrained] = 0.0
@@ -138,3 +135,37 @@ class PotentialOperator:
         free = mass > 0
         ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
         return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))
+
+
+class PotentialFloor:
+    """min V[m] as the mean field changes: exact, or bounded from the last exact one for nothing.
+
+    |V(y) − V(y')| ≤ Σ_j |w_j(y) − w_j(y')| max|Q_j|.
+
+    Args:
+        problem: the problem.
+        closure: gives V.
+    """
+
+    def __init__(self, problem: Problem, closure: Closure) -> None:
+        self._problem, self._closure = problem, closure
+        self._reach: Array | None = None
+        if closure.basis is not None:
+            local = np.abs(closure.basis).max(axis=0, initial=0.0)
+            self._reach = np.max(problem.comm.allgather(local), axis=0)
+        self._weights: Array | None = None
+        self._smallest = -np.inf
+
+    def exact(self, y: Array) -> float:
+        """Min V(y) over the nodes. Collective."""
+        self._smallest = self._problem.min(self._closure.potential(y))
+        if self._reach is not None:
+            self._weights = self._closure.coefficients(y)
+        return self._smallest
+
+    def bound(self, y: Array) -> float:
+        """A number below min V(y). Collective where there is no cheap one."""
+        if self._reach is None or self._weights is None:
+            return self.exact(y)
+        change = np.abs(self._closure.coefficients(y) - self._weights)
+        return self._smallest - float(change @ self._reach)

@@ -1,7 +1,7 @@
 """Time schemes of the Schrödinger flow as sequences of implicit stages.
 
-Each maps a :class:`Rate` (ψ and ∂_tψ now) and a step to a :class:`StepResult`. The flow in the
-gauge s is f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
+Each maps a :class:`Rate` (ψ and ∂_tψ now) and a step to its solved stages, the last of which ends
+the step. The flow in the gauge s is f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.features import Array
-from fem_mf.stages import AffineInShift, ImplicitStage, StageResult
+from fem_mf.stages import ImplicitStage, StageResult, StageStart
 
-__all__ = ["SCHEMES", "Rate", "StepResult"]
+__all__ = ["SCHEMES", "Rate"]
 
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # Beyond this relative change in a step, the past says nothing useful about the next ψ.
@@ -27,36 +27,27 @@ class Rate:
 
     Attributes:
         psi: ψ, of mass one.
+        mass_psi: Mψ.
         velocity: ∂_tψ, orthogonal to ψ.
+        mass_velocity: M∂_tψ.
         eigenvalue: λ.
         y: the mean field.
-        lowest: min V[m].
+        dt: the step that led here, 0 at the start.
         acceleration: ∂_t²ψ by the difference of two velocities, None at the start.
-        y_rate: ∂_t y by a difference, None at the start.
+        y_rate: first divided difference of y, None at the start.
+        y_curvature: second divided difference of y, None with fewer than three values.
     """
 
     psi: Array
+    mass_psi: Array
     velocity: Array
+    mass_velocity: Array
     eigenvalue: float
     y: Array
-    lowest: float
+    dt: float = 0.0
     acceleration: Array | None = None
     y_rate: Array | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a step leaves; ``error`` is the L² estimate of the embedded first-order scheme."""
-
-    psi: Array
-    norm: float
-    rate: Array
-    shift: float
-    y: Array
-    error: float
-    fixed_point_iterations: int
-    linear_iterations: int
-    contraction: float
+    y_curvature: Array | None = None
 
 
 def _predict(stage: ImplicitStage, now: Rate, time: float) -> tuple[Array, Array]:
@@ -69,64 +60,50 @@ def _predict(stage: ImplicitStage, now: Rate, time: float) -> tuple[Array, Array
         now.psi, now.psi
     ):
         return now.psi, now.y
-    return now.psi + change, now.y + time * now.y_rate
+    y = now.y + time * now.y_rate
+    if now.y_curvature is not None:
+        y = y + time * (time + now.dt) * now.y_curvature
+    return now.psi + change, y
 
 
-def _result(stage: ImplicitStage, now: Rate, dt: float, stages: list[StageResult]) -> StepResult:
-    last = stages[-1]
-    problem = stage.problem
-    norm = float(np.sqrt(problem.dot(last.psi, problem.apply_mass(last.psi))))
-    # ½ dt |∂_tψ⁺ − ∂_tψ|, parts along ψ taken out: they only rescale.
-    rate = last.rate / norm
-    difference = rate - now.velocity
-    unit = last.psi / norm
-    difference -= problem.dot(unit, problem.apply_mass(difference)) * unit
-    size = problem.dot(difference, problem.apply_mass(difference))
-    return StepResult(
-        psi=last.psi,
-        norm=norm,
-        rate=last.rate,
-        shift=last.shift,
-        y=last.y,
-        error=0.5 * dt * float(np.sqrt(max(size, 0.0))),
-        fixed_point_iterations=sum(s.record.iterations for s in stages),
-        linear_iterations=sum(s.linear_iterations for s in stages),
-        contraction=last.record.contraction,
-    )
-
-
-def backward_euler(stage: ImplicitStage, now: Rate, dt: float) -> StepResult:
+def backward_euler(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
     """ψ⁺ = ψ + dt f_s(ψ⁺)."""
     guess, y = _predict(stage, now, dt)
-    first = stage.solve(AffineInShift(now.psi), guess, y, dt, now.eigenvalue, now.lowest)
-    return _result(stage, now, dt, [first])
+    start = StageStart(base=now.psi, load=now.mass_psi)
+    return [stage.solve(start, guess, y, dt, now.eigenvalue)]
 
 
-def crank_nicolson(stage: ImplicitStage, now: Rate, dt: float) -> StepResult:
+def crank_nicolson(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
     """ψ⁺ = ψ + (dt/2)(f_s(ψ) + f_s(ψ⁺))."""
     guess, y = _predict(stage, now, dt)
     half = 0.5 * dt
-    start = AffineInShift(
-        (1.0 - 0.5 * half * now.eigenvalue) * now.psi + half * now.velocity,
-        0.5 * half * now.psi,
+    kept = 1.0 - 0.5 * half * now.eigenvalue
+    start = StageStart(
+        base=kept * now.psi + half * now.velocity,
+        load=kept * now.mass_psi + half * now.mass_velocity,
+        slope=0.5 * half * now.psi,
+        slope_load=0.5 * half * now.mass_psi,
     )
-    first = stage.solve(start, guess, y, half, now.eigenvalue, now.lowest)
-    return _result(stage, now, dt, [first])
+    return [stage.solve(start, guess, y, half, now.eigenvalue)]
 
 
-def sdirk2(stage: ImplicitStage, now: Rate, dt: float) -> StepResult:
+def sdirk2(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
     """Two stages with γ = 1 − 1/√2, stiffly accurate and L-stable (Alexander 1977)."""
     a = _GAMMA * dt
     guess, y = _predict(stage, now, a)
-    first = stage.solve(AffineInShift(now.psi), guess, y, a, now.eigenvalue, now.lowest)
-    r = now.psi + (1.0 - _GAMMA) * dt * first.rate
+    start = StageStart(base=now.psi, load=now.mass_psi)
+    first = stage.solve(start, guess, y, a, now.eigenvalue)
+    rest = (1.0 - _GAMMA) * dt
+    start = StageStart(
+        base=now.psi + rest * first.rate,
+        load=now.mass_psi + rest * stage.problem.apply_mass(first.rate),
+    )
     guess, y = _predict(stage, now, dt)
     # Both stages must be stages of one and the same equation: the gauge of the first stays.
-    second = stage.solve(AffineInShift(r), guess, y, a, first.shift, now.lowest)
-    return _result(stage, now, dt, [first, second])
+    return [first, stage.solve(start, guess, y, a, first.shift)]
 
 
-SCHEMES: dict[str, Callable[[ImplicitStage, Rate, float], StepResult]] = {
+SCHEMES: dict[str, Callable[[ImplicitStage, Rate, float], list[StageResult]]] = {
     "backward-euler": backward_euler,
     "crank-nicolson": crank_nicolson,
     "sdirk2": sdirk2,

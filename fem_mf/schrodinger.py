@@ -21,14 +21,13 @@ from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
-from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
 from fem_mf.problem import Problem
-from fem_mf.schemes import SCHEMES, Rate, StepResult
+from fem_mf.schemes import SCHEMES, Rate
 from fem_mf.solvers import Options
-from fem_mf.stages import ImplicitStage
+from fem_mf.stages import ImplicitStage, StageResult
 
 __all__ = ["SchrodingerFlow", "State"]
 
@@ -88,8 +87,8 @@ class SchrodingerFlow:
             (order 2) or ``"sdirk2"`` (order 2, L-stable).
         tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
             make, by which dt is chosen and steps are rejected.
-        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. The default is
-            Newton where every term of F is cylindrical, else Anderson.
+        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. The default
+            is Newton where every term of F is cylindrical, else Anderson.
         fixed_point_tolerance: relative, on the moments (or on m).
         max_iterations: of one fixed point.
         safeguard: shorten fixed-point steps that overshoot.
@@ -174,18 +173,16 @@ class SchrodingerFlow:
         yield state
         clock = Clock(self.dt, t_end)
         while not clock.done and (steady is None or state.residual > steady):
-            result, rejected = self._accepted_step(rate, clock)
-            density = Density(self.problem, result.psi)
-            rate = self._renormalised(density, result, rate, clock.last)
+            rate, stages, rejected = self._accepted_step(rate, clock)
             state = self._state(
-                density,
+                Density(self.problem, rate.psi, normalised=True),
                 rate,
                 t=clock.t,
                 dt=clock.last,
                 step=clock.step,
-                fixed_point_iterations=result.fixed_point_iterations,
-                linear_iterations=result.linear_iterations,
-                contraction=result.contraction,
+                fixed_point_iterations=sum(s.record.iterations for s in stages),
+                linear_iterations=sum(s.linear_iterations for s in stages),
+                contraction=stages[-1].record.contraction,
                 rejected=rejected,
             )
             yield state
@@ -193,26 +190,29 @@ class SchrodingerFlow:
 
     # -- one step -------------------------------------------------------------------------------
 
-    def _accepted_step(self, rate: Rate, clock: Clock) -> tuple[StepResult, int]:
+    def _accepted_step(self, now: Rate, clock: Clock) -> tuple[Rate, list[StageResult], int]:
         rejected = 0
         while True:
             dt = clock.next_step()
             try:
-                result = SCHEMES[self.scheme](self._stage, rate, dt)
+                stages = SCHEMES[self.scheme](self._stage, now, dt)
             except ConvergenceError:
                 if self.tolerance is None or not clock.may_shrink:
                     raise
                 clock.reject(0.25)
                 rejected += 1
                 continue
+            then = self._advance(now, stages[-1], dt)
             if self.tolerance is None:
-                clock.accept(1.0)
-                return result, rejected
-            # The estimate is that of the embedded first-order scheme: local error ~ dt².
-            factor = 0.9 * np.sqrt(self.tolerance / max(result.error, 1e-300))
-            if result.error <= self.tolerance or not clock.may_shrink:
+                clock.accept()
+                return then, stages, rejected
+            # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
+            difference = then.velocity - now.velocity
+            error = 0.5 * dt * self.problem.norm(difference)
+            factor = 0.9 * np.sqrt(self.tolerance / max(error, 1e-300))
+            if error <= self.tolerance or not clock.may_shrink:
                 clock.accept(float(np.clip(factor, 0.3, 3.0)))
-                return result, rejected
+                return then, stages, rejected
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
 
@@ -220,48 +220,51 @@ class SchrodingerFlow:
         psi = start.amplitude()
         load = hamiltonian(self.problem, start)
         eigenvalue = self.problem.dot(psi, load)
-        h_psi = solve_mass(self.problem, load)
-        y = self.closure.order(start)
+        velocity = -0.5 * (solve_mass(self.problem, load) - eigenvalue * psi)
+        mass_psi = self.problem.apply_mass(psi)
         return Rate(
             psi=psi,
-            velocity=-0.5 * (h_psi - eigenvalue * psi),
+            mass_psi=mass_psi,
+            velocity=velocity,
+            mass_velocity=-0.5 * (load - eigenvalue * mass_psi),
             eigenvalue=eigenvalue,
-            y=y,
-            lowest=self._lowest(y),
+            y=self.closure.order(start),
         )
 
-    def _renormalised(self, density: Density, result: StepResult, old: Rate, dt: float) -> Rate:
+    def _advance(self, old: Rate, last: StageResult, dt: float) -> Rate:
         # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
         # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
-        problem, psi = self.problem, density.amplitude()
-        norm = result.norm
-        rate = result.rate / norm
-        along = problem.dot(psi, problem.apply_mass(rate))
+        problem, psi = self.problem, last.unit
+        mass_psi = problem.apply_mass(psi)
+        rate = last.rate / last.norm
+        mass_rate = problem.apply_mass(rate)
+        along = problem.dot(psi, mass_rate)
         velocity = rate - along * psi
+        y_rate = (last.y - old.y) / dt
         return Rate(
             psi=psi,
+            mass_psi=mass_psi,
             velocity=velocity,
-            eigenvalue=result.shift - 2.0 * along,
-            y=result.y,
-            lowest=self._lowest(result.y),
+            mass_velocity=mass_rate - along * mass_psi,
+            eigenvalue=last.shift - 2.0 * along,
+            y=last.y,
+            dt=dt,
             acceleration=(velocity - old.velocity) / dt,
-            y_rate=(result.y - old.y) / dt,
+            y_rate=y_rate,
+            y_curvature=None if old.y_rate is None else (y_rate - old.y_rate) / (dt + old.dt),
         )
-
-    def _lowest(self, y: Array) -> float:
-        return self.problem.min(self.closure.potential(y))
 
     def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:
         problem, psi = self.problem, rate.psi
         constant = problem.dot(psi, problem.multiply(self._stage.operator.constant, psi))
-        dissipation = 4.0 * problem.dot(rate.velocity, problem.apply_mass(rate.velocity))
+        dissipation = 4.0 * problem.dot(rate.velocity, rate.mass_velocity)
         return State(
             density=density,
             energy=constant + self.closure.value(rate.y, density),
             eigenvalue=constant + self.closure.work(rate.y, density),
             residual=float(np.sqrt(dissipation)),
             dissipation=dissipation,
-            mass=density.mass(),
+            mass=problem.dot(psi, rate.mass_psi),
             boundary_mass=problem.boundary_mass(psi),
             **numbers,  # type: ignore[arg-type]
         )

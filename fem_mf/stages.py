@@ -22,32 +22,58 @@ from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, FixedPointRecord, StepRefused, StopTest, solve
 from fem_mf.newton import Newton
-from fem_mf.operators import PotentialOperator
+from fem_mf.operators import PotentialFloor, PotentialOperator
 from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.solvers import Options, SpdSolver, default_options
 from fem_mf.spaces import owned_values
 
-__all__ = ["AffineInShift", "ImplicitStage", "StageResult"]
+__all__ = ["ImplicitStage", "StageResult", "StageStart"]
 
 
-@dataclass(frozen=True)
-class AffineInShift:
-    """r = base + s · slope: what a stage starts from may depend on the gauge s."""
+@dataclass(frozen=True, kw_only=True)
+class StageStart:
+    """r(s) = base + s · slope: what a stage starts from may depend on the gauge s.
+
+    Attributes:
+        base: owned values.
+        load: M base.
+        slope: owned values, None for 0.
+        slope_load: M slope.
+    """
 
     base: Array
+    load: Array
     slope: Array | None = None
+    slope_load: Array | None = None
 
     def at(self, shift: float) -> Array:
         """r for one s."""
         return self.base if self.slope is None else self.base + shift * self.slope
 
+    def load_at(self, shift: float) -> Array:
+        """M r for one s."""
+        return self.load if self.slope_load is None else self.load + shift * self.slope_load
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """ψ (owned, not normalised), its rate f = (ψ − r)/a = −½(H − s)ψ, s, y and the record."""
+    """A solved stage.
+
+    Attributes:
+        psi: ψ, owned values, not normalised.
+        unit: ψ made positive and normalised.
+        norm: of ψ.
+        rate: f = (ψ − r)/a = −½(H − s)ψ.
+        shift: s.
+        y: the mean field of ψ.
+        record: of the fixed point.
+        linear_iterations: of all its linear solves.
+    """
 
     psi: Array
+    unit: Array
+    norm: float
     rate: Array
     shift: float
     y: Array
@@ -93,7 +119,8 @@ class ImplicitStage:
         self.right = self.operator.matrix.createVecLeft()
         self.solution = self.operator.matrix.createVecRight()
         self.linear = closure.basis is not None and closure.basis.shape[1] == 0
-        self.tolerance = InnerTolerance(self.rtol)
+        self.tolerance = InnerTolerance(self.rtol, stop)
+        self.floor = PotentialFloor(problem, closure)
         self._evaluation: _Evaluation | None = None
         if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
             accelerator.bind(self._response, closure.stiffness)
@@ -111,20 +138,19 @@ class ImplicitStage:
         return self._solver
 
     def solve(
-        self, r: AffineInShift, guess: Array, y: Array, a: float, shift: float, lowest: float
+        self, start: StageStart, guess: Array, y: Array, a: float, shift: float
     ) -> StageResult:
         """Solve one stage. Collective.
 
         Args:
-            r: the stage's start.
+            start: r.
             guess: owned values of ψ to start from.
             y: mean field to start from.
             a: the stage's step, > 0.
             shift: the wanted s; it is lowered where the operator would not stay positive.
-            lowest: min V at the start.
 
         Returns:
-            The stage's solution; ``density`` holds it normalised.
+            The stage's solution.
 
         Raises:
             ConvergenceError: the fixed point or the linear solver failed.
@@ -132,8 +158,7 @@ class ImplicitStage:
         self.solution.array[:] = guess
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
-        evaluation = _Evaluation(self, r, a, min(shift, lowest + 1.0 / a), shift - lowest)
-        self._evaluation = evaluation
+        evaluation = self._evaluation = _Evaluation(self, start, y, a, shift)
         record = None
         while record is None:
             try:
@@ -154,7 +179,9 @@ class ImplicitStage:
         psi = owned_values(self.solution).copy()
         return StageResult(
             psi=psi,
-            rate=(psi - r.at(evaluation.shift)) / a,
+            unit=self.density.amplitude(),
+            norm=evaluation.norm,
+            rate=(psi - start.at(evaluation.shift)) / a,
             shift=evaluation.shift,
             y=y,
             record=record,
@@ -185,22 +212,25 @@ class ImplicitStage:
 class InnerTolerance:
     """Tolerance of the linear solves inside a fixed point, learnt from stage to stage.
 
-    An evaluation of T need be no more accurate than a tenth of the residual it will leave; the
-    error in y of a solve of relative tolerance 1 (``gain``) is measured at the end of each stage.
+    An evaluation of T need be no more accurate than a tenth of the residual it will leave, unless
+    it will be the last; the error in y of a solve of relative tolerance 1 (``gain``) is measured
+    at the end of each stage.
     """
 
-    def __init__(self, rtol: float) -> None:
-        self._rtol = rtol
+    def __init__(self, rtol: float, stop: StopTest) -> None:
+        self._rtol, self._stop = rtol, stop
         self._contraction, self._first_residual, self._gain = 1e-2, 0.0, np.inf
         self.floor = 0.0  # of the gain: what exact norms of the features say
 
-    def __call__(self, previous: float) -> float:
+    def __call__(self, previous: float, size: float) -> float:
         """Relative tolerance after a residual norm (inf: the first evaluation)."""
         if np.isinf(self._gain):
             return self._rtol
-        expected = previous if np.isfinite(previous) else self._first_residual
-        wanted = 0.1 * min(self._contraction, 0.1) * expected / max(self._gain, 1e-300)
-        return float(np.clip(wanted, self._rtol, 1e-3))
+        ratio = min(self._contraction, 0.1)
+        residual = ratio * previous if np.isfinite(previous) else self._first_residual
+        if self._stop(residual, size, residual / ratio):
+            return self._rtol
+        return float(np.clip(0.1 * ratio * residual / max(self._gain, 1e-300), self._rtol, 1e-3))
 
     def measure(self, change: float, rtol: float) -> None:
         """Learn how far a solve of tolerance ``rtol`` was off in y."""
@@ -221,55 +251,59 @@ class _Evaluation:
     _REFUSALS = 3  # steps sent back before the gauge is lowered instead
 
     def __init__(
-        self, stage: ImplicitStage, r: AffineInShift, a: float, shift: float, spread: float
+        self, stage: ImplicitStage, start: StageStart, y: Array, a: float, shift: float
     ) -> None:
-        self.stage, self.a, self.shift = stage, a, shift
-        self._margin = 0.5 * abs(spread)
-        self._base = stage.problem.apply_mass(r.base)
-        self._slope = None if r.slope is None else stage.problem.apply_mass(r.slope)
-        self.linear_iterations = 0
-        self._rtol = 1.0
-        self._refused = 0
+        self.stage, self.a = stage, a
+        self._start, self._wanted = start, shift
+        self.shift = shift
+        if not stage.linear and shift > stage.floor.bound(y) + 1.0 / a:
+            self.shift = min(shift, stage.floor.exact(y) + 1.0 / a)
+        self.linear_iterations, self.norm = 0, 1.0
+        self._rtol, self._refused = 1.0, 0
+        self._moments = y
 
     def __call__(self, y: Array, previous: float) -> Array:
-        potential = None if self.stage.linear else self._guard(y, np.isfinite(previous))
-        self.stage.operator.update(2.0 / self.a - self.shift, y, potential)
-        self._rtol = self.stage.rtol if self.stage.linear else self.stage.tolerance(previous)
+        stage = self.stage
+        self._rtol = stage.rtol
+        if not stage.linear:
+            self._guard(y, np.isfinite(previous))
+            size = float(np.sqrt(stage.closure.dot(y, y)))
+            self._rtol = stage.tolerance(previous, size)
+        stage.operator.update(2.0 / self.a - self.shift, y)
         return self._solve()
 
-    def _guard(self, y: Array, may_refuse: bool) -> Array:
-        potential = self.stage.closure.potential(y)
-        smallest = self.stage.problem.min(potential)
-        if self.shift > smallest + 1.75 / self.a:
-            if may_refuse and self._refused < self._REFUSALS:
-                self._refused += 1
-                raise StepRefused
-            self.shift = smallest + 1.0 / self.a - self._margin
-            self._refused = 0
-            raise _ShiftLowered(y)
-        return potential
+    def _guard(self, y: Array, may_refuse: bool) -> None:
+        slack = 1.75 / self.a
+        if self.shift <= self.stage.floor.bound(y) + slack:
+            return
+        smallest = self.stage.floor.exact(y)
+        if self.shift <= smallest + slack:
+            return
+        if may_refuse and self._refused < self._REFUSALS:
+            self._refused += 1
+            raise StepRefused
+        # With a margin, so that it does not have to be lowered again and again.
+        self.shift = smallest + 1.0 / self.a - 0.5 * abs(self._wanted - smallest)
+        self._refused = 0
+        raise _ShiftLowered(y)
 
     def _solve(self) -> Array:
         stage = self.stage
-        load = self._base if self._slope is None else self._base + self.shift * self._slope
-        stage.right.array[:] = (2.0 / self.a) * load
+        stage.right.array[:] = (2.0 / self.a) * self._start.load_at(self.shift)
         solver = stage.solver(self.a)
         self.linear_iterations += solver.solve(stage.right, stage.solution, self._rtol)
         try:
-            stage.density.set_amplitude(owned_values(stage.solution))
+            self.norm = stage.density.set_amplitude(owned_values(stage.solution))
         except ValueError as error:
             raise ConvergenceError(f"a stage lost the density: {error}; use a smaller dt") from None
-        return stage.operator.order(stage.density)
+        self._moments = stage.operator.order(stage.density)
+        return self._moments
 
     def polish(self) -> Array:
         """Finish the last linear solve to the full tolerance; y of the result."""
-        stage = self.stage
-        before = stage.operator.order(stage.density)
-        if self._rtol <= stage.rtol:
-            stage.tolerance.measure(0.0, stage.rtol)
-            return before
+        stage, before = self.stage, self._moments
         rtol, self._rtol = self._rtol, stage.rtol
-        after = self._solve()
+        after = self._solve() if rtol > stage.rtol else before
         change = after - before
         stage.tolerance.measure(float(np.sqrt(stage.closure.dot(change, change))), rtol)
         return after
