@@ -1,4 +1,4 @@
-"""What the demos share: a command line made from the defaults of ``main``, and a console.
+"""What the demos share: a command line from the defaults of ``main``, tables of convergence.
 
 def main(sigma: float = 0.5, steps: int = 10, plot: bool = True) -> None: ...
 
@@ -9,24 +9,37 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
+import csv
 import inspect
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
+from matplotlib.axes import Axes
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["CONSOLE", "parse"]
+__all__ = [
+    "CONSOLE",
+    "Columns",
+    "draw_slope",
+    "parse",
+    "print_table",
+    "with_orders",
+    "write_studies",
+]
 
 CONSOLE = Console(quiet=MPI.COMM_WORLD.rank != 0, highlight=False)
 """Prints on rank 0 only."""
 
+type Columns = dict[str, list[float]]  # one study: sizes, errors and orders, coarse to fine
 type Pairs = list[tuple[str, str | None]]
 
 
@@ -146,3 +159,65 @@ def _is_number(token: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def with_orders(sizes: list[float], results: list[dict[str, float]]) -> Columns:
+    """Columns of errors, each followed by its observed orders (the first is NaN).
+
+    Args:
+        sizes: dt or h, coarse to fine.
+        results: errors by name, one mapping per size.
+    """
+    columns: Columns = {}
+    for name in results[0]:
+        errors = [result[name] for result in results]
+        ratios = np.diff(np.log(errors)) / np.diff(np.log(sizes))
+        columns[name] = errors
+        columns[f"{name} order"] = [float("nan"), *ratios.tolist()]
+    return columns
+
+
+def print_table(title: str, columns: Columns) -> None:
+    """Print one study on rank 0."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name.partition(" ")[2] or name, justify="right")
+    for row in zip(*columns.values(), strict=True):
+        cells = zip(columns, row, strict=True)
+        table.add_row(*(_cell(name, value) for name, value in cells))
+    CONSOLE.print(table)
+
+
+def _cell(name: str, value: float) -> str:
+    if np.isnan(value):
+        return ""
+    style = ".2f" if name.endswith("order") else {"dt": ".4g", "h": ".4g", "dofs": ",.0f"}.get(name)
+    return format(value, style or ".2e")
+
+
+def write_studies(path: Path, studies: Mapping[str, Columns]) -> None:
+    """Write one line per study, quantity and size as CSV; called on rank 0."""
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["study", "quantity", "size", "error", "order"])
+        for study, columns in studies.items():
+            sizes = next(iter(columns.values()))
+            for name in [key.removesuffix(" order") for key in columns if key.endswith("order")]:
+                table = zip(sizes, columns[name], columns[f"{name} order"], strict=True)
+                lines.writerows([study, name, *row] for row in table)
+
+
+def draw_slope(axes: Axes, sizes: list[float], errors: list[float], order: int) -> None:
+    """A dashed line of the expected slope under the last errors, with its number."""
+    ends = np.array([sizes[0], sizes[-1]])
+    line = 0.55 * errors[-1] * (ends / sizes[-1]) ** order
+    axes.loglog(ends, line, "--", color="0.6", linewidth=1.0, zorder=0)
+    axes.annotate(
+        f"slope {order}",
+        (ends.prod() ** 0.5, line.prod() ** 0.5),
+        xytext=(4, -3),
+        textcoords="offset points",
+        color="0.4",
+        fontsize=8,
+        va="top",
+    )

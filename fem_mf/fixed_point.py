@@ -199,6 +199,7 @@ def solve(
     stop: StopTest,
     unknown: Unknown,
     safeguard: bool = True,
+    contraction: float = 1.0,
 ) -> FixedPointRecord:
     """Solve y = T(y). Collective when ``evaluate`` and ``unknown.dot`` are.
 
@@ -210,6 +211,7 @@ def solve(
         stop: the stop test.
         unknown: inner product and dual coefficients of y.
         safeguard: shorten steps that overshoot.
+        contraction: known factor of the plain iteration, by which the first iterate is judged.
 
     Returns:
         The record.
@@ -234,7 +236,7 @@ def solve(
     residual, norm = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
     damping = 1.0
-    before = 0.0
+    before = norm / contraction if contraction < 1.0 else 0.0
     while not stop(norm, size, before):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)

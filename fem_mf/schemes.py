@@ -1,12 +1,13 @@
 """Time schemes of the Schrödinger flow as sequences of implicit stages.
 
-Each maps a :class:`Rate` (ψ and ∂_tψ now) and a step to its solved stages, the last of which ends
-the step. The flow in the gauge s is f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
+Each maps a :class:`Rate` (ψ and ∂_tψ now), a step and a guess of the mean field of each stage to
+its solved stages, the last of which ends the step. The flow in the gauge s is
+f_s(ψ) = −½(H[m] − s)ψ = ∂_tψ + ½(s − λ)ψ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,7 @@ class Rate:
         mass_velocity: M∂_tψ.
         eigenvalue: λ.
         y: the mean field.
-        dt: the step that led here, 0 at the start.
         acceleration: ∂_t²ψ by the difference of two velocities, None at the start.
-        y_rate: first divided difference of y, None at the start.
-        y_curvature: second divided difference of y, None with fewer than three values.
     """
 
     psi: Array
@@ -44,38 +42,33 @@ class Rate:
     mass_velocity: Array
     eigenvalue: float
     y: Array
-    dt: float = 0.0
     acceleration: Array | None = None
-    y_rate: Array | None = None
-    y_curvature: Array | None = None
 
 
-def _predict(stage: ImplicitStage, now: Rate, time: float) -> tuple[Array, Array]:
-    """ψ and y extrapolated to a later time, or their present values when that is far."""
+def _predict(stage: ImplicitStage, now: Rate, time: float) -> Array:
+    """ψ extrapolated to a later time, or its present value when that is far."""
     change = time * now.velocity
-    if now.acceleration is not None:
-        change = change + 0.5 * time**2 * now.acceleration
-    problem = stage.problem
-    if now.y_rate is None or problem.dot(change, change) > _TRUST**2 * problem.dot(
-        now.psi, now.psi
-    ):
-        return now.psi, now.y
-    y = now.y + time * now.y_rate
-    if now.y_curvature is not None:
-        y = y + time * (time + now.dt) * now.y_curvature
-    return now.psi + change, y
+    if now.acceleration is None:
+        return now.psi
+    change += 0.5 * time**2 * now.acceleration
+    size = stage.problem.dot(change, change)
+    trusted = size <= _TRUST**2 * stage.problem.dot(now.psi, now.psi)
+    return now.psi + change if trusted else now.psi
 
 
-def backward_euler(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
+def backward_euler(
+    stage: ImplicitStage, now: Rate, dt: float, mean_field: Sequence[Array]
+) -> list[StageResult]:
     """ψ⁺ = ψ + dt f_s(ψ⁺)."""
-    guess, y = _predict(stage, now, dt)
     start = StageStart(base=now.psi, load=now.mass_psi)
-    return [stage.solve(start, guess, y, dt, now.eigenvalue)]
+    guess = _predict(stage, now, dt)
+    return [stage.solve(start, guess, mean_field[0], dt, now.eigenvalue)]
 
 
-def crank_nicolson(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
+def crank_nicolson(
+    stage: ImplicitStage, now: Rate, dt: float, mean_field: Sequence[Array]
+) -> list[StageResult]:
     """ψ⁺ = ψ + (dt/2)(f_s(ψ) + f_s(ψ⁺))."""
-    guess, y = _predict(stage, now, dt)
     half = 0.5 * dt
     kept = 1.0 - 0.5 * half * now.eigenvalue
     start = StageStart(
@@ -84,26 +77,30 @@ def crank_nicolson(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResu
         slope=0.5 * half * now.psi,
         slope_load=0.5 * half * now.mass_psi,
     )
-    return [stage.solve(start, guess, y, half, now.eigenvalue)]
+    guess = _predict(stage, now, dt)
+    return [stage.solve(start, guess, mean_field[0], half, now.eigenvalue)]
 
 
-def sdirk2(stage: ImplicitStage, now: Rate, dt: float) -> list[StageResult]:
+def sdirk2(
+    stage: ImplicitStage, now: Rate, dt: float, mean_field: Sequence[Array]
+) -> list[StageResult]:
     """Two stages with γ = 1 − 1/√2, stiffly accurate and L-stable (Alexander 1977)."""
     a = _GAMMA * dt
-    guess, y = _predict(stage, now, a)
     start = StageStart(base=now.psi, load=now.mass_psi)
-    first = stage.solve(start, guess, y, a, now.eigenvalue)
+    guess = _predict(stage, now, a)
+    first = stage.solve(start, guess, mean_field[0], a, now.eigenvalue)
     rest = (1.0 - _GAMMA) * dt
     start = StageStart(
         base=now.psi + rest * first.rate,
         load=now.mass_psi + rest * stage.problem.apply_mass(first.rate),
     )
-    guess, y = _predict(stage, now, dt)
+    guess = _predict(stage, now, dt)
     # Both stages must be stages of one and the same equation: the gauge of the first stays.
-    return [first, stage.solve(start, guess, y, a, first.shift)]
+    return [first, stage.solve(start, guess, mean_field[-1], a, first.shift)]
 
 
-SCHEMES: dict[str, Callable[[ImplicitStage, Rate, float], list[StageResult]]] = {
+type Scheme = Callable[[ImplicitStage, Rate, float, Sequence[Array]], list[StageResult]]
+SCHEMES: dict[str, Scheme] = {
     "backward-euler": backward_euler,
     "crank-nicolson": crank_nicolson,
     "sdirk2": sdirk2,

@@ -21,6 +21,8 @@ from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
+from fem_mf.extrapolation import Extrapolation
+from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
@@ -52,8 +54,8 @@ class State:
         boundary_mass: mass of the cells that touch the boundary.
         fixed_point_iterations: of the step, all stages together.
         linear_iterations: of the step, all solves together.
-        contraction: ratio of the first two fixed-point residuals of the last stage; NaN when there
-            were fewer.
+        contraction: ratio of the first two fixed-point residuals of a stage, the last measured
+            (steps whose first iterate is converged measure none); NaN before that.
         rejected: steps rejected by the error control before this one.
     """
 
@@ -168,6 +170,8 @@ class SchrodingerFlow:
 
     def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:
         rate = self._initial_rate(start)
+        order = 4 if isinstance(self.closure, MomentClosure) else 1
+        self._pasts = [Extrapolation(order), Extrapolation(order)]
         state = self._state(start, rate, t=0.0, dt=0.0, step=0)
         warn_if_truncated(self.problem, start)
         yield state
@@ -182,7 +186,7 @@ class SchrodingerFlow:
                 step=clock.step,
                 fixed_point_iterations=sum(s.record.iterations for s in stages),
                 linear_iterations=sum(s.linear_iterations for s in stages),
-                contraction=stages[-1].record.contraction,
+                contraction=self._stage.tolerance.contraction,
                 rejected=rejected,
             )
             yield state
@@ -195,7 +199,7 @@ class SchrodingerFlow:
         while True:
             dt = clock.next_step()
             try:
-                stages = SCHEMES[self.scheme](self._stage, now, dt)
+                stages = SCHEMES[self.scheme](self._stage, now, dt, self._guess(now, clock.t + dt))
             except ConvergenceError:
                 if self.tolerance is None or not clock.may_shrink:
                     raise
@@ -204,6 +208,7 @@ class SchrodingerFlow:
                 continue
             then = self._advance(now, stages[-1], dt)
             if self.tolerance is None:
+                self._remember(clock.t + dt, stages)
                 clock.accept()
                 return then, stages, rejected
             # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
@@ -211,10 +216,21 @@ class SchrodingerFlow:
             error = 0.5 * dt * self.problem.norm(difference)
             factor = 0.9 * np.sqrt(self.tolerance / max(error, 1e-300))
             if error <= self.tolerance or not clock.may_shrink:
+                self._remember(clock.t + dt, stages)
                 clock.accept(float(np.clip(factor, 0.3, 3.0)))
                 return then, stages, rejected
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
+
+    def _guess(self, now: Rate, t: float) -> list[Array]:
+        # Stage values are less accurate than those at the end of a step, but as smooth in time:
+        # each stage has a past of its own.
+        guesses = [past.predict(t) for past in self._pasts]
+        return [now.y if guess is None else guess for guess in guesses]
+
+    def _remember(self, t: float, stages: list[StageResult]) -> None:
+        for past, stage in zip(self._pasts, stages, strict=False):
+            past.add(t, stage.y)
 
     def _initial_rate(self, start: Density) -> Rate:
         psi = start.amplitude()
@@ -240,7 +256,6 @@ class SchrodingerFlow:
         mass_rate = problem.apply_mass(rate)
         along = problem.dot(psi, mass_rate)
         velocity = rate - along * psi
-        y_rate = (last.y - old.y) / dt
         return Rate(
             psi=psi,
             mass_psi=mass_psi,
@@ -248,10 +263,7 @@ class SchrodingerFlow:
             mass_velocity=mass_rate - along * mass_psi,
             eigenvalue=last.shift - 2.0 * along,
             y=last.y,
-            dt=dt,
             acceleration=(velocity - old.velocity) / dt,
-            y_rate=y_rate,
-            y_curvature=None if old.y_rate is None else (y_rate - old.y_rate) / (dt + old.dt),
         )
 
     def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:

@@ -31,6 +31,9 @@ from fem_mf.spaces import owned_values
 __all__ = ["ImplicitStage", "StageResult", "StageStart"]
 
 
+_MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageStart:
     """r(s) = base + s · slope: what a stage starts from may depend on the gauge s.
@@ -169,6 +172,7 @@ class ImplicitStage:
                     stop=self._stop,
                     unknown=self.closure,
                     safeguard=self._safeguard,
+                    contraction=self.tolerance.expected_contraction,
                 )
             except _ShiftLowered as lowered:  # another map y -> T(y): begin again, from here
                 y = lowered.y
@@ -219,16 +223,18 @@ class InnerTolerance:
 
     def __init__(self, rtol: float, stop: StopTest) -> None:
         self._rtol, self._stop = rtol, stop
-        self._contraction, self._first_residual, self._gain = 1e-2, 0.0, np.inf
+        self.contraction, self._first_residual, self._gain = np.nan, 0.0, np.inf
+        self._since_measured = 0
         self.floor = 0.0  # of the gain: what exact norms of the features say
 
     def __call__(self, previous: float, size: float) -> float:
         """Relative tolerance after a residual norm (inf: the first evaluation)."""
         if np.isinf(self._gain):
             return self._rtol
-        ratio = min(self._contraction, 0.1)
+        ratio = 0.01 if np.isnan(self.contraction) else float(np.clip(self.contraction, 1e-6, 0.1))
         residual = ratio * previous if np.isfinite(previous) else self._first_residual
-        if self._stop(residual, size, residual / ratio):
+        previous = residual / (ratio if np.isfinite(previous) else self.expected_contraction)
+        if self._stop(residual, size, previous):
             return self._rtol
         return float(np.clip(0.1 * ratio * residual / max(self._gain, 1e-300), self._rtol, 1e-3))
 
@@ -241,8 +247,18 @@ class InnerTolerance:
     def learn(self, record: FixedPointRecord) -> None:
         """Learn the residuals of a stage."""
         self._first_residual = record.residuals[0]
+        self._since_measured += 1
+        if record.iterations > 1:
+            self._since_measured = 0
         if np.isfinite(record.contraction):
-            self._contraction = min(1.0, max(record.contraction, 1e-6))
+            self.contraction = record.contraction
+
+    @property
+    def expected_contraction(self) -> float:
+        """A cautious contraction factor for the next stage; 1 when it is time to look again."""
+        if np.isnan(self.contraction) or self._since_measured >= _MEASURE_EVERY:
+            return 1.0
+        return 3.0 * self.contraction
 
 
 class _Evaluation:
@@ -256,7 +272,7 @@ class _Evaluation:
         self.stage, self.a = stage, a
         self._start, self._wanted = start, shift
         self.shift = shift
-        if not stage.linear and shift > stage.floor.bound(y) + 1.0 / a:
+        if shift > stage.floor.bound(y) + 1.0 / a:
             self.shift = min(shift, stage.floor.exact(y) + 1.0 / a)
         self.linear_iterations, self.norm = 0, 1.0
         self._rtol, self._refused = 1.0, 0

@@ -1,0 +1,245 @@
+"""Spaces, quadrature, operators and boundary conditions of a problem, against exact integrals."""
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+import ufl
+from dolfinx import fem
+from dolfinx.fem.petsc import assemble_matrix
+
+import fem_mf as mf
+from fem_mf.spaces import drop_zeros
+
+COMM = MPI.COMM_WORLD
+R = 1.5
+ZERO = mf.Potential(lambda x: 0.0 * x[0])
+MAKERS = {
+    "interval": lambda: mf.interval(COMM, R, 1.0),
+    "triangle": lambda: mf.box(COMM, R, 1.5),
+    "quadrilateral": lambda: mf.box(COMM, R, 1.0, cell="quadrilateral", grading=1.4),
+    "tetrahedron": lambda: mf.box(COMM, R, 3.0, dim=3),
+    "hexahedron": lambda: mf.box(COMM, R, 1.5, cell="hexahedron"),
+}
+CONSISTENT = (
+    [("interval", k) for k in (1, 4)]
+    + [("triangle", k) for k in range(1, 7)]
+    + [("quadrilateral", k) for k in (1, 2, 3, 8)]
+    + [("tetrahedron", k) for k in range(1, 4)]
+    + [("hexahedron", k) for k in (1, 2)]
+)
+LUMPED = (
+    [("interval", k) for k in (1, 2, 8)]
+    + [("triangle", 1), ("tetrahedron", 1)]
+    + [("quadrilateral", k) for k in range(1, 9)]
+    + [("hexahedron", k) for k in range(1, 4)]
+)
+
+
+def make(cell, degree, mass="consistent", functional=ZERO, **options):
+    return mf.Problem(MAKERS[cell](), functional, 1.0, degree, mass=mass, **options)
+
+
+def power(p, dim):
+    """∫x₀^p over the box, p even."""
+    return 2 * R ** (p + 1) / (p + 1) * (2 * R) ** (dim - 1)
+
+
+def integral(problem, values, matrix):
+    """vᵀMv for nodal values v."""
+    return problem.dot(values, problem.multiply(matrix, values))
+
+
+@pytest.mark.parametrize(("cell", "degree"), CONSISTENT)
+def test_consistent_operators_integrate_polynomials(cell, degree):
+    problem = make(cell, degree)
+    x, dim = problem.nodes[0, : problem.num_owned], problem.dim
+    one = np.ones_like(x)
+    mass, stiffness = problem.mass_matrix, problem.stiffness
+    assert integral(problem, one, mass) == pytest.approx((2 * R) ** dim, rel=1e-12)
+    assert integral(problem, x**degree, mass) == pytest.approx(power(2 * degree, dim), rel=1e-12)
+    exact = degree**2 * power(2 * degree - 2, dim)
+    assert integral(problem, x**degree, stiffness) == pytest.approx(exact, rel=1e-11)
+    assert np.abs(problem.multiply(stiffness, one)).max() < 1e-10
+    assert mass.isSymmetric(1e-13) and stiffness.isSymmetric(1e-10)
+    np.testing.assert_allclose(problem.apply_mass(x), problem.multiply(mass, x), atol=1e-14)
+
+
+@pytest.mark.parametrize(("cell", "degree"), LUMPED)
+def test_lumped_operators_integrate_polynomials(cell, degree):
+    problem = make(cell, degree, "lumped")
+    x, dim = problem.nodes[0, : problem.num_owned], problem.dim
+    one = np.ones_like(x)
+    assert problem.potential_space is problem.space
+    diagonal = problem.mass_diagonal
+    assert (diagonal > 0).all()
+    assert diagonal.sum() == pytest.approx((2 * R) ** dim, rel=1e-12)
+    # the diagonal is the row sum of the consistent matrix: both integrate the shape functions
+    chi = ufl.TestFunction(problem.space)
+    rows = fem.assemble_vector(fem.form(chi * ufl.dx))
+    np.testing.assert_allclose(diagonal, rows.array, rtol=1e-11, atol=1e-15)
+    # Gauss–Lobatto is exact to degree 2k − 1, hence for x^(k−1) squared, and ∇x^k squared
+    p = max(degree - 1, 0)
+    assert integral(problem, x**p, problem.mass_matrix) == pytest.approx(power(2 * p, dim))
+    exact = degree**2 * power(2 * degree - 2, dim)
+    assert integral(problem, x**degree, problem.stiffness) == pytest.approx(exact, rel=1e-11)
+    assert np.abs(problem.multiply(problem.stiffness, one)).max() < 1e-10
+    columns = problem.mass_matrix.getDiagonal().array
+    np.testing.assert_array_equal(columns, diagonal)
+    v = np.cos(3 * problem.potential_nodes[0])
+    np.testing.assert_allclose(
+        problem.apply_potential(v, x), diagonal * v[: problem.num_owned] * x, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree"), [("interval", 5), ("quadrilateral", 4), ("hexahedron", 3)]
+)
+def test_dropping_zeros_of_the_collocated_stiffness_changes_nothing(cell, degree):
+    problem = make(cell, degree, "lumped")
+    u, v = ufl.TrialFunction(problem.space), ufl.TestFunction(problem.space)
+    rule = {"quadrature_rule": "GLL", "quadrature_degree": 2 * degree - 1}
+    form = fem.form(ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx(metadata=rule))
+    full = assemble_matrix(form)
+    full.assemble()
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        values = rng.normal(size=problem.num_owned)
+        exact = problem.multiply(full, values)
+        action = problem.multiply(problem.stiffness, values)
+        np.testing.assert_allclose(action, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+    # lines of d (k + 1) − (d − 1) nodes per cell instead of (k + 1)^d
+    per_row = problem.stiffness.getInfo()["nz_used"] / problem.num_owned
+    assert per_row < 2 * problem.dim * degree + 1
+    if problem.dim > 1:
+        assert per_row < 0.5 * full.getInfo()["nz_used"] / problem.num_owned
+
+
+def test_dropping_zeros_keeps_entries_that_count_and_the_diagonal():
+    matrix = make("triangle", 1).stiffness.copy()
+    matrix.zeroEntries()
+    matrix.setValue(0, 0, 0.0)
+    matrix.setValue(1, 1, 2.0)
+    matrix.setValue(0, 0, 0.0)
+    matrix.assemble()
+    smaller = drop_zeros(matrix)
+    assert smaller.getInfo()["nz_used"] == smaller.getSize()[0]
+    assert smaller.getValue(1, 1) == 2.0 and smaller.getValue(0, 0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)]
+)
+def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
+    problem = make(cell, degree)
+    p = problem.potential_degree
+    x = problem.nodes[0, : problem.num_owned]
+    v = problem.potential_nodes[0] ** p
+    matrix = problem.assemble_potential(None, v)
+    # ∫ x^p · x^k · x^l, with p + k + l even
+    other = x ** (degree - (p % 2))
+    exact = power(p + 2 * degree - (p % 2), problem.dim)
+    action = problem.apply_potential(v, x**degree)
+    assert problem.dot(other, action) == pytest.approx(exact, rel=1e-12)
+    np.testing.assert_allclose(problem.multiply(matrix, x**degree), action, atol=1e-12)
+    again = problem.assemble_potential(matrix, 2.0 * v)
+    assert again.handle == matrix.handle
+    np.testing.assert_allclose(problem.multiply(again, x**degree), 2 * action, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree", "mass"),
+    [("triangle", 2, "consistent"), ("triangle", 1, "lumped"), ("quadrilateral", 3, "lumped")],
+)
+def test_nodal_measure_integrates_the_potential_space(cell, degree, mass):
+    problem = make(cell, degree, mass)
+    psi = 1.0 + 0.1 * problem.nodes[0, : problem.num_owned]
+    measure = problem.measure(psi)
+    assert measure.shape == (problem.num_potential_owned,)
+    # ∫(1 + x/10)² over the box; the lumped rule of degree 1 is the trapezoidal one
+    exact = (2 * R) ** 2 + 0.01 * power(2, 2)
+    assert measure.sum() == pytest.approx(exact, rel=1e-3 if degree == 1 else 1e-12)
+    x = problem.potential_nodes[0, : problem.num_potential_owned]
+    linear = 0.2 * power(2, 2)
+    assert measure @ x == pytest.approx(linear, rel=2e-1 if degree == 1 else 1e-12)
+
+
+def test_degrees_of_the_potential_and_defaults():
+    assert [make("triangle", k).potential_degree for k in (1, 2, 3, 4)] == [1, 3, 5, 6]
+    assert make("triangle", 2, functional=mf.Contact(1.0)).potential_degree == 4
+    assert make("triangle", 2, potential_degree=2).potential_degree == 2
+    assert make("quadrilateral", 3, "lumped").potential_degree == 3
+    default = {"interval": 2, "triangle": 2, "tetrahedron": 2, "quadrilateral": 6, "hexahedron": 6}
+    for cell, degree in default.items():
+        if cell != "hexahedron":  # 2,000 entries a row: slow to assemble
+            assert mf.Problem(MAKERS[cell](), ZERO, 1.0).degree == degree
+    assert mf.Problem(MAKERS["hexahedron"](), ZERO, 1.0, mass="lumped").degree == 6
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree", "mass", "tolerance"),
+    [
+        ("interval", 8, "lumped", 1e-9),
+        ("triangle", 3, "consistent", 3e-4),
+        ("quadrilateral", 6, "lumped", 1e-7),
+        ("quadrilateral", 6, "consistent", 1e-7),
+        ("hexahedron", 5, "lumped", 1e-4),
+    ],
+)
+def test_dirichlet_ground_state_of_a_box(cell, degree, mass, tolerance):
+    sigma = 0.7
+    problem = mf.Problem(MAKERS[cell](), ZERO, sigma, degree, boundary="dirichlet", mass=mass)
+    start = mf.Density.from_function(problem, lambda x: np.exp(-(x[0] ** 2)))
+    *_, last = mf.SchrodingerFlow(problem, dt=50.0).run(start, 1000.0)
+    exact = sigma**2 * problem.dim * (np.pi / (2 * R)) ** 2
+    assert last.energy == pytest.approx(exact, rel=tolerance)
+    assert last.eigenvalue == pytest.approx(last.energy, rel=1e-11)  # F is linear
+    assert last.residual < 1e-8
+    psi = last.density.psi.x.array
+    # only the ends of the box, and all of them: |x_i| = R for some i
+    edge = (np.abs(np.abs(problem.nodes[: problem.dim]) - R) < 1e-10).any(axis=0)
+    assert edge.any()
+    assert np.abs(psi[edge]).max() == 0.0 and psi[~edge].min() > 0.0
+    cosine = np.prod(np.cos(np.pi * problem.nodes[: problem.dim] / (2 * R)), axis=0)
+    error = np.abs(psi - cosine * R ** (-problem.dim / 2)).max()
+    assert error < 30 * np.sqrt(tolerance)
+
+
+@pytest.mark.parametrize("mass", ["consistent", "lumped"])
+def test_natural_ground_state_is_constant(mass):
+    problem = make("quadrilateral", 3, mass)
+    start = mf.Density.from_function(problem, lambda x: np.exp(-((x[0] - 0.5) ** 2)))
+    *_, last = mf.SchrodingerFlow(problem, dt=100.0).run(start, 1000.0)
+    np.testing.assert_allclose(last.density.m().x.array, 1 / (2 * R) ** 2, rtol=1e-9)
+    assert abs(last.energy) < 1e-12
+
+
+def test_bad_arguments():
+    triangles, quads = MAKERS["triangle"](), MAKERS["quadrilateral"]()
+    for arguments, text in (
+        ((triangles, ZERO, 0.0), "sigma must be a positive number, not 0.0"),
+        ((triangles, ZERO, -1.0), "sigma must be a positive number"),
+        ((triangles, ZERO, np.nan), "sigma must be a positive number"),
+        ((triangles, ZERO, 1.0, 7), "degree on a triangle mesh is 1 to 6, not 7"),
+        ((triangles, ZERO, 1.0, 0), "degree on a triangle mesh is 1 to 6, not 0"),
+        ((quads, ZERO, 1.0, 9), "degree on a quadrilateral mesh is 1 to 8"),
+        ((triangles, ZERO, 1.0, 1, "robin"), "boundary is 'natural' or 'dirichlet', not 'robin'"),
+        ((triangles, ZERO, 1.0, 1, "natural", "full"), "mass is 'consistent' or 'lumped'"),
+        ((triangles, ZERO, 1.0, 2, "natural", "lumped"), "on a triangle mesh needs degree=1"),
+        ((quads, ZERO, 1.0, 2, "natural", "lumped", 3), "the potential has the degree of ψ"),
+        ((None, ZERO, 1.0), "mesh must be a dolfinx.mesh.Mesh, not NoneType"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            mf.Problem(*arguments)
+
+
+def test_a_surface_is_refused():
+    import dolfinx.mesh
+
+    x = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 1.0]])
+    import basix.ufl
+
+    element = basix.ufl.element("Lagrange", "triangle", 1, shape=(3,))
+    surface = dolfinx.mesh.create_mesh(COMM, np.array([[0, 1, 2]]), ufl.Mesh(element), x)
+    with pytest.raises(ValueError, match="surface; densities live on R"):
+        mf.Problem(surface, ZERO, 1.0)
