@@ -45,7 +45,7 @@ and convergence.png in --output.
 
 Reference: J. Claisse, G. Conforti, Z. Ren, S. Wang, "Mean field optimization problem regularized by
 Fisher information", arXiv:2302.05938, and their slides "Optimisation de champ moyen régularisé par
-l'information de Fisher" (2022): the flow of slide "Dynamique de champ moyen Schrödinger".
+l'information de Fisher" (2022), section 3, "La dynamique".
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ def diameter(mesh: dolfinx.mesh.Mesh) -> float:
     return float(mesh.comm.allreduce(local, op=MPI.MAX))
 
 
-# -- pictures, on rank 0 ----------------------------------------------------------------------------
+# -- pictures, on rank 0 ---------------------------------------------------------------------------
 
 
 def draw_convergence(path: Path, studies: Mapping[str, Columns], degree: int) -> None:
@@ -519,8 +519,8 @@ def main(
     target: tuple[float, ...] = (1.5, 0.5, -0.5),
     mean: tuple[float, ...] = (-1.5, 1.0, 0.5),
     precision: float = 1.5,
-    t_end: float = 4.0,
-    dt: float = 0.1,
+    t_end: float = 3.0,
+    dt: float = 0.05,
     scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",
     degree: int | None = None,
     cell: str | None = None,
@@ -544,6 +544,11 @@ def main(
     """
     if levels < 2:
         raise ValueError(f"an order needs two levels, not {levels}")
+    for name, number in (("kappa", kappa), ("ratio", ratio), ("precision", precision), ("dt", dt)):
+        if not number > 0.0:
+            raise ValueError(f"{name} must be positive, not {number}")
+    if not t_end >= dt:
+        raise ValueError(f"t_end = {t_end} is less than one step, dt = {dt}")
     comm, folder = MPI.COMM_WORLD, Path(output)
     domain = None if mesh is None else mf.read_mesh(mesh, comm)
     d = dim if domain is None else int(domain.geometry.dim)

@@ -40,6 +40,7 @@ class Density:
         self.problem = problem
         self.psi: fem.Function = problem.new_amplitude()
         self._measure: Array | None = None
+        self._mass_amplitude: Array | None = None
         if normalised:
             self.psi.x.array[: problem.num_owned] = psi
             self.psi.x.scatter_forward()
@@ -61,7 +62,9 @@ class Density:
             )
         positive = np.maximum(np.abs(psi), _FLOOR * largest)
         positive[problem.constrained] = 0.0
-        norm = problem.norm(positive)
+        mass_psi = problem.apply_mass(positive)
+        norm = float(np.sqrt(problem.dot(positive, mass_psi)))
+        self._mass_amplitude = mass_psi / norm
         self.psi.x.array[: problem.num_owned] = positive / norm
         self.psi.x.scatter_forward()
         self._measure = None
@@ -93,6 +96,12 @@ class Density:
     def amplitude(self) -> Array:
         """Owned values of ψ, ``(num_owned,)``."""
         return self.psi.x.array[: self.problem.num_owned].copy()
+
+    def mass_amplitude(self) -> Array:
+        """Mψ, owned values. Collective."""
+        if self._mass_amplitude is None:
+            self._mass_amplitude = self.problem.apply_mass(self.amplitude())
+        return self._mass_amplitude
 
     def m(self) -> fem.Function:
         """m = ψ² at the nodes of ψ's space."""

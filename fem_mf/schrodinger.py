@@ -29,7 +29,7 @@ from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate
 from fem_mf.solvers import Options
-from fem_mf.stages import ImplicitStage, StageResult
+from fem_mf.stages import Guess, ImplicitStage, StageResult
 
 __all__ = ["SchrodingerFlow", "State"]
 
@@ -170,8 +170,7 @@ class SchrodingerFlow:
 
     def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:
         rate = self._initial_rate(start)
-        order = 4 if isinstance(self.closure, MomentClosure) else 1
-        self._pasts = [Extrapolation(order), Extrapolation(order)]
+        self._forget()
         state = self._state(start, rate, t=0.0, dt=0.0, step=0)
         warn_if_truncated(self.problem, start)
         yield state
@@ -199,14 +198,16 @@ class SchrodingerFlow:
         while True:
             dt = clock.next_step()
             try:
-                stages = SCHEMES[self.scheme](self._stage, now, dt, self._guess(now, clock.t + dt))
+                stages = SCHEMES[self.scheme](
+                    self._stage, now, dt, self._guesses(now, clock.t + dt)
+                )
             except ConvergenceError:
                 if self.tolerance is None or not clock.may_shrink:
                     raise
                 clock.reject(0.25)
                 rejected += 1
                 continue
-            then = self._advance(now, stages[-1], dt)
+            then = self._advance(stages[-1])
             if self.tolerance is None:
                 self._remember(clock.t + dt, stages)
                 clock.accept()
@@ -222,15 +223,28 @@ class SchrodingerFlow:
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
 
-    def _guess(self, now: Rate, t: float) -> list[Array]:
+    def _guesses(self, now: Rate, t: float) -> list[Guess]:
         # Stage values are less accurate than those at the end of a step, but as smooth in time:
         # each stage has a past of its own.
-        guesses = [past.predict(t) for past in self._pasts]
-        return [now.y if guess is None else guess for guess in guesses]
+        guesses = []
+        for amplitudes, moments in self._pasts:
+            psi, y = amplitudes.predict(t), moments.predict(t)
+            guesses.append(Guess(now.psi if psi is None else psi, now.y if y is None else y))
+        return guesses
 
     def _remember(self, t: float, stages: list[StageResult]) -> None:
-        for past, stage in zip(self._pasts, stages, strict=False):
-            past.add(t, stage.y)
+        for (amplitudes, moments), stage in zip(self._pasts, stages, strict=False):
+            amplitudes.add(t, stage.psi)
+            moments.add(t, stage.y)
+
+    def _forget(self) -> None:
+        def field_norm(psi: Array) -> float:
+            return float(np.sqrt(self.problem.dot(psi, psi)))
+
+        def y_norm(y: Array) -> float:
+            return float(np.sqrt(self.closure.dot(y, y)))
+
+        self._pasts = [(Extrapolation(3, field_norm), Extrapolation(4, y_norm)) for _ in range(2)]
 
     def _initial_rate(self, start: Density) -> Rate:
         psi = start.amplitude()
@@ -247,23 +261,19 @@ class SchrodingerFlow:
             y=self.closure.order(start),
         )
 
-    def _advance(self, old: Rate, last: StageResult, dt: float) -> Rate:
+    def _advance(self, last: StageResult) -> Rate:
         # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
         # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
-        problem, psi = self.problem, last.unit
-        mass_psi = problem.apply_mass(psi)
-        rate = last.rate / last.norm
-        mass_rate = problem.apply_mass(rate)
-        along = problem.dot(psi, mass_rate)
-        velocity = rate - along * psi
+        psi, mass_psi = last.unit, last.mass_unit
+        rate, mass_rate = last.rate / last.norm, last.mass_rate / last.norm
+        along = self.problem.dot(psi, mass_rate)
         return Rate(
             psi=psi,
             mass_psi=mass_psi,
-            velocity=velocity,
+            velocity=rate - along * psi,
             mass_velocity=mass_rate - along * mass_psi,
             eigenvalue=last.shift - 2.0 * along,
             y=last.y,
-            acceleration=(velocity - old.velocity) / dt,
         )
 
     def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:

@@ -28,10 +28,18 @@ from fem_mf.problem import Problem
 from fem_mf.solvers import Options, SpdSolver, default_options
 from fem_mf.spaces import owned_values
 
-__all__ = ["ImplicitStage", "StageResult", "StageStart"]
+__all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
 
 
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a stage starts from: owned values of ψ, of any norm, and the mean field y."""
+
+    psi: Array
+    y: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +74,10 @@ class StageResult:
     Attributes:
         psi: ψ, owned values, not normalised.
         unit: ψ made positive and normalised.
+        mass_unit: M times it.
         norm: of ψ.
         rate: f = (ψ − r)/a = −½(H − s)ψ.
+        mass_rate: M f.
         shift: s.
         y: the mean field of ψ.
         record: of the fixed point.
@@ -76,8 +86,10 @@ class StageResult:
 
     psi: Array
     unit: Array
+    mass_unit: Array
     norm: float
     rate: Array
+    mass_rate: Array
     shift: float
     y: Array
     record: FixedPointRecord
@@ -140,15 +152,12 @@ class ImplicitStage:
             self._solver = SpdSolver(self.operator.matrix, self._prefix, defaults, self._options)
         return self._solver
 
-    def solve(
-        self, start: StageStart, guess: Array, y: Array, a: float, shift: float
-    ) -> StageResult:
+    def solve(self, start: StageStart, guess: Guess, a: float, shift: float) -> StageResult:
         """Solve one stage. Collective.
 
         Args:
             start: r.
-            guess: owned values of ψ to start from.
-            y: mean field to start from.
+            guess: ψ and y to start from.
             a: the stage's step, > 0.
             shift: the wanted s; it is lowered where the operator would not stay positive.
 
@@ -158,7 +167,8 @@ class ImplicitStage:
         Raises:
             ConvergenceError: the fixed point or the linear solver failed.
         """
-        self.solution.array[:] = guess
+        y = guess.y
+        self.solution.array[:] = guess.psi
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
         evaluation = self._evaluation = _Evaluation(self, start, y, a, shift)
@@ -181,11 +191,14 @@ class ImplicitStage:
         y = evaluation.polish()
         self.tolerance.learn(record)
         psi = owned_values(self.solution).copy()
+        mass_unit = self.density.mass_amplitude()
         return StageResult(
             psi=psi,
             unit=self.density.amplitude(),
             norm=evaluation.norm,
+            mass_unit=mass_unit,
             rate=(psi - start.at(evaluation.shift)) / a,
+            mass_rate=(evaluation.norm * mass_unit - start.load_at(evaluation.shift)) / a,
             shift=evaluation.shift,
             y=y,
             record=record,

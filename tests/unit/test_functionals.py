@@ -320,22 +320,22 @@ def test_user_defined_functional_equals_the_built_in_one(space):
     assert sum([trap, custom]).value(density) == pytest.approx((trap + custom).value(density))
 
 
-def test_a_user_defined_derivative_is_checked():
-    class Wrong(Custom):
-        def derivative(self, density):
-            return self.result(density)
-
-    for result, text in (
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
         (lambda m: np.ones(3), "must return a scalar dolfinx.fem.Function"),
-        (lambda m: mf.Density.from_function(other, bump).psi, "on the problem's mesh"),
+        (lambda m: density_on(("interval", 3, "lumped"), Custom()).psi, "problem's mesh"),
         (lambda m: not_finite(m.problem), "values that are not finite"),
-    ):
-        functional = Wrong()
-        functional.result = result
-        density = density_on(("triangles", 2, "consistent"), functional)
-        other = density_on(("triangles", 2, "consistent"), functional).problem
-        with pytest.raises(ValueError, match=text):
-            mf.residual(density.problem, density)
+    ],
+)
+def test_a_user_defined_derivative_is_checked(result, text):
+    class Broken(Custom):
+        def derivative(self, density):
+            return result(density)
+
+    density = density_on(("triangles", 2, "consistent"), Broken())
+    with pytest.raises(ValueError, match=text):
+        mf.residual(density.problem, density)
 
 
 def not_finite(problem):
