@@ -99,7 +99,7 @@ def _draw_cells(
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Invert the distribution of cell masses: indices of this rank's samples, and their cells."""
     comm = mesh.comm
-    x, dofs = mesh.geometry.x, mesh.geometry.dofmap[: len(masses)]
+    x, dofs = mesh.geometry.x, mesh.geometry.dofmaps[0][: len(masses)]
     key = (x[dofs] @ _DIRECTION).mean(axis=1)
     keys, weights = comm.allgather(key), comm.allgather(masses)
     order = np.argsort(np.concatenate(keys), kind="stable")
@@ -120,12 +120,12 @@ class _CellSampler:
         self.element = space.element.basix_element
         self.cell_type = self.element.cell_type
         num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
-        self.geometry = mesh.geometry.x[mesh.geometry.dofmap[:num_cells], : mesh.geometry.dim]
+        self.geometry = mesh.geometry.x[mesh.geometry.dofmaps[0][:num_cells], : mesh.geometry.dim]
         self.cmap = basix.create_element(
             basix.ElementFamily.P,
             self.cell_type,
-            mesh.geometry.cmap.degree,
-            basix.LagrangeVariant(mesh.geometry.cmap.variant),
+            mesh.geometry.cmaps[0].degree,
+            basix.LagrangeVariant(mesh.geometry.cmaps[0].variant),
         )
         self.values = _reference_values(function, num_cells)
         lattice = basix.create_lattice(

@@ -15,7 +15,7 @@ import numpy as np
 from fem_mf.features import Array
 from fem_mf.stages import Guess, ImplicitStage, StageResult, StageStart
 
-__all__ = ["SCHEMES", "Rate"]
+__all__ = ["IMPLICIT_PART", "SCHEMES", "Rate", "backward_euler"]
 
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 
@@ -42,24 +42,20 @@ class Rate:
 
 
 def backward_euler(
-    stage: ImplicitStage, now: Rate, dt: float, guesses: Sequence[Guess]
+    stage: ImplicitStage, now: Rate, dt: float, guesses: Sequence[Guess], *, guarded: bool = False
 ) -> list[StageResult]:
-    """ψ⁺ = ψ + dt f_s(ψ⁺)."""
+    """ψ⁺ = ψ + dt f_s(ψ⁺); ``guarded``: with a gauge s that works for every dt."""
     start = StageStart(base=now.psi, load=now.mass_psi)
-    return [stage.solve(start, guesses[0], dt, now.eigenvalue)]
+    return [stage.solve(start, guesses[0], dt, now.eigenvalue, guarded=guarded)]
 
 
 def crank_nicolson(
     stage: ImplicitStage, now: Rate, dt: float, guesses: Sequence[Guess]
 ) -> list[StageResult]:
-    """ψ⁺ = ψ + (dt/2)(f_s(ψ) + f_s(ψ⁺))."""
+    """ψ⁺ = ψ + (dt/2)(f_λ(ψ) + f_λ(ψ⁺))."""
     half = 0.5 * dt
-    kept = 1.0 - 0.5 * half * now.eigenvalue
     start = StageStart(
-        base=kept * now.psi + half * now.velocity,
-        load=kept * now.mass_psi + half * now.mass_velocity,
-        slope=0.5 * half * now.psi,
-        slope_load=0.5 * half * now.mass_psi,
+        base=now.psi + half * now.velocity, load=now.mass_psi + half * now.mass_velocity
     )
     return [stage.solve(start, guesses[0], half, now.eigenvalue)]
 
@@ -76,8 +72,7 @@ def sdirk2(
         base=now.psi + rest * first.rate,
         load=now.mass_psi + rest * stage.problem.apply_mass(first.rate),
     )
-    # Both stages must be stages of one and the same equation: the gauge of the first stays.
-    return [first, stage.solve(start, guesses[1], a, first.shift)]
+    return [first, stage.solve(start, guesses[1], a, now.eigenvalue)]
 
 
 type Scheme = Callable[[ImplicitStage, Rate, float, Sequence[Guess]], list[StageResult]]
@@ -86,3 +81,5 @@ SCHEMES: dict[str, Scheme] = {
     "crank-nicolson": crank_nicolson,
     "sdirk2": sdirk2,
 }
+IMPLICIT_PART = {"backward-euler": 1.0, "crank-nicolson": 0.5, "sdirk2": _GAMMA}
+"""The step of a stage as a part of dt."""

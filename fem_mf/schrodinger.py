@@ -6,7 +6,8 @@
 
 ψ is advanced without normalisation and rescaled after each step, which loses no order (theory §3).
 Inside a step a fixed point on the mean field surrounds linear solves of
-(2/a + H[m] − s)ψ = (2/a) r; see :mod:`fem_mf.stages`.
+(2/a + H[m] − s)ψ = (2/a) r; see :mod:`fem_mf.stages`. A constant step too long for its scheme is
+replaced by a guarded backward Euler step, for which energy decreases whatever dt (D7).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
 from fem_mf.problem import Problem
-from fem_mf.schemes import SCHEMES, Rate
+from fem_mf.schemes import IMPLICIT_PART, SCHEMES, Rate, backward_euler
 from fem_mf.solvers import Options
 from fem_mf.stages import Guess, ImplicitStage, StageResult
 
@@ -35,6 +36,8 @@ __all__ = ["SchrodingerFlow", "State"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
+# λ − min V in units of 1/a up to which the operator 2/a + H − λ may well be positive.
+_RESOLVED = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +201,7 @@ class SchrodingerFlow:
         while True:
             dt = clock.next_step()
             try:
-                stages = SCHEMES[self.scheme](
-                    self._stage, now, dt, self._guesses(now, clock.t + dt)
-                )
+                stages = self._step(now, clock.t, dt)
             except ConvergenceError:
                 if self.tolerance is None or not clock.may_shrink:
                     raise
@@ -213,8 +214,7 @@ class SchrodingerFlow:
                 clock.accept()
                 return then, stages, rejected
             # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
-            difference = then.velocity - now.velocity
-            error = 0.5 * dt * self.problem.norm(difference)
+            error = 0.5 * dt * self.problem.norm(then.velocity - now.velocity)
             factor = 0.9 * np.sqrt(self.tolerance / max(error, 1e-300))
             if error <= self.tolerance or not clock.may_shrink:
                 self._remember(clock.t + dt, stages)
@@ -222,6 +222,25 @@ class SchrodingerFlow:
                 return then, stages, rejected
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
+
+    def _step(self, now: Rate, t: float, dt: float) -> list[StageResult]:
+        """The stages of a step: of the scheme where dt resolves the flow, else guarded."""
+        scale = 1.0 / (IMPLICIT_PART[self.scheme] * dt)
+        guesses = self._guesses(now, t + dt)
+        if now.eigenvalue <= self._stage.floor.bound(now.y) + _RESOLVED * scale:
+            try:
+                return SCHEMES[self.scheme](self._stage, now, dt, guesses)
+            except ConvergenceError as error:
+                if self.tolerance is not None:
+                    raise
+                reason = str(error)
+        else:
+            reason = "1/dt is far below λ − min V"
+            if self.tolerance is not None:
+                raise ConvergenceError(f"dt = {dt:.3g} is too long: {reason}")
+        _LOG.debug("t = %.6g: a guarded backward Euler step of dt = %.3g (%s)", t, dt, reason)
+        self._forget()
+        return backward_euler(self._stage, now, dt, [Guess(now.psi, now.y)], guarded=True)
 
     def _guesses(self, now: Rate, t: float) -> list[Guess]:
         # Stage values are less accurate than those at the end of a step, but as smooth in time:
@@ -265,13 +284,14 @@ class SchrodingerFlow:
         # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
         # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
         psi, mass_psi = last.unit, last.mass_unit
-        rate, mass_rate = last.rate / last.norm, last.mass_rate / last.norm
-        along = self.problem.dot(psi, mass_rate)
+        rate = last.rate / last.norm
+        along = self.problem.dot(mass_psi, rate)
+        velocity = rate - along * psi
         return Rate(
             psi=psi,
             mass_psi=mass_psi,
-            velocity=rate - along * psi,
-            mass_velocity=mass_rate - along * mass_psi,
+            velocity=velocity,
+            mass_velocity=self.problem.apply_mass(velocity),
             eigenvalue=last.shift - 2.0 * along,
             y=last.y,
         )

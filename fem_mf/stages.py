@@ -2,12 +2,14 @@
 
 Given r, find ψ with  (2/a)(ψ − r) + (H[m] − s)ψ = 0,  m = ψ²/‖ψ‖²,  H[m] = −σ²Δ + V[m].
 
-The scalar s is free (theory §3: any gauge gives the same trajectory). It is λ of the previous step
-where that keeps the operator well above zero, and otherwise about min V + 1/a, lowered when V falls
-on the way: the operator is then positive for every m and every step size (D7).
+The scalar s is free (theory §3: any gauge gives the same trajectory). With s = λ, the eigenvalue at
+the start of the step, ψ keeps its norm to first order and dt means what it says; the operator must
+then be positive, which it is for steps that resolve the flow. A guarded stage takes s = min V + 1/a
+where that is lower, and lowers it further when V falls on the way: its operator is positive for
+every m and every step size (D7).
 
     stage = ImplicitStage(problem, closure, ...)
-    result = stage.solve(r, guess, y0, a, shift)
+    result = stage.solve(start, guess, a, shift)
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from fem_mf.spaces import owned_values
 __all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
 
 
+_POSITIVE = 1.0 - 1e-4  # ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density any more
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
 
 
@@ -44,27 +47,15 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStart:
-    """r(s) = base + s · slope: what a stage starts from may depend on the gauge s.
+    """r, what a stage starts from.
 
     Attributes:
-        base: owned values.
-        load: M base.
-        slope: owned values, None for 0.
-        slope_load: M slope.
+        base: owned values of r.
+        load: M r.
     """
 
     base: Array
     load: Array
-    slope: Array | None = None
-    slope_load: Array | None = None
-
-    def at(self, shift: float) -> Array:
-        """r for one s."""
-        return self.base if self.slope is None else self.base + shift * self.slope
-
-    def load_at(self, shift: float) -> Array:
-        """M r for one s."""
-        return self.load if self.slope_load is None else self.load + shift * self.slope_load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +68,6 @@ class StageResult:
         mass_unit: M times it.
         norm: of ψ.
         rate: f = (ψ − r)/a = −½(H − s)ψ.
-        mass_rate: M f.
         shift: s.
         y: the mean field of ψ.
         record: of the fixed point.
@@ -89,7 +79,6 @@ class StageResult:
     mass_unit: Array
     norm: float
     rate: Array
-    mass_rate: Array
     shift: float
     y: Array
     record: FixedPointRecord
@@ -152,26 +141,35 @@ class ImplicitStage:
             self._solver = SpdSolver(self.operator.matrix, self._prefix, defaults, self._options)
         return self._solver
 
-    def solve(self, start: StageStart, guess: Guess, a: float, shift: float) -> StageResult:
+    def solve(
+        self,
+        start: StageStart,
+        guess: Guess,
+        a: float,
+        shift: float,
+        *,
+        guarded: bool = False,
+    ) -> StageResult:
         """Solve one stage. Collective.
 
         Args:
             start: r.
             guess: ψ and y to start from.
             a: the stage's step, > 0.
-            shift: the wanted s; it is lowered where the operator would not stay positive.
+            shift: s.
+            guarded: lower s where the operator might not stay positive otherwise.
 
         Returns:
             The stage's solution.
 
         Raises:
-            ConvergenceError: the fixed point or the linear solver failed.
+            ConvergenceError: the fixed point or the linear solver failed, or ψ is not positive.
         """
         y = guess.y
         self.solution.array[:] = guess.psi
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
-        evaluation = self._evaluation = _Evaluation(self, start, y, a, shift)
+        evaluation = self._evaluation = _Evaluation(self, start, y, a, shift, guarded)
         record = None
         while record is None:
             try:
@@ -192,13 +190,14 @@ class ImplicitStage:
         self.tolerance.learn(record)
         psi = owned_values(self.solution).copy()
         mass_unit = self.density.mass_amplitude()
+        if self.problem.dot(psi, mass_unit) < _POSITIVE * evaluation.norm:
+            raise ConvergenceError("ψ changes sign: the time step is too long for this scheme")
         return StageResult(
             psi=psi,
             unit=self.density.amplitude(),
             norm=evaluation.norm,
             mass_unit=mass_unit,
-            rate=(psi - start.at(evaluation.shift)) / a,
-            mass_rate=(evaluation.norm * mass_unit - start.load_at(evaluation.shift)) / a,
+            rate=(psi - start.base) / a,
             shift=evaluation.shift,
             y=y,
             record=record,
@@ -280,13 +279,17 @@ class _Evaluation:
     _REFUSALS = 3  # steps sent back before the gauge is lowered instead
 
     def __init__(
-        self, stage: ImplicitStage, start: StageStart, y: Array, a: float, shift: float
+        self,
+        stage: ImplicitStage,
+        start: StageStart,
+        y: Array,
+        a: float,
+        shift: float,
+        guarded: bool,
     ) -> None:
         self.stage, self.a = stage, a
-        self._start, self._wanted = start, shift
-        self.shift = shift
-        if shift > stage.floor.bound(y) + 1.0 / a:
-            self.shift = min(shift, stage.floor.exact(y) + 1.0 / a)
+        self._start, self._wanted, self._guarded = start, shift, guarded
+        self.shift = min(shift, stage.floor.exact(y) + 1.0 / a) if guarded else shift
         self.linear_iterations, self.norm = 0, 1.0
         self._rtol, self._refused = 1.0, 0
         self._moments = y
@@ -294,12 +297,23 @@ class _Evaluation:
     def __call__(self, y: Array, previous: float) -> Array:
         stage = self.stage
         self._rtol = stage.rtol
-        if not stage.linear:
+        if self._guarded:
             self._guard(y, np.isfinite(previous))
+        if not stage.linear:
             size = float(np.sqrt(stage.closure.dot(y, y)))
             self._rtol = stage.tolerance(previous, size)
         stage.operator.update(2.0 / self.a - self.shift, y)
-        return self._solve()
+        try:
+            return self._solve()
+        except ConvergenceError:
+            self._refuse(np.isfinite(previous))
+            raise
+
+    def _refuse(self, possible: bool) -> None:
+        """Send a step back that went too far, unless that has been tried."""
+        if possible and self._refused < self._REFUSALS:
+            self._refused += 1
+            raise StepRefused
 
     def _guard(self, y: Array, may_refuse: bool) -> None:
         slack = 1.75 / self.a
@@ -308,9 +322,7 @@ class _Evaluation:
         smallest = self.stage.floor.exact(y)
         if self.shift <= smallest + slack:
             return
-        if may_refuse and self._refused < self._REFUSALS:
-            self._refused += 1
-            raise StepRefused
+        self._refuse(may_refuse)
         # With a margin, so that it does not have to be lowered again and again.
         self.shift = smallest + 1.0 / self.a - 0.5 * abs(self._wanted - smallest)
         self._refused = 0
@@ -318,7 +330,7 @@ class _Evaluation:
 
     def _solve(self) -> Array:
         stage = self.stage
-        stage.right.array[:] = (2.0 / self.a) * self._start.load_at(self.shift)
+        stage.right.array[:] = (2.0 / self.a) * self._start.load
         solver = stage.solver(self.a)
         self.linear_iterations += solver.solve(stage.right, stage.solution, self._rtol)
         try:

@@ -1,0 +1,260 @@
+"""Train an infinitely wide two-layer neural network by solving a PDE for the law of its neurons.
+
+The network f(z) = ∫N(z; x) dm(x) has one neuron for every point x of the parameter space, weighted
+by a probability density m. With d = 2 a neuron is N(z; (a, b)) = s tanh(az + b); with d = 3 it is
+N(z; (a, b, c)) = s c tanh(az + b). Training minimises (E1)
+
+    F^σ(m) = (1/K) Σ_j (y_j − f(z_j))² + ½κ ∫|x|² dm + (σ²/4) ∫|∇log m|² dm
+
+by its gradient flow, the mean-field Schrödinger equation for ψ = √m (D2),
+
+    ∂_tψ = (σ²/2) Δψ − ½ (V[m_t] − λ_t) ψ,   V[m](x) = ½κ|x|² − (2/K) Σ_j (y_j − f(z_j)) N(z_j; x),
+
+on a ball or a box with natural boundary conditions, from a standard Gaussian. By then m is
+negligible at the boundary; the run warns when it is not.
+
+Data: head acceleration against time after the impact of a motorcycle (133 measurements; Silverman
+1985, see demos/data/README.md), both variables standardised. For the theory see J. Claisse,
+G. Conforti, Z. Ren, S. Wang, arXiv:2302.05938.
+
+    mpirun -n 2 python demos/two_layer_network.py --sigma 0.5
+    mpirun -n 2 python demos/two_layer_network.py --dim 3
+
+Written to the output folder: series.xdmf (m, psi, u, V for ParaView and pyvista), history.csv, and
+pictures of the fit, of the history, of the law of the neurons and of the loss of finite networks of
+n neurons drawn from m, whose mean is F + (1/n) (1/K) Σ_j Var_m N(z_j; ·).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fem_mf as mf  # first: it loads MPI
+
+from mpi4py import MPI  # isort: skip
+import dolfinx
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from demos.common import CONSOLE, parse
+from fem_mf.plotting import plot_density, plot_fit, plot_history
+
+type Array = npt.NDArray[np.float64]
+
+DATA = Path(__file__).parent / "data" / "motorcycle.csv"
+SIZES = (10, 100, 1000, 10_000)  # of finite networks
+HELPS = {
+    "dim": "parameters of a neuron: (a, b), or (a, b, c)",
+    "sigma": "σ, the strength of the Fisher information",
+    "kappa": "κ, the curvature of the confining potential",
+    "scale": "s, the factor in front of a neuron; 30 for dim 2 and 15 for dim 3 if not given",
+    "data": "CSV file with one header line and two columns, input and output",
+    "radius": "of the domain; from κ and σ if not given",
+    "h": "mesh size",
+    "cell": "of the mesh; tensor-product cells have lumped mass and a box as domain",
+    "degree": "of ψ; 2 on simplices and 4 on tensor-product cells if not given",
+    "mesh": "a .msh or .xdmf file to use instead",
+    "dt": "time step",
+    "t_end": "final time",
+    "scheme": "of time stepping",
+    "tolerance": "choose the time step by this error per step instead",
+    "every": "write every so many steps to the XDMF series",
+    "samples": "repetitions of each finite network",
+    "seed": "of the random neurons",
+    "output": "folder for the results",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Standardised inputs and outputs, and what undoes the scaling."""
+
+    z: Array
+    y: Array
+    z_label: str
+    y_label: str
+
+
+def read_data(path: Path) -> Data:
+    """Read two columns and standardise them; z is stretched by 1.5 to spread its features."""
+    with path.open() as file:
+        z_label, y_label = file.readline().strip().split(",")
+        z, y = np.loadtxt(file, delimiter=",", unpack=True)
+    return Data(1.5 * (z - z.mean()) / z.std(), (y - y.mean()) / y.std(), z_label, y_label)
+
+
+def neuron(dim: int, scale: float) -> Any:
+    """N(z; x) for parameters x of shape (3, n) or (dim, n)."""
+    if dim == 2:
+        return lambda x, z: scale * np.tanh(x[0] * z + x[1])
+    return lambda x, z: scale * x[2] * np.tanh(x[0] * z + x[1])
+
+
+def build_mesh(
+    dim: int, radius: float, h: float | None, cell: str | None, path: str | None
+) -> dolfinx.mesh.Mesh:
+    """The mesh of the parameter space that the options ask for."""
+    comm = MPI.COMM_WORLD
+    if path is not None:
+        return mf.read_mesh(path, comm)
+    cell = cell or {2: "triangle", 3: "hexahedron"}[dim]
+    if cell in ("quadrilateral", "hexahedron"):
+        return mf.box(comm, radius, h or {2: 1.0, 3: 1.6}[dim], cell=cell)
+    build = mf.disk if dim == 2 else mf.ball
+    return build(comm, radius, h or {2: 0.35, 3: 0.9}[dim], cell=cell)
+
+
+def train(
+    problem: mf.Problem,
+    network: mf.NetworkLoss,
+    grid: Array,
+    folder: Path,
+    run: dict[str, Any],
+    t_end: float,
+    every: int,
+) -> tuple[mf.State, dict[str, Array]]:
+    """Run the flow, write everything; the last state, and the fit on a grid at several times."""
+    start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
+    snapshots = [0.0, 0.01 * t_end, 0.1 * t_end]
+    fits: dict[str, Array] = {}
+    flow = mf.SchrodingerFlow(problem, **run)
+    with (
+        mf.XDMFSeries(folder / "series.xdmf", problem, every=every) as series,
+        mf.History(folder / "history.csv", problem.comm) as history,
+    ):
+        for state in mf.progress(flow.run(start, t_end), t_end, problem.comm, "training"):
+            last = state.t == t_end
+            loss = network.value(state.density)
+            history.append({**state.scalars(), "loss": loss})
+            series.write(state.t, state.density, force=last)
+            if last or (snapshots and state.t >= snapshots[0] - 1e-9):
+                snapshots = snapshots[1:]
+                fits[f"t = {state.t:.3g}"] = network.predict(state.density, grid)
+    return state, fits
+
+
+def finite_networks(
+    density: mf.Density, network: mf.NetworkLoss, samples: int, seed: int
+) -> dict[int, tuple[float, float, float]]:
+    """Loss of networks of n neurons drawn from m, by n: mean, standard error, expected mean."""
+    z, y = network.z, network.y
+    limit = network.moments(density)
+    squares = [density.integrate(lambda x, d=d: network.neuron(x, d) ** 2) for d in z]
+    variance = float(np.mean(np.array(squares) - limit**2))
+    neurons = density.sample(samples * max(SIZES), seed).T.reshape(-1, samples, max(SIZES))
+    results = {}
+    for n in SIZES:
+        chosen = neurons[:, :, :n]
+        outputs = np.stack([network.neuron(chosen, d).mean(axis=1) for d in z])
+        losses = np.mean((y[:, None] - outputs) ** 2, axis=0)
+        error = float(losses.std(ddof=1) / np.sqrt(samples))
+        results[n] = (float(losses.mean()), error, network.phi(limit) + variance / n)
+    return results
+
+
+def draw_finite(path: Path, results: dict[int, tuple[float, float, float]], loss: float) -> None:
+    """Excess loss against n with its expected value; called on rank 0."""
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    n = np.array(list(results))
+    mean, error, expected = np.array(list(results.values())).T
+    axes.errorbar(n, mean - loss, 2 * error, fmt="o", capsize=3, label="sampled, ±2 s.e.")
+    axes.plot(n, expected - loss, "k--", linewidth=1, label="Var / n")
+    axes.set(xscale="log", yscale="log", xlabel="neurons n", ylabel="mean loss − F(m)")
+    axes.grid(True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def report(state: mf.State, loss: float, results: dict[int, tuple[float, float, float]]) -> None:
+    """Print the outcome on rank 0."""
+    CONSOLE.print(
+        f"t = {state.t:g}  F^σ = {state.energy:.10f}  loss = {loss:.6f}  "
+        f"residual = {state.residual:.1e}  boundary mass = {state.boundary_mass:.1e}"
+    )
+    table = Table(title="finite networks drawn from m", title_justify="left")
+    for name in ("neurons", "mean loss", "± s.e.", "expected"):
+        table.add_column(name, justify="right")
+    for n, (mean, error, expected) in results.items():
+        table.add_row(f"{n:,}", f"{mean:.5f}", f"{error:.5f}", f"{expected:.5f}")
+    CONSOLE.print(table)
+
+
+def main(
+    dim: Literal[2, 3] = 2,
+    sigma: float = 0.5,
+    kappa: float = 0.1,
+    scale: float | None = None,
+    data: str = str(DATA),
+    radius: float | None = None,
+    h: float | None = None,
+    cell: Literal["triangle", "quadrilateral", "tetrahedron", "hexahedron"] | None = None,
+    degree: int | None = None,
+    mesh: str | None = None,
+    dt: float = 0.1,
+    t_end: float = 20.0,
+    scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",
+    tolerance: float | None = None,
+    every: int = 5,
+    samples: int = 20,
+    seed: int = 1,
+    output: str = "results/two_layer_network",
+) -> dict[str, Any]:
+    """Train, draw, and return the numbers. Collective."""
+    comm = MPI.COMM_WORLD
+    mf.setup_logging(comm)
+    points = read_data(Path(data))
+    scale = scale or {2: 30.0, 3: 15.0}[dim]
+    network = mf.NetworkLoss(points.z, points.y, neuron(dim, scale))
+    trap = mf.Potential(lambda x: 0.5 * kappa * np.sum(x**2, axis=0))
+    # Trained neurons spread beyond the ground state of the trap alone: 2 more units of room.
+    radius = radius or mf.truncation_radius(kappa, sigma, tol=1e-8, dim=dim, offset=2.0)
+    domain = build_mesh(dim, radius, h, cell, mesh)
+    tensor = domain.topology.cell_name() in ("quadrilateral", "hexahedron")
+    problem = mf.Problem(
+        domain,
+        trap + network,
+        sigma,
+        degree=degree or (4 if tensor else 2),
+        mass="lumped" if tensor else "consistent",
+    )
+    logging.getLogger("fem_mf.demo").info(
+        "%d ranks, %d dofs of degree %d, %d data, radius %.3g",
+        comm.size,
+        problem.space.dofmap.index_map.size_global,
+        problem.degree,
+        len(points.y),
+        radius,
+    )
+    folder = Path(output)
+    grid = np.linspace(points.z.min(), points.z.max(), 200)
+    run = {"dt": dt, "scheme": scheme, "tolerance": tolerance}
+    state, fits = train(problem, network, grid, folder, run, t_end, every)
+    loss = network.value(state.density)
+    results = finite_networks(state.density, network, samples, seed)
+    report(state, loss, results)
+    title = f"law of the neurons, t = {state.t:g}"
+    plot_density(folder / "neurons.png", state.density, title)
+    history = mf.History.read(folder / "history.csv") if comm.rank == 0 else {}
+    if comm.rank == 0:
+        plot_history(folder / "history.png", history, ("energy", "loss", "dissipation"))
+        labels = (f"{points.z_label}, standardised", f"{points.y_label}, standardised")
+        plot_fit(folder / "fit.png", points.z, points.y, grid, fits, labels=labels)
+        draw_finite(folder / "finite_networks.png", results, loss)
+    comm.barrier()
+    return {
+        "energy": state.energy,
+        "loss": loss,
+        "residual": state.residual,
+        "finite_networks": results,
+        "fits": fits,
+    }
+
+
+if __name__ == "__main__":
+    main(**parse(main, __doc__, HELPS))
