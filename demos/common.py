@@ -54,7 +54,7 @@ def parse(
     Every keyword ``some_name`` is an option ``--some-name`` with the default and the annotated type
     of the keyword: int, float, str, bool (``--x``, ``--no-x``), ``Literal`` (choices),
     ``tuple[float, ...]`` (several values), each also with ``| None``. Options with one dash, such
-    as ``-fem_mf_schrodinger_ksp_rtol 1e-8``, go to the options database of PETSc.
+    as ``-fem_mf_schrodinger_pc_type lu``, go to the options database of PETSc.
 
     Args:
         main: every parameter has a default and an annotation.
@@ -95,7 +95,7 @@ def _parser(
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Options with one dash (-fem_mf_schrodinger_ksp_rtol 1e-8) are those of PETSc.",
+        epilog="Options with one dash (-fem_mf_schrodinger_pc_type lu) are those of PETSc.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -450,18 +450,19 @@ def draw_densities(path: Path, snapshots: list[Snapshot], mean: Array) -> None:
     if snapshots[0].points.shape[0] == 1:
         figure = Figure(figsize=(6.0, 3.8), layout="constrained")
         axes = figure.subplots()
-        for snapshot in snapshots:
-            x = snapshot.points[0]
-            (line,) = axes.plot(x, snapshot.values, label=f"t = {snapshot.t:.3g}")
-            axes.plot(x[::10], snapshot.exact(snapshot.points)[::10], "o", fillstyle="none", ms=4)
-            axes.lines[-1].set_color(line.get_color())
+        for i, snapshot in enumerate(snapshots):
+            x, exact = snapshot.points[0], snapshot.exact(snapshot.points)
+            axes.plot(x, snapshot.values, f"C{i}", label=f"t = {snapshot.t:.3g}")
+            axes.plot(x[::10], exact[::10], f"C{i}o", fillstyle="none", ms=4)
         axes.set(
             xlabel="x", ylabel="m(x)", title="lines: computed    circles: exact", ylim=(0, None)
         )
         axes.legend(frameon=False)
         figure.savefig(path, dpi=150)
         return
-    figure = Figure(figsize=(2.6 * len(snapshots) + 0.4, 3.2), layout="constrained")
+    width, height = np.ptp(snapshots[0].points, axis=1)[:2]
+    size = (2.6 * len(snapshots) + 0.5, 2.6 * height / width + 0.95)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(snapshots), sharey=True)
     for axes, snapshot in zip(panels, snapshots, strict=True):
         _contours(axes, snapshot)

@@ -113,9 +113,13 @@ class MomentClosure:
 
     def sensitivity(self, density: Density) -> float:
         """2 (Σ_j ∫Q_j² dm)^½. Collective."""
+        return 2.0 * float(np.sqrt(self.second_moments(density).sum()))
+
+    def second_moments(self, density: Density) -> Array:
+        """∫Q_j² dm, ``(r,)``. Collective."""
         assert self.basis is not None
         squares = density.measure() @ self.basis[: self._owned] ** 2
-        return 2.0 * float(np.sqrt(np.abs(global_sum(self._comm, squares)).sum()))
+        return np.abs(global_sum(self._comm, squares))
 
     def dot(self, a: Array, b: Array) -> float:
         """The Euclidean product; no communication, every rank holds y."""

@@ -37,7 +37,7 @@ __all__ = ["SchrodingerFlow", "State"]
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
 # λ − min V in units of 1/a up to which the operator 2/a + H − λ may well be positive.
-_RESOLVED = 8.0
+_RESOLVED = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)

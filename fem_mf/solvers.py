@@ -88,6 +88,7 @@ class SpdSolver:
         self.max_it = 10_000
         self._free_setup = self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
         self._iterations_when_fresh = 0
+        self._fresh = True
 
     def _set_options(self, defaults: Options, chosen: Options) -> None:
         database = PETSc.Options(self.prefix)
@@ -135,30 +136,42 @@ class SpdSolver:
             ConvergenceError: PETSc's reason and what to change.
         """
         self.ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e300, max_it=self.max_it)
-        if self._free_setup:
-            self.ksp.getPC().setReusePreconditioner(False)
         self.ksp.solve(right, solution)
-        reason: Any = self.ksp.getConvergedReason()  # an int
-        iterations = self.ksp.getIterationNumber()
+        reason: Any = self.ksp.getConvergedReason()
+        if reason < 0 and not self._fresh:
+            # Built for another matrix, the preconditioner may even be indefinite for this one.
+            self._rebuild_next()
+            solution.set(0.0)
+            self.ksp.solve(right, solution)
+            reason = self.ksp.getConvergedReason()
+        iterations = int(self.ksp.getIterationNumber())
         if reason < 0:
+            self._rebuild_next()
             raise ConvergenceError(
                 f"the linear solver {self.prefix} stopped with {_REASONS.get(reason, reason)} "
                 f"after {iterations} iterations; try a smaller dt, or options such as "
                 f"-{self.prefix}pc_type lu -{self.prefix}pc_factor_mat_solver_type mumps"
             )
-        if typical and not self._free_setup:
-            self._decide_rebuild(iterations)
-        return int(iterations)
+        if not self._free_setup:
+            self._decide_rebuild(iterations, typical)
+        return iterations
 
-    def _decide_rebuild(self, iterations: int) -> None:
-        pc = self.ksp.getPC()
+    def _rebuild_next(self) -> None:
+        self._fresh = True
+        self._iterations_when_fresh = 0
+        self.ksp.getPC().setReusePreconditioner(False)
+
+    def _decide_rebuild(self, iterations: int, typical: bool) -> None:
+        if self._fresh:
+            self._fresh = False
+            self.ksp.getPC().setReusePreconditioner(True)
+        if not typical:
+            return
         if self._iterations_when_fresh == 0:
             self._iterations_when_fresh = max(iterations, 1)
-            pc.setReusePreconditioner(True)
         elif iterations > 2 * self._iterations_when_fresh + 4:
             _LOG.debug("%s: %d iterations, preconditioner rebuilt", self.prefix, iterations)
-            self._iterations_when_fresh = 0
-            pc.setReusePreconditioner(False)
+            self._rebuild_next()
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fem_mf.closure import Closure, MomentClosure
 from fem_mf.density import Density
@@ -34,6 +35,7 @@ __all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
 
 
 _POSITIVE = 1.0 - 1e-4  # ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density any more
+_STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
 
 
@@ -211,18 +213,25 @@ class ImplicitStage:
         self._evaluation(y, np.inf)
         psi = self.density.amplitude()
         loads = self.operator.basis_loads(psi)
-        mass = problem.apply_mass(psi)
-        columns = []
+        mass, moments = problem.apply_mass(psi), self.operator.order(self.density)
+        response = np.zeros((len(loads), len(loads)))
         z = self.solution.duplicate()
-        for load in loads:
-            self.right.array[:] = load
+        for j in self._strong(y):
+            self.right.array[:] = loads[j]
             z.set(0.0)
             solver.solve(self.right, z, 1e-3, typical=False)
             values = owned_values(z)
-            columns.append([values @ other for other in (*loads, mass)])
+            response[:, j] = [values @ load for load in loads]
+            response[:, j] -= moments * (values @ mass)
         z.destroy()
-        table = global_sum(problem.comm, np.array(columns).T)
-        return 2.0 * (table[:-1] - np.outer(self.operator.order(self.density), table[-1]))
+        return 2.0 * global_sum(problem.comm, response)
+
+    def _strong(self, y: Array) -> npt.NDArray[np.intp]:
+        """Features whose potential a step can feel: the others contract without Newton's help."""
+        assert isinstance(self.closure, MomentClosure) and self._evaluation is not None
+        # R_jj is at most 2a ∫Q_j² dm, since the operator is at least 1/a.
+        bound = 2.0 * self._evaluation.a * self.closure.second_moments(self.density)
+        return np.flatnonzero(bound * np.abs(np.diag(self.closure.stiffness(y))) > _STRONG)
 
 
 class InnerTolerance:
