@@ -70,7 +70,7 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import sqrtm
 
 import fem_mf as mf
-from demos.common import (
+from common import (
     CONSOLE,
     Columns,
     draw_slope,

@@ -41,7 +41,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from demos.common import CONSOLE, parse
+from common import CONSOLE, parse
 from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 type Array = npt.NDArray[np.float64]
@@ -59,11 +59,11 @@ HELPS = {
     "cell": "of the mesh; tensor-product cells have lumped mass and a box as domain",
     "degree": "of ψ; 2 on simplices and 4 on tensor-product cells if not given",
     "mesh": "a .msh or .xdmf file to use instead",
-    "dt": "time step",
+    "dt": "time step, the first one when there is a tolerance",
     "t_end": "final time",
     "scheme": "of time stepping",
-    "tolerance": "choose the time step by this error per step instead",
-    "every": "write every so many steps to the XDMF series",
+    "tolerance": "L² error of ψ that a step may make; 0 for constant steps",
+    "every": "write every so many steps to the XDMF series, and the last one",
     "samples": "repetitions of each finite network",
     "seed": "of the random neurons",
     "output": "folder for the results",
@@ -120,7 +120,7 @@ def train(
 ) -> tuple[mf.State, dict[str, Array]]:
     """Run the flow, write everything; the last state, and the fit on a grid at several times."""
     start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
-    snapshots = [0.0, 0.01 * t_end, 0.1 * t_end]
+    snapshots = [0.0, 0.005 * t_end, 0.05 * t_end]
     fits: dict[str, Array] = {}
     flow = mf.SchrodingerFlow(problem, **run)
     with (
@@ -144,8 +144,11 @@ def finite_networks(
     """Loss of networks of n neurons drawn from m, by n: mean, standard error, expected mean."""
     z, y = network.z, network.y
     limit = network.moments(density)
-    squares = [density.integrate(lambda x, d=d: network.neuron(x, d) ** 2) for d in z]
-    variance = float(np.mean(np.array(squares) - limit**2))
+
+    def second_moment(datum: float) -> float:
+        return density.integrate(lambda x: network.neuron(x, datum) ** 2)
+
+    variance = float(np.mean([second_moment(d) for d in z] - limit**2))
     neurons = density.sample(samples * max(SIZES), seed).T.reshape(-1, samples, max(SIZES))
     results = {}
     for n in SIZES:
@@ -196,11 +199,11 @@ def main(
     cell: Literal["triangle", "quadrilateral", "tetrahedron", "hexahedron"] | None = None,
     degree: int | None = None,
     mesh: str | None = None,
-    dt: float = 0.1,
+    dt: float = 0.01,
     t_end: float = 20.0,
     scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",
-    tolerance: float | None = None,
-    every: int = 5,
+    tolerance: float = 1e-3,
+    every: int = 2,
     samples: int = 20,
     seed: int = 1,
     output: str = "results/two_layer_network",
@@ -233,7 +236,7 @@ def main(
     )
     folder = Path(output)
     grid = np.linspace(points.z.min(), points.z.max(), 200)
-    run = {"dt": dt, "scheme": scheme, "tolerance": tolerance}
+    run = {"dt": dt, "scheme": scheme, "tolerance": tolerance or None}
     state, fits = train(problem, network, grid, folder, run, t_end, every)
     loss = network.value(state.density)
     results = finite_networks(state.density, network, samples, seed)

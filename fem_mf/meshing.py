@@ -170,7 +170,7 @@ def read_mesh(path: str | Path, comm: MPI.Comm) -> Mesh:
 
 
 def refine(mesh: Mesh) -> Mesh:
-    """Cut every simplex so that all edges are halved. Collective.
+    """Cut every simplex at the midpoints of its edges. Collective.
 
     New vertices are midpoints of old edges: the domain stays the old polyhedron. Cells stay on
     their rank and the ghost layer is kept.

@@ -15,7 +15,7 @@ import numpy as np
 from fem_mf.features import Array
 from fem_mf.stages import Guess, ImplicitStage, StageResult, StageStart
 
-__all__ = ["IMPLICIT_PART", "SCHEMES", "Rate", "backward_euler"]
+__all__ = ["SCHEMES", "Rate", "backward_euler"]
 
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 
@@ -81,5 +81,3 @@ SCHEMES: dict[str, Scheme] = {
     "crank-nicolson": crank_nicolson,
     "sdirk2": sdirk2,
 }
-IMPLICIT_PART = {"backward-euler": 1.0, "crank-nicolson": 0.5, "sdirk2": _GAMMA}
-"""The step of a stage as a part of dt."""

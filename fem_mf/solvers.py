@@ -82,11 +82,11 @@ class SpdSolver:
         self.ksp.setOperators(matrix)
         self.ksp.setInitialGuessNonzero(True)
         self._set_options(defaults, options or {})
-        # A direct solver as the whole method would apply a stale factorisation as if it were exact.
-        if self.ksp.getType() == "preonly":
-            self.ksp.setInitialGuessNonzero(False)
-        self.max_it = 10_000
-        self._free_setup = self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
+        # A direct solver as the whole method would apply a stale factorisation as if it were exact:
+        # it is always fresh, like a preconditioner that is free to build.
+        direct = self.ksp.getType() == "preonly"
+        self.ksp.setInitialGuessNonzero(not direct)
+        self._free_setup = direct or self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
         self._iterations_when_fresh = 0
         self._fresh = True
 
@@ -94,6 +94,7 @@ class SpdSolver:
         database = PETSc.Options(self.prefix)
         options = {**defaults, **chosen}
         added = [key for key in options if not database.hasName(key)]
+        self._chosen_tolerances: dict[str, Any] = {}
         error = None
         try:
             for key in added:
@@ -101,6 +102,7 @@ class SpdSolver:
                 database.setValue(key, "" if value is None else value)
             self.ksp.setFromOptions()
             self.ksp.setUp()  # reads the options of inner solvers
+            self._chosen_tolerances = self._read_tolerances(database)
             unknown = [k for k in chosen if k in added and not _used(self.prefix + k)]
             if unknown:
                 error = ValueError(
@@ -117,6 +119,12 @@ class SpdSolver:
             for key in added:
                 database.delValue(key)
         all_ranks_agree(self.ksp.comm.tompi4py(), error)
+
+    def _read_tolerances(self, database: PETSc.Options) -> dict[str, Any]:
+        """Tolerances that the user fixed: they replace those that a solve is asked for."""
+        rtol, atol, divtol, max_it = self.ksp.getTolerances()
+        values = {"rtol": rtol, "atol": atol, "divtol": divtol, "max_it": max_it}
+        return {k: v for k, v in values.items() if database.hasName(f"ksp_{k}")}
 
     def solve(
         self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float, *, typical: bool = True
@@ -135,7 +143,13 @@ class SpdSolver:
         Raises:
             ConvergenceError: PETSc's reason and what to change.
         """
-        self.ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e300, max_it=self.max_it)
+        tolerances: dict[str, Any] = {
+            "rtol": rtol,
+            "atol": 1e-300,
+            "divtol": 1e300,
+            "max_it": 10_000,
+        }
+        self.ksp.setTolerances(**{**tolerances, **self._chosen_tolerances})
         self.ksp.solve(right, solution)
         reason: Any = self.ksp.getConvergedReason()
         if reason < 0 and not self._fresh:

@@ -14,7 +14,7 @@ every m and every step size (D7).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ __all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
 
 _POSITIVE = 1.0 - 1e-4  # ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density any more
 _STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
+_UNGUARDED = 30  # evaluations of a fixed point before a guarded step is tried instead
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
 
 
@@ -171,6 +172,9 @@ class ImplicitStage:
         self.solution.array[:] = guess.psi
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
+        stop = self._stop
+        if not guarded:  # a step that needs more is too long for the gauge of λ
+            stop = replace(stop, max_iterations=min(_UNGUARDED, stop.max_iterations))
         evaluation = self._evaluation = _Evaluation(self, start, y, a, shift, guarded)
         record = None
         while record is None:
@@ -179,7 +183,7 @@ class ImplicitStage:
                     evaluation,
                     y,
                     accelerator=self._accelerator,
-                    stop=self._stop,
+                    stop=stop,
                     unknown=self.closure,
                     safeguard=self._safeguard,
                     contraction=self.tolerance.expected_contraction,

@@ -1,0 +1,424 @@
+"""The Schrödinger flow: what holds at every step, for every step size, scheme and functional."""
+
+from itertools import pairwise
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+import pytest
+
+import fem_mf as mf
+from tests.exact import gaussian
+
+COMM = MPI.COMM_WORLD
+SCHEMES = ["backward-euler", "crank-nicolson", "sdirk2"]
+Z = np.linspace(-2.0, 2.0, 9)
+PREFIX = "fem_mf_schrodinger_"
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+def trap(x):
+    return 0.1 * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2)
+
+
+def network():
+    return mf.NetworkLoss(Z, np.sin(2 * Z), lambda x, z: np.tanh(x[0] * z + x[1]))
+
+
+def plane(functional, degree=5, **options):
+    mesh = mf.box(COMM, 7.0, 1.4, cell="quadrilateral")
+    return mf.Problem(mesh, functional, 0.5, degree, mass="lumped", **options)
+
+
+def triangles(functional, degree=2, mass="consistent", h=0.9, **options):
+    return mf.Problem(mf.box(COMM, 6.5, h), functional, 0.5, degree, mass=mass, **options)
+
+
+PROBLEMS = {
+    "network on quadrilaterals": lambda: plane(mf.Potential(trap) + network()),
+    "network on triangles": lambda: triangles(mf.Potential(trap) + network()),
+    "network with M-matrices": lambda: triangles(mf.Potential(trap) + network(), 1, "lumped"),
+    "linear": lambda: plane(mf.Potential(trap)),
+    "contact": lambda: plane(mf.Potential(trap) + mf.Contact(20.0), 4),
+    "contact on triangles": lambda: triangles(mf.Potential(trap) + mf.Contact(20.0)),
+    "box with walls": lambda: plane(mf.Potential(trap) + network(), boundary="dirichlet"),
+}
+_MADE = {}
+
+
+def made(name):
+    """A problem and an off-centre start, made once."""
+    if name not in _MADE:
+        problem = PROBLEMS[name]()
+        _MADE[name] = problem, mf.Density.from_function(problem, gaussian([1.5, -1.0], 2.0))
+    return _MADE[name]
+
+
+def final(problem, start, t_end, dt, **options):
+    *_, last = mf.SchrodingerFlow(problem, dt, **options).run(start, t_end)
+    return last
+
+
+def psi_of(state):
+    return state.density.psi.x.array
+
+
+# -- every step size ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("dt", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
+    problem, start = made(name)
+    steps = 6
+    states = list(mf.SchrodingerFlow(problem, dt).run(start, steps * dt))
+    assert len(states) == steps + 1
+    for before, after in pairwise(states):
+        assert after.energy <= before.energy + 1e-12 * abs(before.energy)
+        assert after.fixed_point_iterations >= 1
+    assert states[-1].energy < states[0].energy
+    for state in states:
+        assert state.mass == pytest.approx(1.0, abs=1e-13)
+        assert state.density.mass() == pytest.approx(1.0, abs=1e-13)
+        free = np.ones(problem.num_owned, dtype=bool)
+        free[problem.constrained] = False
+        assert psi_of(state)[: problem.num_owned][free].min() > 0
+        assert state.dissipation == pytest.approx(state.residual**2, rel=1e-12)
+
+
+@every_scheme
+@pytest.mark.parametrize("dt", [1e-3, 0.3, 30.0])
+def test_scalars_of_a_state_are_those_of_its_density(scheme, dt):
+    problem, start = made("network on quadrilaterals")
+    for state in mf.SchrodingerFlow(problem, dt, scheme).run(start, 4 * dt):
+        assert state.mass == pytest.approx(1.0, abs=1e-13)
+        assert state.energy == pytest.approx(mf.energy(problem, state.density), rel=1e-10)
+        assert state.eigenvalue == pytest.approx(mf.eigenvalue(problem, state.density), rel=1e-9)
+        assert state.residual == pytest.approx(mf.residual(problem, state.density), rel=1e-6)
+        assert state.boundary_mass == pytest.approx(
+            mf.boundary_mass(problem, state.density), rel=1e-9
+        )
+
+
+@every_scheme
+def test_schemes_meet_at_small_steps_and_at_the_minimiser(scheme):
+    problem, start = made("network on quadrilaterals")
+    reference = final(problem, start, 1.0, 1 / 64, scheme="sdirk2")
+    near = final(problem, start, 1.0, 1 / 128, scheme=scheme)
+    cap = 2e-2 if scheme == "backward-euler" else 1e-3
+    np.testing.assert_allclose(psi_of(near), psi_of(reference), rtol=0, atol=cap)
+    *_, steady = mf.SchrodingerFlow(problem, 2.0, scheme).run(start, 500.0, steady_residual=1e-8)
+    minimiser = final(problem, start, 1e5, 1e3)
+    assert steady.residual <= 1e-8
+    assert steady.energy == pytest.approx(minimiser.energy, rel=1e-12)
+    np.testing.assert_allclose(psi_of(steady), psi_of(minimiser), rtol=0, atol=1e-6)
+
+
+def test_the_minimiser_does_not_depend_on_the_start():
+    problem, start = made("network on quadrilaterals")
+    other = mf.Density.from_function(problem, gaussian([-2.0, 2.0], 1.0))
+    a, b = (final(problem, m, 1e5, 1e3, fixed_point_tolerance=1e-11) for m in (start, other))
+    assert a.energy == pytest.approx(b.energy, rel=1e-12)
+    np.testing.assert_allclose(psi_of(a), psi_of(b), rtol=0, atol=1e-8)
+
+
+# -- time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dt", "t_end", "steps"),
+    [
+        (0.1, 1.0, 10),
+        (0.3, 1.0, 4),
+        (0.1, 0.35, 4),
+        (2.0, 1.0, 1),
+        (1 / 3, 1.0, 3),
+        (0.05, 0.7, 14),
+    ],
+)
+@every_scheme
+def test_the_end_is_reached_exactly(scheme, dt, t_end, steps):
+    problem, start = made("linear")
+    states = list(mf.SchrodingerFlow(problem, dt, scheme).run(start, t_end))
+    assert states[-1].t == t_end
+    assert [s.step for s in states] == list(range(steps + 1))
+    np.testing.assert_allclose([s.t for s in states[:-1]], dt * np.arange(steps), rtol=1e-14)
+    np.testing.assert_allclose(np.cumsum([s.dt for s in states]), [s.t for s in states], rtol=1e-12)
+    assert states[0].dt == 0.0
+
+
+def test_no_time_gives_the_start_alone():
+    problem, start = made("linear")
+    (state,) = mf.SchrodingerFlow(problem, 0.1).run(start, 0.0)
+    assert state.t == 0.0
+    np.testing.assert_allclose(psi_of(state), start.psi.x.array, rtol=1e-14)
+
+
+def test_a_run_can_be_continued_and_repeated():
+    problem, start = made("network on quadrilaterals")
+    flow = mf.SchrodingerFlow(problem, 0.1, "sdirk2", fixed_point_tolerance=1e-12)
+    whole = list(flow.run(start, 1.0))
+    again = list(flow.run(start, 1.0))
+    rest = list(flow.run(whole[5].density, 0.5))
+    np.testing.assert_allclose(psi_of(again[-1]), psi_of(whole[-1]), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(psi_of(rest[-1]), psi_of(whole[-1]), rtol=0, atol=1e-10)
+
+
+def test_states_own_their_densities():
+    problem, start = made("network on quadrilaterals")
+    before = start.psi.x.array.copy()
+    states, copies = [], []
+    for state in mf.SchrodingerFlow(problem, 0.2).run(start, 1.0):
+        states.append(state)
+        copies.append(psi_of(state).copy())
+    for state, copy in zip(states, copies, strict=True):
+        np.testing.assert_array_equal(psi_of(state), copy)
+    for a, b in pairwise(copies):
+        assert np.abs(a - b).max() > 1e-3
+    assert len({id(s.density) for s in states}) == len(states)
+    np.testing.assert_array_equal(start.psi.x.array, before)
+
+
+def test_scalars_are_everything_but_the_density():
+    problem, start = made("linear")
+    *_, state = mf.SchrodingerFlow(problem, 0.5).run(start, 0.5)
+    scalars = state.scalars()
+    assert list(scalars)[:4] == ["t", "dt", "step", "energy"]
+    assert "density" not in scalars
+    assert all(isinstance(v, int | float) for v in scalars.values())
+    assert {k: getattr(state, k) for k in scalars} == scalars or np.isnan(state.contraction)
+
+
+def test_stops_at_a_steady_state():
+    problem, start = made("network on quadrilaterals")
+    states = list(mf.SchrodingerFlow(problem, 5.0).run(start, 1e6, steady_residual=1e-5))
+    assert states[-1].residual <= 1e-5 < states[-2].residual
+    assert states[-1].t < 1e6
+    (only,) = mf.SchrodingerFlow(problem, 5.0).run(states[-1].density, 1e6, steady_residual=1e-4)
+    assert only.t == 0.0
+
+
+@every_scheme
+def test_adaptive_steps(scheme):
+    problem, start = made("network on quadrilaterals")
+    reference = final(problem, start, 3.0, 1 / 128, scheme="sdirk2")
+    errors = {}
+    for tolerance in (1e-3, 1e-4):
+        flow = mf.SchrodingerFlow(problem, 2.0, scheme, tolerance=tolerance)
+        states = list(flow.run(start, 3.0))
+        assert states[-1].t == 3.0
+        assert states[1].rejected > 0  # the first step is far too long
+        difference = (psi_of(states[-1]) - psi_of(reference))[: problem.num_owned]
+        errors[tolerance] = np.sqrt(problem.dot(difference, problem.apply_mass(difference)))
+        assert len(states) < 400
+    assert errors[1e-4] < 0.6 * errors[1e-3]
+    assert errors[1e-4] < 2e-2
+    assert all(s.mass == pytest.approx(1.0, abs=1e-13) for s in states)
+
+
+def test_adaptive_steps_grow_as_the_flow_calms_down():
+    problem, start = made("network on quadrilaterals")
+    states = list(mf.SchrodingerFlow(problem, 0.1, "sdirk2", tolerance=1e-3).run(start, 60.0))
+    steps = [s.dt for s in states[1:-1]]
+    assert steps[-1] > 5 * steps[0]
+    assert np.diff([s.energy for s in states]).max() < 1e-13
+
+
+# -- functionals without moments ---------------------------------------------------------------
+
+
+def contact(problem_of, **options):
+    return problem_of(mf.Potential(trap) + mf.Contact(20.0), **options)
+
+
+def test_contact_on_triangles_and_quadrilaterals_agree():
+    flows = {
+        "quadrilaterals": contact(plane, degree=6),
+        "triangles": contact(triangles, degree=3, h=0.6),
+    }
+    states = {}
+    for name, problem in flows.items():
+        start = mf.Density.from_function(problem, gaussian([1.0, -0.5], 1.0))
+        states[name] = list(mf.SchrodingerFlow(problem, 0.25).run(start, 2.0))
+    for a, b in zip(*states.values(), strict=True):
+        assert a.energy == pytest.approx(b.energy, rel=1e-4)
+        assert a.eigenvalue == pytest.approx(b.eigenvalue, rel=1e-4)
+        np.testing.assert_allclose(a.density.mean(), b.density.mean(), rtol=0, atol=1e-3)
+        points = [[0.0, 0.0], [1.0, -1.0], [-0.5, 2.0]]
+        values = [s.density.evaluate(points) for s in (a, b)]
+        np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-3)
+
+
+class Interaction:
+    """(λ/2)|∫x dm − a|² as a user would write it."""
+
+    strength, target = 0.8, np.array([0.5, 0.5])
+
+    def value(self, density):
+        return 0.5 * self.strength * float(np.sum((density.mean() - self.target) ** 2))
+
+    def derivative(self, density):
+        force = self.strength * (density.mean() - self.target)
+        v = density.problem.new_potential()
+        v.interpolate(lambda x: force[0] * x[0] + force[1] * x[1])
+        return v
+
+
+@every_scheme
+@pytest.mark.parametrize("problem_of", [plane, triangles])
+def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
+    built_in = mf.MeanInteraction(Interaction.strength, Interaction.target)
+    runs = []
+    for term in (built_in, Interaction()):
+        problem = problem_of(mf.Potential(trap) + term)
+        start = mf.Density.from_function(problem, gaussian([1.5, -1.0], 2.0))
+        flow = mf.SchrodingerFlow(problem, 0.2, scheme, fixed_point_tolerance=1e-12)
+        runs.append(list(flow.run(start, 1.0)))
+    for own, user in zip(*runs, strict=True):
+        assert own.energy == pytest.approx(user.energy, abs=1e-8)
+        assert own.eigenvalue == pytest.approx(user.eigenvalue, abs=1e-8)
+        assert own.residual == pytest.approx(user.residual, abs=1e-7)
+        np.testing.assert_allclose(psi_of(own), psi_of(user), rtol=0, atol=1e-8)
+
+
+def test_newton_needs_cylindrical_terms():
+    problem, start = made("contact")
+    with pytest.raises(ValueError, match=r"Newton needs .*cylindrical"):
+        final(problem, start, 1.0, 1.0, accelerator=mf.Newton())
+
+
+@pytest.mark.parametrize(
+    ("cell", "degree", "mass"),
+    [("hexahedron", 3, "lumped"), ("tetrahedron", 2, "consistent"), ("tetrahedron", 1, "lumped")],
+)
+def test_three_dimensions(cell, degree, mass):
+    functional = mf.Potential(trap) + mf.NetworkLoss(
+        Z, np.sin(2 * Z), lambda x, z: x[2] * np.tanh(x[0] * z + x[1])
+    )
+    mesh = mf.box(COMM, 5.5, 2.2, cell=cell)
+    problem = mf.Problem(mesh, functional, 1.0, degree, mass=mass)
+    start = mf.Density.from_function(problem, gaussian([0.5, 0.5, 1.0], 0.7))
+    states = list(mf.SchrodingerFlow(problem, 0.5).run(start, 2.0))
+    energies = [s.energy for s in states]
+    assert energies == sorted(energies, reverse=True)
+    assert energies[-1] < 0.95 * energies[0]
+    assert all(s.mass == pytest.approx(1.0, abs=1e-13) for s in states)
+    assert states[-1].energy == pytest.approx(mf.energy(problem, states[-1].density), rel=1e-10)
+
+
+# -- arguments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "text"),
+    [
+        ((0.0,), {}, "dt must be a positive number, not 0.0"),
+        ((-1.0,), {}, "dt must be a positive number"),
+        ((np.nan,), {}, "dt must be a positive number"),
+        ((0.1, "euler"), {}, "unknown scheme 'euler'; choose one of .*backward-euler"),
+        ((0.1,), {"tolerance": 0.0}, "tolerance must lie between 0 and 1"),
+        ((0.1,), {"fixed_point_tolerance": 2.0}, "fixed_point_tolerance must lie"),
+        ((0.1,), {"linear_tolerance": -1e-3}, "linear_tolerance must lie"),
+        ((0.1,), {"max_iterations": 0}, "max_iterations is at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, options, text):
+    with pytest.raises(ValueError, match=text):
+        mf.SchrodingerFlow(made("linear")[0], *arguments, **options)
+
+
+def test_bad_runs():
+    problem, start = made("linear")
+    flow = mf.SchrodingerFlow(problem, 0.1)
+    for t_end in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="t_end must be a non-negative number"):
+            flow.run(start, t_end)
+    with pytest.raises(ValueError, match="the start belongs to another problem"):
+        flow.run(made("contact")[1], 1.0)
+
+
+def test_what_was_yielded_survives_a_failure():
+    problem, start = made("network on quadrilaterals")
+    flow = mf.SchrodingerFlow(
+        problem, 1.0, accelerator=mf.Picard(), max_iterations=2, safeguard=False
+    )
+    states = []
+    with pytest.raises(mf.ConvergenceError, match="did not converge"):
+        states.extend(flow.run(start, 3.0))
+    for state in flow.run(start, 0.0):
+        assert mf.energy(problem, state.density) == pytest.approx(mf.energy(problem, start))
+
+
+# -- PETSc options -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database():
+    """The PETSc options, empty of ours before and after."""
+    options = PETSc.Options()
+    before = options.getAll()
+    assert not any(key.startswith("fem_mf") for key in before)
+    yield options
+    for key in options.getAll():
+        if key not in before:
+            options.delValue(key)
+
+
+@pytest.mark.parametrize("name", ["network on quadrilaterals", "network on triangles"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"ksp_type": "cg", "pc_type": "lu"},
+        {"ksp_type": "cg", "pc_type": "gamg"},
+        {"ksp_type": "preonly", "pc_type": "cholesky"},
+        {"ksp_type": "gmres", "pc_type": "jacobi", "ksp_gmres_restart": 50},
+        {"pc_type": "none"},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_any_solver_gives_the_same_result(database, name, chosen):
+    problem, start = made(name)
+    before = database.getAll()
+    default = final(problem, start, 0.4, 0.1, fixed_point_tolerance=1e-12)
+    other = final(problem, start, 0.4, 0.1, fixed_point_tolerance=1e-12, petsc_options=chosen)
+    np.testing.assert_allclose(psi_of(other), psi_of(default), rtol=0, atol=1e-9)
+    assert other.energy == pytest.approx(default.energy, rel=1e-10)
+    assert database.getAll() == before
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ({"pc_tipe": "lu"}, r"does not know the options \['pc_tipe'\]"),
+        ({"pc_type": "jacobi", "pc_gamg_threshold": 0.1}, r"\['pc_gamg_threshold'\]"),
+        ({"pc_type": "hypre"}, "PETSc refused the solver options .*hypre"),
+        ({"ksp_type": "nonsense"}, "PETSc refused the solver options"),
+    ],
+)
+def test_bad_options_are_errors_and_leave_nothing_behind(database, chosen, text):
+    problem, start = made("linear")
+    before = database.getAll()
+    with pytest.raises(ValueError, match=text):
+        final(problem, start, 0.1, 0.1, petsc_options=chosen)
+    assert database.getAll() == before
+    final(problem, start, 0.1, 0.1)  # and the next flow works
+
+
+def test_the_command_line_goes_before_the_argument(database):
+    problem, start = made("linear")
+
+    def iterations(**options):
+        return final(problem, start, 0.1, 0.1, **options).linear_iterations
+
+    jacobi = {"ksp_type": "cg", "pc_type": "jacobi"}
+    assert iterations(petsc_options=jacobi) > 2
+    database[PREFIX + "pc_type"] = "lu"
+    assert iterations(petsc_options=jacobi) <= 2
+    assert iterations() <= 2
+    assert database.getAll()[PREFIX + "pc_type"] == "lu"  # the user's own stays
+    database[PREFIX + "pc_type"] = "hypre"
+    with pytest.raises(ValueError, match="refused"):
+        iterations()
+    database.delValue(PREFIX + "pc_type")
+    assert iterations(petsc_options=jacobi) > 2
