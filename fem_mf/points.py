@@ -5,6 +5,8 @@ Both give the same answer on every rank and at any number of ranks.
 
 from __future__ import annotations
 
+import itertools
+
 from mpi4py import MPI
 
 import basix
@@ -21,7 +23,8 @@ __all__ = ["evaluate_at", "sample_square"]
 # Coordinates are projected on this direction to give cells an order that depends neither on the
 # partition nor on the numbering; its irrational ratios make ties improbable.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
-_MAX_ROUNDS = 10_000
+_MAX_ROUNDS = 1000
+_MAX_BOXES = {1: 64, 2: 24, 3: 10}  # per axis of a cell
 
 
 def evaluate_at(function: fem.Function, points: Array) -> Array:
@@ -79,17 +82,14 @@ def sample_square(function: fem.Function, n: int, seed: int) -> Array:
     sampler = _CellSampler(function)
     mine, cells = _draw_cells(mesh, sampler.masses(), rng.random(n))
     samples = np.zeros((n, mesh.geometry.dim))
-    pending = np.ones(len(mine), dtype=bool)
+    pending = np.arange(len(mine))
     for _ in range(_MAX_ROUNDS):
-        proposal, height = rng.random((n, mesh.topology.dim)), rng.random(n)
-        active = np.flatnonzero(pending)
-        if active.size:
-            points, accepted = sampler.propose(
-                cells[active], proposal[mine[active]], height[mine[active]]
-            )
-            samples[mine[active[accepted]]] = points[accepted]
-            pending[active[accepted]] = False
-        if mesh.comm.allreduce(int(pending.sum())) == 0:
+        uniform = rng.random((n, mesh.topology.dim + 2))
+        if pending.size:
+            points, accepted = sampler.propose(cells[pending], uniform[mine[pending]])
+            samples[mine[pending[accepted]]] = points[accepted]
+            pending = pending[~accepted]
+        if mesh.comm.allreduce(pending.size) == 0:
             return global_sum(mesh.comm, samples)
     raise RuntimeError("sampling did not finish: the density varies too much inside one cell")
 
@@ -112,7 +112,12 @@ def _draw_cells(
 
 
 class _CellSampler:
-    """Integrals of ψ² cell by cell, and rejection sampling inside a cell."""
+    """Integrals of ψ² cell by cell, and rejection sampling inside a cell.
+
+    Proposals have the density of the largest corner values of ψ² |det J| on a grid of boxes, times
+    a factor that covers a polynomial of degree k between the corners. The grid is one of the unit
+    cube, which :func:`_fold` maps onto a simplex with its volume.
+    """
 
     def __init__(self, function: fem.Function) -> None:
         space = function.function_space
@@ -128,40 +133,66 @@ class _CellSampler:
             basix.LagrangeVariant(mesh.geometry.cmaps[0].variant),
         )
         self.values = _reference_values(function, num_cells)
-        lattice = basix.create_lattice(
-            self.cell_type, 4 * self.element.degree, basix.LatticeType.equispaced, True
-        )
-        # |ψ| in a cell is at most its largest nodal value times the Lebesgue constant.
-        self.lebesgue = 1.01 * np.abs(_tabulate(self.element, lattice, 0)[0]).sum(1).max()
+        self.dim = mesh.topology.dim
         self._simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
+        self.boxes = min(2 * self.element.degree + 2, _MAX_BOXES[self.dim])
+        self.margin = (1.0 + self.element.degree / self.boxes) ** 2
 
     def masses(self) -> Array:
+        """∫ψ² over each cell."""
         points, weights = basix.make_quadrature(self.cell_type, 2 * self.element.degree + 2)
         psi = self.values @ _tabulate(self.element, points, 0)[0].T
-        return np.asarray((psi**2 * self._jacobian(points)) @ weights)
+        every = np.arange(len(self.values))
+        return np.asarray((psi**2 * self._jacobian(every, points)) @ weights)
 
     def propose(
-        self, cells: npt.NDArray[np.intp], uniform: Array, height: Array
+        self, cells: npt.NDArray[np.intp], uniform: Array
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Uniform reference points, accepted with probability ∝ ψ² |det J|."""
-        points = _fold(uniform) if self._simplex else uniform
-        shape = _tabulate(self.element, points, 0)[0]
-        psi = np.einsum("ij,ij->i", self.values[cells], shape)
-        jacobian = self._jacobian_at(cells, points)
-        corners = basix.geometry(self.cell_type)
-        largest = self._jacobian(corners)[cells].max(axis=1)
-        bound = (self.lebesgue * np.abs(self.values[cells]).max(axis=1)) ** 2 * largest
-        x = np.einsum("ij,ijk->ik", _tabulate(self.cmap, points, 0)[0], self.geometry[cells])
-        return x, height * bound <= psi**2 * jacobian
+        """Points of the given cells, and which of them to accept; uniform is ``(n, d + 2)``."""
+        unique, inverse = np.unique(cells, return_inverse=True)
+        bounds = self._bounds(unique)
+        cumulative = np.cumsum(bounds, axis=1)
+        targets = uniform[:, 0] * cumulative[inverse, -1]
+        box = np.empty(len(cells), dtype=np.intp)
+        # Sorted by cell, the samples of one cell are one slice: a search for each cell.
+        order = np.argsort(inverse, kind="stable")
+        starts = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
+        for i, (first, last) in enumerate(itertools.pairwise(starts)):
+            box[order[first:last]] = np.searchsorted(cumulative[i], targets[order[first:last]])
+        box = np.minimum(box, bounds.shape[1] - 1)
+        corner = np.stack(np.unravel_index(box, (self.boxes,) * self.dim), axis=1)
+        reference = self._reference((corner + uniform[:, 2:]) / self.boxes)
+        density, x = self._evaluate(cells, reference)
+        return x, uniform[:, 1] * bounds[inverse, box] <= density
 
-    def _jacobian(self, points: npt.ArrayLike) -> Array:
-        gradients = _tabulate(self.cmap, points, 1)[1:]
-        jacobian = np.einsum("cvk,gqv->cqkg", self.geometry, gradients)
-        return np.abs(np.asarray(np.linalg.det(jacobian)))
+    def _bounds(self, cells: npt.NDArray[np.intp]) -> Array:
+        """Upper estimate of ψ² |det J| in each box, ``(cells, boxes^d)``."""
+        axes = [np.linspace(0.0, 1.0, self.boxes + 1)] * self.dim
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.dim)
+        points = self._reference(grid)
+        psi = self.values[cells] @ _tabulate(self.element, points, 0)[0].T
+        density = (psi**2 * self._jacobian(cells, points)).reshape(-1, *(len(a) for a in axes))
+        for axis in range(1, self.dim + 1):
+            upper, lower = np.arange(1, self.boxes + 1), np.arange(self.boxes)
+            density = np.maximum(density.take(upper, axis), density.take(lower, axis))
+        bounds: Array = density.reshape(len(cells), -1)
+        # A box between zeros of ψ has small corners; the cell's size keeps it reachable.
+        return self.margin * (bounds + 1e-3 * bounds.max(axis=1, keepdims=True))
 
-    def _jacobian_at(self, cells: npt.NDArray[np.intp], points: Array) -> Array:
+    def _reference(self, cube: Array) -> Array:
+        return _fold(cube) if self._simplex else cube
+
+    def _evaluate(self, cells: npt.NDArray[np.intp], points: Array) -> tuple[Array, Array]:
+        """ψ² |det J| and x, cell i at reference point i."""
+        psi = np.einsum("ij,ij->i", self.values[cells], _tabulate(self.element, points, 0)[0])
+        tables = _tabulate(self.cmap, points, 1)
+        x = np.einsum("ij,ijk->ik", tables[0], self.geometry[cells])
+        jacobian = np.einsum("cvk,gcv->ckg", self.geometry[cells], tables[1:])
+        return psi**2 * np.abs(np.asarray(np.linalg.det(jacobian))), x
+
+    def _jacobian(self, cells: npt.NDArray[np.intp], points: npt.ArrayLike) -> Array:
         gradients = _tabulate(self.cmap, points, 1)[1:]
-        jacobian = np.einsum("cvk,gcv->ckg", self.geometry[cells], gradients)
+        jacobian = np.einsum("cvk,gqv->cqkg", self.geometry[cells], gradients)
         return np.abs(np.asarray(np.linalg.det(jacobian)))
 
 

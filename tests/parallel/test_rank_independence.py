@@ -17,7 +17,7 @@ from tests.exact import gaussian
 COMM = MPI.COMM_WORLD
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 Z = np.linspace(-1.5, 1.5, 10)
-# Counters may differ by one where a residual meets its tolerance, and with them the contraction.
+# What tells of the way to the solution, not of the solution: decided by residuals near rounding.
 COUNTERS = ("fixed_point_iterations", "linear_iterations", "contraction")
 
 
@@ -43,7 +43,7 @@ CASES = {
         {"degree": 4, "mass": "lumped"},
     ),
     "disk": (lambda c: mf.disk(c, 5.0, 1.2, cell="quadrilateral"), {"degree": 3}),
-    "tetrahedra": (lambda c: mf.ball(c, 4.0, 1.5), {"degree": 1}),
+    "tetrahedra": (lambda c: mf.ball(c, 4.0, 1.0), {"degree": 1}),
     "walls": (lambda c: mf.box(c, 4.0, 1.0), {"degree": 2, "boundary": "dirichlet"}),
     "lumped walls": (
         lambda c: mf.box(c, 4.0, 1.0, cell="quadrilateral"),
@@ -80,7 +80,10 @@ def compare(shared, alone):
         for name in own:
             if name not in COUNTERS:
                 np.testing.assert_allclose(own[name], reference[name], **TIGHT, err_msg=name)
-        assert abs(here.fixed_point_iterations - there.fixed_point_iterations) <= 1
+        assert abs(here.fixed_point_iterations - there.fixed_point_iterations) <= 3
+        assert abs(here.linear_iterations - there.linear_iterations) <= (
+            8 + 0.2 * there.linear_iterations
+        )
         assert len(set(COMM.allgather(repr(own)))) == 1  # to the last bit
 
 

@@ -1,0 +1,289 @@
+"""Bad input is a clear error, of the same text on every rank, also when only one rank sees it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+import pytest
+
+import fem_mf as mf
+
+COMM = MPI.COMM_WORLD
+TRAP = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
+_MADE: dict[str, mf.Problem] = {}
+
+
+def problem(kind: str = "consistent", functional=TRAP) -> mf.Problem:
+    if functional is not TRAP:
+        return mf.Problem(mf.box(COMM, 3.0, 1.0), functional, 0.5)
+    if kind not in _MADE:
+        degree = 2 if kind == "consistent" else 1
+        _MADE[kind] = mf.Problem(mf.box(COMM, 3.0, 1.0), TRAP, 0.5, degree, mass=kind)
+    return _MADE[kind]
+
+
+def start(kind: str = "consistent") -> mf.Density:
+    return mf.Density.from_function(problem(kind), lambda x: np.exp(-2 * (x[0] ** 2 + x[1] ** 2)))
+
+
+def fails(action, text: str, kind: type[Exception] = ValueError) -> None:
+    """The action raises on every rank, with one and the same text; afterwards all ranks agree."""
+    with pytest.raises(kind, match=text) as caught:
+        action()
+    assert len(set(COMM.allgather(str(caught.value)))) == 1
+    assert COMM.allreduce(1) == COMM.size  # nobody is left in an earlier collective call
+
+
+def half(value: float):
+    """A function that is bad only where x > 2, at the nodes of some ranks and not of others."""
+    return lambda x: np.where(x[0] > 2.0, value, 1.0)
+
+
+def test_the_bad_half_is_not_on_every_rank() -> None:
+    bad = (problem().nodes[0, : problem().num_owned] > 2.0).any()
+    seen = COMM.allgather(bool(bad))
+    assert any(seen) and (COMM.size < 3 or not all(seen))
+
+
+# -- numbers and words -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.5, np.nan, np.inf])
+def test_sigma(sigma: float) -> None:
+    mesh = problem().mesh
+    fails(lambda: mf.Problem(mesh, TRAP, sigma), "sigma must be a positive number, not")
+
+
+@pytest.mark.parametrize("dt", [0.0, -0.1, np.nan, np.inf])
+def test_dt(dt: float) -> None:
+    fails(lambda: mf.SchrodingerFlow(problem(), dt), "dt must be a positive number, not")
+
+
+def test_end_of_the_run() -> None:
+    flow = mf.SchrodingerFlow(problem(), 0.1)
+    fails(lambda: flow.run(start(), -1.0), "t_end must be a non-negative number, not -1")
+    fails(lambda: flow.run(start("lumped"), 1.0), "the start belongs to another problem")
+
+
+def test_scheme() -> None:
+    text = r"unknown scheme 'rk4'; choose one of \['backward-euler', 'crank-nicolson', 'sdirk2'\]"
+    fails(lambda: mf.SchrodingerFlow(problem(), 0.1, "rk4"), text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"degree": 0}, "degree on a triangle mesh is 1 to 6, not 0"),
+        ({"degree": 7}, "degree on a triangle mesh is 1 to 6, not 7"),
+        ({"boundary": "neumann"}, "boundary is 'natural' or 'dirichlet', not 'neumann'"),
+        ({"mass": "full"}, "mass is 'consistent' or 'lumped', not 'full'"),
+        ({"mass": "lumped", "degree": 2}, "mass='lumped' on a triangle mesh needs degree=1"),
+    ],
+)
+def test_options_of_the_problem(options: dict, text: str) -> None:
+    fails(lambda: mf.Problem(problem().mesh, TRAP, 0.5, **options), text)
+
+
+def test_unknown_keywords() -> None:
+    fails(lambda: mf.Problem(problem().mesh, TRAP, 0.5, order=2), "'order'", TypeError)
+    fails(lambda: mf.SchrodingerFlow(problem(), 0.1, tol=1e-3), "'tol'", TypeError)
+    fails(lambda: mf.Potential(TRAP, scale=2), "'scale'", TypeError)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pc_tpye": "lu"}, r"PETSc does not know the options \['pc_tpye'\]"),
+        ({"pc_type": "hypre"}, "PETSc refused the solver options"),
+        ({"ksp_type": "cgg"}, "PETSc refused the solver options"),
+    ],
+)
+def test_options_of_petsc(options: dict, text: str) -> None:
+    before = PETSc.Options().getAll()
+    flow = mf.SchrodingerFlow(problem(), 0.1, petsc_options=options)
+    fails(lambda: list(flow.run(start(), 0.1)), text)
+    assert PETSc.Options().getAll() == before
+
+
+# -- data --------------------------------------------------------------------------------------
+
+
+def neuron(x, z):
+    return np.tanh(x[0] * z + x[1])
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "text"),
+    [
+        ([], [], "at least one datum; z and y are empty"),
+        ([1.0, 2.0], [1.0], "2 inputs z but 1 outputs y"),
+        ([1.0, np.nan], [1.0, 2.0], "contain NaN or infinite values; remove those rows"),
+        ([1.0, 2.0], [np.inf, 2.0], "contain NaN or infinite values"),
+        ([[[1.0]]], [1.0], r"z must be \(K,\) or \(K, k\) and y \(K,\)"),
+        ([1.0], [[1.0]], r"z must be \(K,\) or \(K, k\) and y \(K,\)"),
+    ],
+)
+def test_data(z: list, y: list, text: str) -> None:
+    fails(lambda: mf.NetworkLoss(z, y, neuron), text)
+
+
+# -- functions of space ------------------------------------------------------------------------
+
+BAD_FUNCTIONS = [
+    (half(np.nan), "is not finite at x = "),
+    (half(np.inf), "is not finite at x = "),
+    (lambda x: 1.0, r"returned shape \(\) for x of shape"),
+    (lambda x: x, "must return one value per point"),
+    (lambda x: x[5], "failed: IndexError"),
+    (lambda x: np.ones(7), r"returned shape \(7,\)"),
+]
+
+
+@pytest.mark.parametrize(("function", "text"), BAD_FUNCTIONS)
+def test_potentials(function, text: str) -> None:
+    functional = TRAP + mf.Potential(function)
+    fails(lambda: mf.SchrodingerFlow(problem(functional=functional), 0.1), text)
+    density = mf.Density.from_function(problem(), lambda x: np.ones_like(x[0]))
+    fails(lambda: mf.Potential(function).value(density), f"the potential g, .*{text}")
+
+
+@pytest.mark.parametrize(("function", "text"), BAD_FUNCTIONS)
+def test_neurons_and_features(function, text: str) -> None:
+    network = mf.NetworkLoss([1.0, 2.0], [0.0, 0.0], lambda x, z: function(x))
+    fails(lambda: network.value(start()), f"the neuron at datum number 0 {text}")
+    features = mf.Cylindrical([lambda x: x[0], function], np.sum, np.ones_like)
+    fails(lambda: features.value(start()), f"feature number 1 {text}")
+    fails(lambda: start().integrate(function), f"the integrand {text}")
+
+
+def test_an_error_of_one_rank_reaches_all() -> None:
+    def unlucky(x):
+        if COMM.rank == COMM.size - 1:
+            raise KeyError("only here")
+        return np.ones_like(x[0])
+
+    fails(lambda: mf.Potential(unlucky).value(start()), "failed: KeyError: 'only here'")
+    fails(lambda: mf.Density.from_function(problem(), unlucky), "failed: KeyError")
+
+
+# -- densities ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["consistent", "lumped"])
+@pytest.mark.parametrize(
+    ("m", "text"),
+    [
+        (lambda x: 0.0 * x[0], "the density is zero everywhere on the mesh"),
+        (half(-1.0), "the density m is negative: its minimum is -1"),
+        (lambda x: x[0], "the density m is negative: its minimum is -3"),
+        (half(np.nan), "the density m is not finite at x = "),
+        (half(np.inf), "the density m is not finite at x = "),
+        (lambda x: np.ones(7), r"the density m returned shape \(7,\)"),
+    ],
+)
+def test_densities(kind: str, m, text: str) -> None:
+    fails(lambda: mf.Density.from_function(problem(kind), m), text)
+
+
+@pytest.mark.parametrize(("value", "text"), [(np.nan, "not finite"), (0.0, "zero everywhere")])
+def test_amplitudes(value: float, text: str) -> None:
+    psi = np.full(problem().num_owned, value)
+    if np.isnan(value):  # on one rank only
+        psi = np.ones(problem().num_owned)
+        psi[:1] = value if COMM.rank == COMM.size - 1 else 1.0
+    fails(lambda: mf.Density(problem(), psi), text)
+
+
+def test_a_density_on_one_rank_only_is_no_error() -> None:
+    corner = mf.Density.from_function(problem(), half(0.0))
+    peak = mf.Density.from_function(problem(), lambda x: np.where(x[0] > 2.0, 1.0, 0.0))
+    assert corner.mass() == pytest.approx(1.0, abs=1e-13)
+    assert peak.mass() == pytest.approx(1.0, abs=1e-13)
+    assert peak.mean()[0] > 1.5
+
+
+# -- functionals of the user -------------------------------------------------------------------
+
+
+class Custom:
+    def __init__(self, derivative) -> None:
+        self.derivative = derivative
+
+    def value(self, density) -> float:
+        return 0.0
+
+
+def not_finite_on_one_rank(density):
+    v = density.problem.new_potential()
+    if COMM.rank == 0:
+        v.x.array[:1] = np.nan
+    return v
+
+
+@pytest.mark.parametrize(
+    ("derivative", "text"),
+    [
+        (not_finite_on_one_rank, "values that are not finite"),
+        (lambda m: np.zeros(3), "must return a scalar dolfinx.fem.Function on the problem's mesh"),
+        (lambda m: start().psi, "must return a scalar dolfinx.fem.Function on the problem's mesh"),
+    ],
+)
+def test_derivatives(derivative, text: str) -> None:
+    own = problem(functional=Custom(derivative))
+    density = mf.Density.from_function(own, lambda x: np.ones_like(x[0]))
+    fails(lambda: mf.residual(own, density), text)
+    fails(lambda: next(mf.SchrodingerFlow(own, 0.1).run(density, 1.0)), text)
+
+
+def test_gradients_of_the_wrong_shape() -> None:
+    wrong = mf.Cylindrical([lambda x: x[0]], lambda y: y[0], lambda y: np.ones(2))
+    fails(lambda: wrong.derivative(start()), r"gradient returned shape \(2,\), expected \(1,\)")
+
+
+def test_not_a_functional() -> None:
+    fails(lambda: mf.Problem(problem().mesh, np.sum, 0.5), r"value\(density\)")
+    fails(lambda: mf.Problem("mesh.msh", TRAP, 0.5), "must be a dolfinx.mesh.Mesh, not str")
+
+
+# -- meshes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["missing.msh", "empty.msh", "text.msh", "text.xdmf", "mesh.stl"])
+def test_unreadable_meshes(name: str, shared_tmp_path: Path) -> None:
+    file = shared_tmp_path / name
+    if COMM.rank == 0 and name != "missing.msh":
+        file.write_text("" if name == "empty.msh" else "this is not a mesh")
+    COMM.barrier()
+    fails(lambda: mf.read_mesh(file, COMM), f"cannot read the mesh .*{name}")
+
+
+def test_a_mesh_too_small_is_a_warning_on_every_rank(caplog) -> None:
+    own = problem()
+    wide = mf.Density.from_function(own, lambda x: np.exp(-0.2 * (x[0] ** 2 + x[1] ** 2)))
+    logger = logging.getLogger("fem_mf")
+    propagate, logger.propagate = logger.propagate, True
+    try:
+        with caplog.at_level(logging.WARNING, logger="fem_mf"):
+            state = next(mf.SchrodingerFlow(own, 0.1).run(wide, 1.0))
+    finally:
+        logger.propagate = propagate
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"the mesh is too small: boundary mass {state.boundary_mass:.1e} at radius 3; "
+        "use a radius of about "
+    )
+    assert float(message.split()[-1]) > 3.0
+    assert len(set(COMM.allgather(message))) == 1
+
+
+def test_a_failed_step_is_one_error_on_every_rank() -> None:
+    network = TRAP + 50.0 * mf.NetworkLoss([1.0, -1.0], [3.0, -2.0], neuron)
+    own = problem(functional=network)
+    density = mf.Density.from_function(own, lambda x: np.exp(-((x[0] - 1) ** 2) - x[1] ** 2))
+    flow = mf.SchrodingerFlow(own, 5.0, accelerator=mf.Picard(), max_iterations=3, safeguard=False)
+    fails(lambda: list(flow.run(density, 10.0)), "smaller dt", mf.ConvergenceError)
