@@ -100,6 +100,7 @@ class PotentialOperator:
             self.constant.copy(self.matrix, structure=_SAME)
             self.matrix.axpy(mass_factor, problem.mass_matrix, structure=_SAME)
             self.matrix.axpy(1.0, self._general, structure=_SAME)
+            self.matrix.stateIncrease()
 
     def _update_by_pieces(self, state: Array) -> None:
         # In place by the change of each coefficient; from scratch now and then against rounding.
@@ -111,6 +112,8 @@ class PotentialOperator:
         ):
             if change != 0.0:
                 self.matrix.axpy(float(change), piece, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        self.matrix.stateIncrease()
         self._state, self._updates = state, self._updates + 1
 
     def order(self, density: Density) -> Array:
