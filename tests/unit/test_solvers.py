@@ -130,7 +130,7 @@ def test_failure_names_the_reason_and_a_remedy():
     with pytest.raises(mf.ConvergenceError, match=f"{PREFIX} stopped with DIVERGED_INDEFINITE"):
         solver.solve(system.right, system.solution, 1e-12)
     system.set(1e4)
-    solver.max_it = 3
+    solver = SpdSolver(system.matrix, PREFIX, CG, {"ksp_max_it": 3})
     with pytest.raises(mf.ConvergenceError, match=f"MAX_IT after 3 iter.* -{PREFIX}pc_type lu"):
         solver.solve(system.right, system.solution, 1e-14)
 
