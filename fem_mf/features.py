@@ -2,8 +2,9 @@
 
 A feature φ_j is a numpy callable of ``x``, shape ``(3, n)``, that returns ``(n,)``. K features on n
 nodes are an n × K matrix Φ; with the nodal measure b of a density (∫f dm = Σ_i b_i f(x_i)) the
-moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are numerically redundant (40
-tanh neurons have rank about 15), so Φ is stored as Φ ≈ Q R of its numerical rank.
+moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are often numerically
+redundant (40 tanh neurons on a small domain have rank 27 at rounding level), so Φ is stored as
+Φ ≈ Q R of its numerical rank.
 
     matrix = FeatureMatrix(comm, num_owned, blocks_of_columns)
     y = matrix.moments(b)

@@ -145,7 +145,7 @@ class StopTest:
         Args:
             residual: ‖T(y) − y‖.
             size: ‖y‖.
-            previous: the residual of the iterate that a step from it led here, 0 for none.
+            previous: the residual of the iterate from which a plain step led here, 0 for none.
         """
         error = residual
         if residual < 0.5 * previous:
@@ -160,7 +160,7 @@ class FixedPointRecord:
     Attributes:
         y: the last iterate evaluated.
         residuals: ‖T(y_k) − y_k‖ of every evaluation.
-        contraction: ratio of the last two residuals above rounding; NaN with fewer than two.
+        contraction: ratio of the first two residuals, of T when the first step was plain; else NaN.
         shortened: steps that the safeguard shortened.
     """
 
@@ -221,6 +221,7 @@ def solve(
     """
     accelerator.reset()
     norms: list[float] = []
+    plain_steps: list[bool] = []
     shortened = 0
 
     def residual_at(point: Array) -> tuple[Array, float]:
@@ -253,7 +254,12 @@ def solve(
                 step, shortened = 0.25 * step, shortened + 1
                 continue
             enough = accelerator.trusted_ratio * norm
-            if not safeguard or trial_norm < enough or stop(trial_norm, size, norm):
+            # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
+            if plain and damping == 1.0:
+                contraction, before = 3.0 * trial_norm / norm, norm
+            else:
+                before = trial_norm / contraction if contraction < 1.0 else 0.0
+            if not safeguard or trial_norm < enough or stop(trial_norm, size, before):
                 break
             start, end = slope_of(step, residual), slope_of(step, trial_residual)
             if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
@@ -269,13 +275,14 @@ def solve(
                 step = residual
         if plain and trial_norm < 0.5 * norm:
             damping = min(1.0, 2.0 * damping)
-        y, before = y + step, norm
+        y = y + step
+        plain_steps.append(plain and before == norm)
         residual, norm = trial_residual, trial_norm
         size = float(np.sqrt(unknown.dot(y, y)))
     floor = 1e-13 * max(1.0, size)
     return FixedPointRecord(
         y=y,
         residuals=tuple(norms),
-        contraction=_contraction(norms, floor),
+        contraction=_contraction(norms, floor) if plain_steps[:1] == [True] else float("nan"),
         shortened=shortened,
     )

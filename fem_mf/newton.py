@@ -28,6 +28,10 @@ class Newton:
 
     Args:
         slow: ratio of two residuals above which the response is (re)computed.
+
+    Attributes:
+        radius: spectral radius of T′ = −R S, the contraction factor that the plain iteration would
+            have, at the last computation of R; NaN without one.
     """
 
     trusted_ratio = 0.9
@@ -38,6 +42,7 @@ class Newton:
         self.slow = slow
         self._response: Array | None = None
         self._scale = 0.0
+        self.radius = float("nan")
         self._norms: list[float] = []
         self._stale = False
         self._source: Callable[[Array], Array] | None = None
@@ -50,7 +55,7 @@ class Newton:
     def rescale(self, step: float) -> None:
         """Forget a response that was computed for a very different time step."""
         if self._response is not None and not 0.5 < step / self._scale < 2.0:
-            self._response = None
+            self._response, self.radius = None, float("nan")
         self._scale = step
 
     def reset(self) -> None:
@@ -70,6 +75,8 @@ class Newton:
             raise ValueError("Newton needs a functional whose every term is cylindrical")
         if self._stale:
             self._response, self._stale = self._source(y), False
+            product = self._response @ self._curvature(y)
+            self.radius = float(np.abs(np.linalg.eigvals(product)).max(initial=0.0))
         if self._response is None:
             return residual
         matrix = np.eye(y.size) + self._response @ self._curvature(y)

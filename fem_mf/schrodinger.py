@@ -36,6 +36,7 @@ __all__ = ["SchrodingerFlow", "State"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
+_POSITIVE = 1.0 - 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +171,9 @@ class SchrodingerFlow:
         return self._run(start, float(t_end), steady_residual)
 
     def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:
-        rate = self._initial_rate(start)
+        rate = self._rate_of(start)
         self._forget()
-        state = self._state(start, rate, t=0.0, dt=0.0, step=0)
+        state = self._state(start.copy(), rate, t=0.0, dt=0.0, step=0)
         warn_if_truncated(self.problem, start)
         yield state
         clock = Clock(self.dt, t_end)
@@ -228,7 +229,7 @@ class SchrodingerFlow:
         except ConvergenceError as error:
             if self.tolerance is not None:
                 raise
-            _LOG.debug("t = %.6g: a guarded backward Euler step of %.3g (%s)", t, dt, error)
+            _LOG.info("t = %.6g: a guarded backward Euler step of %.3g (%s)", t, dt, error)
         self._forget()
         return backward_euler(self._stage, now, dt, [Guess(now.psi, now.y)], guarded=True)
 
@@ -255,7 +256,7 @@ class SchrodingerFlow:
 
         self._pasts = [(Extrapolation(3, field_norm), Extrapolation(4, y_norm)) for _ in range(2)]
 
-    def _initial_rate(self, start: Density) -> Rate:
+    def _rate_of(self, start: Density) -> Rate:
         psi = start.amplitude()
         load = hamiltonian(self.problem, start)
         eigenvalue = self.problem.dot(psi, load)
@@ -273,6 +274,8 @@ class SchrodingerFlow:
     def _advance(self, last: StageResult) -> Rate:
         # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
         # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
+        if last.positivity < _POSITIVE:  # the rate is that of ψ, but |ψ| goes on
+            return self._rate_of(Density(self.problem, last.unit, normalised=True))
         psi, mass_psi = last.unit, last.mass_unit
         rate = last.rate / last.norm
         along = self.problem.dot(mass_psi, rate)
@@ -303,4 +306,4 @@ class SchrodingerFlow:
 
 
 def _default(closure: Closure) -> Accelerator:
-    return Newton() if isinstance(closure, MomentClosure) else Anderson()
+    return Newton() if isinstance(closure, MomentClosure) else Anderson(depth=10)

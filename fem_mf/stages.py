@@ -34,7 +34,8 @@ from fem_mf.spaces import owned_values
 __all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
 
 
-_POSITIVE = 1.0 - 1e-4  # ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density any more
+# ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density: strict where a guarded step can replace it.
+_POSITIVE = {False: 1.0 - 1e-4, True: 1.0 - 1e-2}
 _STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
 _UNGUARDED = 30  # evaluations of a fixed point before a guarded step is tried instead
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
@@ -70,6 +71,7 @@ class StageResult:
         unit: ψ made positive and normalised.
         mass_unit: M times it.
         norm: of ψ.
+        positivity: ⟨ψ, |ψ|⟩/‖ψ‖², 1 where ψ ≥ 0.
         rate: f = (ψ − r)/a = −½(H − s)ψ.
         shift: s.
         y: the mean field of ψ.
@@ -81,6 +83,7 @@ class StageResult:
     unit: Array
     mass_unit: Array
     norm: float
+    positivity: float
     rate: Array
     shift: float
     y: Array
@@ -193,15 +196,23 @@ class ImplicitStage:
         if self.tolerance.floor == 0.0:
             self.tolerance.floor = self.closure.sensitivity(self.density)
         y = evaluation.polish()
-        self.tolerance.learn(record)
+        factor = record.contraction
+        if np.isnan(factor) and isinstance(self._accelerator, Newton):
+            factor = self._accelerator.radius
+        self.tolerance.learn(record, factor)
         psi = owned_values(self.solution).copy()
         mass_unit = self.density.mass_amplitude()
-        if self.problem.dot(psi, mass_unit) < _POSITIVE * evaluation.norm:
-            raise ConvergenceError("ψ changes sign: the time step is too long for this scheme")
+        positivity = self.problem.dot(psi, mass_unit) / evaluation.norm
+        if positivity < _POSITIVE[guarded]:
+            raise ConvergenceError(
+                "ψ changes sign: dt is too long for this scheme, or the mesh too coarse for m "
+                "(mass='lumped' keeps ψ positive on coarse meshes)"
+            )
         return StageResult(
             psi=psi,
             unit=self.density.amplitude(),
             norm=evaluation.norm,
+            positivity=positivity,
             mass_unit=mass_unit,
             rate=(psi - start.base) / a,
             shift=evaluation.shift,
@@ -269,14 +280,14 @@ class InnerTolerance:
         gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
         self._gain = max(gain, self.floor)
 
-    def learn(self, record: FixedPointRecord) -> None:
-        """Learn the residuals of a stage."""
+    def learn(self, record: FixedPointRecord, contraction: float) -> None:
+        """Learn the residuals of a stage and the contraction factor of T, NaN if not measured."""
         self._first_residual = record.residuals[0]
         self._since_measured += 1
         if record.iterations > 1:
             self._since_measured = 0
-        if np.isfinite(record.contraction):
-            self.contraction = record.contraction
+        if np.isfinite(contraction):
+            self.contraction = contraction
 
     @property
     def expected_contraction(self) -> float:
