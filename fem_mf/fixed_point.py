@@ -183,6 +183,26 @@ def _contraction(residuals: list[float], floor: float) -> float:
     return usable[1] / usable[0]
 
 
+class _Residual:
+    """T(y) − y and its norm; every evaluation is recorded."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[Array, float], Array],
+        accelerator: Accelerator,
+        unknown: Unknown,
+    ) -> None:
+        self._evaluate, self._accelerator, self._unknown = evaluate, accelerator, unknown
+        self.norms: list[float] = []
+
+    def __call__(self, point: Array) -> tuple[Array, float]:
+        residual = self._evaluate(point, self.norms[-1] if self.norms else np.inf) - point
+        norm = float(np.sqrt(self._unknown.dot(residual, residual)))
+        self.norms.append(norm)
+        self._accelerator.record(point, residual)
+        return residual, norm
+
+
 def _failure(norms: list[float], norm: float, stop: StopTest) -> ConvergenceError:
     return ConvergenceError(
         f"the mean-field fixed point did not converge: residual {norm:.1e} after {len(norms)} "
@@ -220,19 +240,10 @@ def solve(
         ConvergenceError: no convergence in ``stop.max_iterations`` evaluations.
     """
     accelerator.reset()
-    norms: list[float] = []
+    residual_at = _Residual(evaluate, accelerator, unknown)
+    norms = residual_at.norms
     plain_steps: list[bool] = []
     shortened = 0
-
-    def residual_at(point: Array) -> tuple[Array, float]:
-        residual = evaluate(point, norms[-1] if norms else np.inf) - point
-        norm = float(np.sqrt(unknown.dot(residual, residual)))
-        norms.append(norm)
-        accelerator.record(point, residual)
-        return residual, norm
-
-    def slope_of(step: Array, residual: Array) -> float:
-        return unknown.dot(residual, unknown.coefficients(y + step) - coefficients)
 
     residual, norm = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
@@ -261,7 +272,8 @@ def solve(
                 before = trial_norm / contraction if contraction < 1.0 else 0.0
             if not safeguard or trial_norm < enough or stop(trial_norm, size, before):
                 break
-            start, end = slope_of(step, residual), slope_of(step, trial_residual)
+            moved = unknown.coefficients(y + step) - coefficients
+            start, end = unknown.dot(residual, moved), unknown.dot(trial_residual, moved)
             if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
                 break
             rejections, shortened = rejections + 1, shortened + 1

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.features import Array
-from fem_mf.stages import Guess, ImplicitStage, StageResult, StageStart
+from fem_mf.stage_data import Guess, StageResult, StageStart
+from fem_mf.stages import ImplicitStage
 
 __all__ = ["SCHEMES", "Rate", "backward_euler"]
 

@@ -30,7 +30,8 @@ from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate, backward_euler
 from fem_mf.solvers import Options
-from fem_mf.stages import Guess, ImplicitStage, StageResult
+from fem_mf.stage_data import Guess, StageResult
+from fem_mf.stages import ImplicitStage
 
 __all__ = ["SchrodingerFlow", "State"]
 

@@ -14,81 +14,30 @@ every m and every step size (D7).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from fem_mf.closure import Closure, MomentClosure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, FixedPointRecord, StepRefused, StopTest, solve
+from fem_mf.fixed_point import Accelerator, StepRefused, StopTest, solve
+from fem_mf.inexact import InnerTolerance
 from fem_mf.newton import Newton
 from fem_mf.operators import PotentialFloor, PotentialOperator
-from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
+from fem_mf.response import response
 from fem_mf.solvers import Options, SpdSolver, default_options
 from fem_mf.spaces import owned_values
+from fem_mf.stage_data import Guess, StageResult, StageStart
 
-__all__ = ["Guess", "ImplicitStage", "StageResult", "StageStart"]
+__all__ = ["ImplicitStage"]
 
 
 # ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density: strict where a guarded step can replace it.
 _POSITIVE = {False: 1.0 - 1e-4, True: 1.0 - 1e-2}
-_STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
 _UNGUARDED = 30  # evaluations of a fixed point before a guarded step is tried instead
-_MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What a stage starts from: owned values of ψ, of any norm, and the mean field y."""
-
-    psi: Array
-    y: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageStart:
-    """r, what a stage starts from.
-
-    Attributes:
-        base: owned values of r.
-        load: M r.
-    """
-
-    base: Array
-    load: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """A solved stage.
-
-    Attributes:
-        psi: ψ, owned values, not normalised.
-        unit: ψ made positive and normalised.
-        mass_unit: M times it.
-        norm: of ψ.
-        positivity: ⟨ψ, |ψ|⟩/‖ψ‖², 1 where ψ ≥ 0.
-        rate: f = (ψ − r)/a = −½(H − s)ψ.
-        shift: s.
-        y: the mean field of ψ.
-        record: of the fixed point.
-        linear_iterations: of all its linear solves.
-    """
-
-    psi: Array
-    unit: Array
-    mass_unit: Array
-    norm: float
-    positivity: float
-    rate: Array
-    shift: float
-    y: Array
-    record: FixedPointRecord
-    linear_iterations: int
 
 
 class ImplicitStage:
@@ -223,78 +172,20 @@ class ImplicitStage:
 
     def _response(self, y: Array) -> Array:
         """R at y, ``(r, r)``: minus the derivative of T by the potential's coefficients w."""
-        problem, solver = self.problem, self._solver
-        assert solver is not None and self._evaluation is not None
+        assert isinstance(self.closure, MomentClosure) and self._solver is not None
+        assert self._evaluation is not None
         self._evaluation(y, np.inf)
-        psi = self.density.amplitude()
-        loads = self.operator.basis_loads(psi)
-        mass, moments = problem.apply_mass(psi), self.operator.order(self.density)
-        response = np.zeros((len(loads), len(loads)))
-        z = self.solution.duplicate()
-        for j in self._strong(y):
-            self.right.array[:] = loads[j]
-            z.set(0.0)
-            solver.solve(self.right, z, 1e-3, typical=False)
-            values = owned_values(z)
-            response[:, j] = [values @ load for load in loads]
-            response[:, j] -= moments * (values @ mass)
-        z.destroy()
-        return 2.0 * global_sum(problem.comm, response)
-
-    def _strong(self, y: Array) -> npt.NDArray[np.intp]:
-        """Features whose potential a step can feel: the others contract without Newton's help."""
-        assert isinstance(self.closure, MomentClosure) and self._evaluation is not None
-        # R_jj is at most 2a ∫Q_j² dm, since the operator is at least 1/a.
-        bound = 2.0 * self._evaluation.a * self.closure.second_moments(self.density)
-        return np.flatnonzero(bound * np.abs(np.diag(self.closure.stiffness(y))) > _STRONG)
-
-
-class InnerTolerance:
-    """Tolerance of the linear solves inside a fixed point, learnt from stage to stage.
-
-    An evaluation of T need be no more accurate than a tenth of the residual it will leave, unless
-    it will be the last; the error in y of a solve of relative tolerance 1 (``gain``) is measured
-    at the end of each stage.
-    """
-
-    def __init__(self, rtol: float, stop: StopTest) -> None:
-        self._rtol, self._stop = rtol, stop
-        self.contraction, self._first_residual, self._gain = np.nan, 0.0, np.inf
-        self._since_measured = 0
-        self.floor = 0.0  # of the gain: what exact norms of the features say
-
-    def __call__(self, previous: float, size: float) -> float:
-        """Relative tolerance after a residual norm (inf: the first evaluation)."""
-        if np.isinf(self._gain):
-            return self._rtol
-        ratio = 0.01 if np.isnan(self.contraction) else float(np.clip(self.contraction, 1e-6, 0.1))
-        residual = ratio * previous if np.isfinite(previous) else self._first_residual
-        previous = residual / (ratio if np.isfinite(previous) else self.expected_contraction)
-        if self._stop(residual, size, previous):
-            return self._rtol
-        return float(np.clip(0.1 * ratio * residual / max(self._gain, 1e-300), self._rtol, 1e-3))
-
-    def measure(self, change: float, rtol: float) -> None:
-        """Learn how far a solve of tolerance ``rtol`` was off in y."""
-        gain = change / rtol
-        gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
-        self._gain = max(gain, self.floor)
-
-    def learn(self, record: FixedPointRecord, contraction: float) -> None:
-        """Learn the residuals of a stage and the contraction factor of T, NaN if not measured."""
-        self._first_residual = record.residuals[0]
-        self._since_measured += 1
-        if record.iterations > 1:
-            self._since_measured = 0
-        if np.isfinite(contraction):
-            self.contraction = contraction
-
-    @property
-    def expected_contraction(self) -> float:
-        """A cautious contraction factor for the next stage; 1 when it is time to look again."""
-        if np.isnan(self.contraction) or self._since_measured >= _MEASURE_EVERY:
-            return 1.0
-        return 3.0 * self.contraction
+        vectors = (self.right, self.solution)
+        return response(
+            self.problem,
+            self.closure,
+            self.operator,
+            self.density,
+            self._solver,
+            vectors,
+            y=y,
+            a=self._evaluation.a,
+        )
 
 
 class _Evaluation:
