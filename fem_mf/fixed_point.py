@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+_LEAST = 1e-12  # contraction factors below mean nothing
+
+
 class StepRefused(Exception):
     """Raised by an evaluation that is not defined so far from the last iterate."""
 
@@ -248,7 +251,7 @@ def solve(
     residual, norm = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
     damping = 1.0
-    before = norm / contraction if contraction < 1.0 else 0.0
+    before = norm / max(contraction, _LEAST) if contraction < 1.0 else 0.0
     while not stop(norm, size, before):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)
@@ -267,7 +270,7 @@ def solve(
             enough = accelerator.trusted_ratio * norm
             # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
             if plain and damping == 1.0:
-                contraction, before = 3.0 * trial_norm / norm, norm
+                contraction, before = max(3.0 * trial_norm / norm, _LEAST), norm
             else:
                 before = trial_norm / contraction if contraction < 1.0 else 0.0
             if not safeguard or trial_norm < enough or stop(trial_norm, size, before):

@@ -61,4 +61,4 @@ class InnerTolerance:
         """A cautious contraction factor for the next stage; 1 when it is time to look again."""
         if np.isnan(self.contraction) or self._since_measured >= _MEASURE_EVERY:
             return 1.0
-        return 3.0 * self.contraction
+        return max(3.0 * self.contraction, 1e-12)
