@@ -24,6 +24,7 @@ from dolfinx.fem import petsc as fem_petsc
 
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
+from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import drop_zeros, exact_measure, lumped_measure
 
 __all__ = ["Discretisation"]
@@ -113,6 +114,7 @@ class Discretisation:
         self._x: fem.Function = fem.Function(self.space)
         self._y: fem.Function = fem.Function(self.space)
         self._entropy_form: fem.Form | None = None
+        self._mass_solver: SpdSolver | None = None
         self._boundary_form = fem.form(
             self._x**2
             * ufl.Measure(
@@ -181,6 +183,26 @@ class Discretisation:
         if self.lumped:
             return self._free(self.mass_diagonal * psi)
         return self.multiply(self.mass_matrix, psi)
+
+    def solve_mass(self, load: Array) -> Array:
+        """M⁻¹ of a load vector, owned values. Collective.
+
+        Raises:
+            ConvergenceError: conjugate gradients failed.
+        """
+        if self.lumped:
+            return load / self.mass_diagonal
+        if self._mass_solver is None:
+            matrix = self.mass_matrix.copy()
+            diagonal = matrix.getDiagonal()
+            diagonal.array[self.constrained] = 1.0
+            matrix.setDiagonal(diagonal)
+            options = {"ksp_type": "cg", "pc_type": "jacobi"}
+            self._mass_solver = SpdSolver(matrix, "fem_mf_mass_", options)
+        self._y.x.array[: self.num_owned] = load
+        self._x.x.array[:] = 0.0
+        self._mass_solver.solve(self._y.x.petsc_vec, self._x.x.petsc_vec, 1e-14)
+        return self._x.x.array[: self.num_owned].copy()
 
     def apply_potential(self, potential: Array, psi: Array) -> Array:
         """∫Vψχ for every χ, owned. Collective.

@@ -32,6 +32,7 @@ __all__ = [
     "MeanInteraction",
     "Potential",
     "flatten",
+    "potential_degree_of",
 ]
 
 _BLOCK = 64  # features evaluated at a time
@@ -60,11 +61,8 @@ class Functional(ABC):
         """V[m] = δF/δm(m, ·) on the potential space, up to a constant. Collective."""
 
     def potential_degree(self, degree: int) -> int:
-        """Polynomial degree the potential needs for a density amplitude of the given degree.
-
-        Degree 2k − 1 keeps the order 2k of the energy; beyond k + 2 the cost outgrows the gain.
-        """
-        return min(2 * degree - 1, degree + 2)
+        """Polynomial degree the potential needs for a density amplitude of the given degree."""
+        return _usual_potential_degree(degree)
 
     def __add__(self, other: FunctionalLike) -> Functional:
         """F₁ + F₂."""
@@ -107,13 +105,19 @@ class _Sum(Functional):
         return total
 
     def potential_degree(self, degree: int) -> int:
-        # A user-defined term need not say: it gets what the built-in ones get.
-        return max(
-            f.potential_degree(degree)
-            if isinstance(f, Functional)
-            else Functional.potential_degree(self, degree)
-            for _, f in self.terms
-        )
+        return max(potential_degree_of(f, degree) for _, f in self.terms)
+
+
+def _usual_potential_degree(degree: int) -> int:
+    # 2k − 1 keeps the order 2k of the energy; beyond k + 2 the cost outgrows the gain.
+    return min(2 * degree - 1, degree + 2)
+
+
+def potential_degree_of(functional: FunctionalLike, degree: int) -> int:
+    """Degree of the potential space that a functional asks for (a user's own: the usual one)."""
+    if isinstance(functional, Functional):
+        return functional.potential_degree(degree)
+    return _usual_potential_degree(degree)
 
 
 def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:

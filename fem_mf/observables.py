@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import logging
 
-from petsc4py import PETSc
-
 import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.problem import Problem
-from fem_mf.spaces import owned_values
 
 __all__ = [
     "boundary_mass",
@@ -25,7 +22,6 @@ __all__ = [
     "energy",
     "hamiltonian",
     "residual",
-    "solve_mass",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -57,36 +53,12 @@ def residual(problem: Problem, density: Density) -> float:
     psi = density.amplitude()
     load -= problem.dot(psi, load) * problem.apply_mass(psi)
     load[problem.constrained] = 0.0
-    return float(np.sqrt(max(problem.dot(load, solve_mass(problem, load)), 0.0)))
+    return float(np.sqrt(max(problem.dot(load, problem.solve_mass(load)), 0.0)))
 
 
 def dissipation(problem: Problem, density: Density) -> float:
     """−dF^σ/dt = ‖H[m]ψ − λψ‖² along the flow through this density (D4). Collective."""
     return residual(problem, density) ** 2
-
-
-def solve_mass(problem: Problem, load: Array) -> Array:
-    """M⁻¹ of a load vector, owned values. Collective."""
-    if problem.lumped:
-        return load / problem.mass_diagonal
-    matrix = problem.mass_matrix
-    if problem.constrained.size or problem.boundary == "dirichlet":
-        matrix = matrix.copy()
-        diagonal = matrix.getDiagonal()
-        diagonal.array[problem.constrained] = 1.0
-        matrix.setDiagonal(diagonal)
-    ksp = PETSc.KSP().create(problem.comm)
-    ksp.setType("cg")
-    ksp.pc.setType("jacobi")
-    ksp.setOperators(matrix)
-    ksp.setTolerances(rtol=1e-14, atol=1e-300, max_it=500)
-    right, solution = matrix.createVecLeft(), matrix.createVecRight()
-    right.array[:] = load
-    ksp.solve(right, solution)
-    values = owned_values(solution).copy()
-    for item in (ksp, right, solution):
-        item.destroy()
-    return values
 
 
 def boundary_mass(problem: Problem, density: Density) -> float:

@@ -1,8 +1,10 @@
 """The matrix c M + σ²A + ∫V[m]ψχ while c and the mean field change.
 
-operator = PotentialOperator(problem, closure)
-operator.update(c, y)       # values only, the matrix object stays
-operator.matrix, operator.order(density)
+    operator = PotentialOperator(problem, closure)
+    operator.update(c, y)    # values only, the matrix object stays
+    operator.matrix, operator.order(density)
+
+Where V − V_0 has few features, each has its matrix assembled once and an update is a few axpys.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class PotentialOperator:
         self.constant_diagonal = self.constant.createVecLeft()
         if problem.lumped:
             self.constant.getDiagonal(self.constant_diagonal)
-            self._add_lumped(self.constant, owned_values(self.constant_diagonal), closure.base)
-            self.constant.getDiagonal(self.constant_diagonal)
+            self._add_lumped(closure.base, self.constant_diagonal)
+            self.constant.setDiagonal(self.constant_diagonal)
         else:
             fixed = problem.assemble_potential(None, closure.base)
             self.constant.axpy(1.0, fixed, structure=_SAME)
@@ -71,12 +73,11 @@ class PotentialOperator:
                 self.problem.assemble_potential(None, column) for column in self.closure.basis.T
             ]
 
-    def _add_lumped(self, matrix: PETSc.Mat, diagonal: Array, potential: Array) -> None:
-        problem = self.problem
-        added = problem.mass_diagonal * potential[: problem.num_owned]
-        added[problem.constrained] = 0.0
-        self.constant_diagonal.array[:] = diagonal + added
-        matrix.setDiagonal(self.constant_diagonal)
+    def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
+        """Add ∫Vψχ, which is diagonal, to a diagonal."""
+        added = self.problem.mass_diagonal * potential[: self.problem.num_owned]
+        added[self.problem.constrained] = 0.0
+        diagonal.array[:] = owned_values(diagonal) + added
 
     def update(self, mass_factor: float, y: Array) -> None:
         """Set the matrix to c M + σ²A + ∫V(y)ψχ. Collective.
@@ -91,9 +92,8 @@ class PotentialOperator:
         problem = self.problem
         varying = self.closure.potential(y) - self.closure.base
         if problem.lumped:
-            added = problem.mass_diagonal * (mass_factor + varying[: problem.num_owned])
-            added[problem.constrained] = 0.0
-            self._diagonal.array[:] = self.constant_diagonal.array + added
+            self.constant_diagonal.copy(self._diagonal)
+            self._add_lumped(mass_factor + varying, self._diagonal)
             self.matrix.setDiagonal(self._diagonal)
         else:
             self._general = problem.assemble_potential(self._general, varying)

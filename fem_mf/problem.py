@@ -18,9 +18,9 @@ from dolfinx import mesh as dmesh
 
 from fem_mf.discretisation import Discretisation
 from fem_mf.features import Array
-from fem_mf.functionals import FunctionalLike
+from fem_mf.functionals import FunctionalLike, potential_degree_of
 from fem_mf.parallel import all_ranks_agree
-from fem_mf.spaces import cell_family, potential_degree_of
+from fem_mf.spaces import cell_family
 
 __all__ = ["Problem"]
 

@@ -26,7 +26,7 @@ from fem_mf.extrapolation import Extrapolation
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
-from fem_mf.observables import hamiltonian, solve_mass, warn_if_truncated
+from fem_mf.observables import hamiltonian, warn_if_truncated
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate, backward_euler
 from fem_mf.solvers import Options
@@ -261,7 +261,7 @@ class SchrodingerFlow:
         psi = start.amplitude()
         load = hamiltonian(self.problem, start)
         eigenvalue = self.problem.dot(psi, load)
-        velocity = -0.5 * (solve_mass(self.problem, load) - eigenvalue * psi)
+        velocity = -0.5 * (self.problem.solve_mass(load) - eigenvalue * psi)
         mass_psi = self.problem.apply_mass(psi)
         return Rate(
             psi=psi,

@@ -12,7 +12,6 @@ import ufl
 from dolfinx import mesh
 
 from fem_mf.features import Array
-from fem_mf.functionals import Functional, FunctionalLike
 
 __all__ = [
     "cell_family",
@@ -20,7 +19,6 @@ __all__ = [
     "exact_measure",
     "lumped_measure",
     "owned_values",
-    "potential_degree_of",
 ]
 
 
@@ -28,13 +26,6 @@ def cell_family(domain: mesh.Mesh) -> str:
     """``"tensor"`` for cells with collocated Gauss–Lobatto nodes, else ``"simplex"``."""
     tensor = ("interval", "quadrilateral", "hexahedron")
     return "tensor" if domain.topology.cell_name() in tensor else "simplex"
-
-
-def potential_degree_of(functional: FunctionalLike, degree: int) -> int:
-    """Degree of the potential space that a functional asks for (a user's own: the default)."""
-    if isinstance(functional, Functional):
-        return functional.potential_degree(degree)
-    return min(2 * degree - 1, degree + 2)
 
 
 def exact_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:

@@ -12,13 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
 
 # A module imports from its own layer, without cycles, and from the layers above it in this list.
 LAYERS = [
-    ["errors", "parallel"],
+    ["errors", "parallel", "solvers"],
     ["meshing", "blocks", "features", "functionals", "network"],
     ["spaces", "discretisation", "problem"],
     ["points", "density"],
     ["observables", "checks"],
     [
-        "solvers",
         "closure",
         "operators",
         "fixed_point",

@@ -11,7 +11,7 @@ from dolfinx import fem
 from scipy.special import erf
 
 import fem_mf as mf
-from fem_mf.observables import solve_mass, warn_if_truncated
+from fem_mf.observables import warn_if_truncated
 from tests.exact import gaussian, gaussian_energy, rate
 
 COMM = MPI.COMM_WORLD
@@ -151,7 +151,7 @@ def test_residual_with_dirichlet_conditions():
 def test_solve_mass_inverts_the_mass(name):
     problem, _ = problem_on(name)
     psi = np.cos(problem.nodes[0, : problem.num_owned])
-    back = solve_mass(problem, problem.apply_mass(psi))
+    back = problem.solve_mass(problem.apply_mass(psi))
     np.testing.assert_allclose(back, psi, rtol=0, atol=1e-11)
 
 
