@@ -26,7 +26,7 @@ except ImportError as error:
         f"into an environment (conda, Debian, docker image) that has it ({error})"
     ) from error
 
-from fem_mf.checks import check_derivative, probe_convexity
+from fem_mf.checks import Convexity, check_derivative, probe_convexity
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.fixed_point import Anderson, Picard
@@ -45,16 +45,20 @@ from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
 from fem_mf.problem import Problem
 from fem_mf.schrodinger import SchrodingerFlow, State
+from fem_mf.spectrum import decay_rate, gap, spectral_gap
+from fem_mf.stationary import Minimum, minimise, minimise_nested
 
 __all__ = [
     "Anderson",
     "Contact",
     "ConvergenceError",
+    "Convexity",
     "Cylindrical",
     "Density",
     "Functional",
     "History",
     "MeanInteraction",
+    "Minimum",
     "NetworkLoss",
     "Newton",
     "PVDSeries",
@@ -68,17 +72,22 @@ __all__ = [
     "boundary_mass",
     "box",
     "check_derivative",
+    "decay_rate",
     "disk",
     "dissipation",
     "eigenvalue",
     "energy",
+    "gap",
     "interval",
+    "minimise",
+    "minimise_nested",
     "probe_convexity",
     "progress",
     "read_mesh",
     "refine",
     "residual",
     "setup_logging",
+    "spectral_gap",
     "truncation_radius",
 ]
 __version__ = "0.1.0"

@@ -7,14 +7,17 @@ probe_convexity(F, density)    # smallest second difference found
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.features import Array
-from fem_mf.functionals import FunctionalLike
+from fem_mf.functionals import FunctionalLike, convexity_of
 
-__all__ = ["DerivativeCheck", "check_derivative", "probe_convexity"]
+__all__ = ["Convexity", "DerivativeCheck", "check_derivative", "convexity", "probe_convexity"]
+
+_NOT_CONVEX = -1e-9  # of a probe, relative: below is more than rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,29 @@ def check_derivative(
     if usable.sum() >= 2:
         order = float(np.polyfit(np.log(steps[usable]), np.log(remainders[usable]), 1)[0])
     return DerivativeCheck(steps=steps, remainders=remainders, order=order)
+
+
+class Convexity(Enum):
+    """What is known of the convexity of a functional."""
+
+    PROVED = "convex by its terms"
+    PROBED = "no probe contradicts convexity"
+    REFUTED = "not convex"
+
+
+def convexity(functional: FunctionalLike, density: Density) -> Convexity:
+    """Is F convex? By its terms if they say so, else by random probes near a density. Collective.
+
+    Args:
+        functional: any object with ``value`` and ``derivative``.
+        density: the centre of the probes.
+    """
+    known = convexity_of(functional)
+    if known:
+        return Convexity.PROVED
+    if known is False or probe_convexity(functional, density) < _NOT_CONVEX:
+        return Convexity.REFUTED
+    return Convexity.PROBED
 
 
 def probe_convexity(

@@ -23,6 +23,8 @@ from fem_mf.problem import Problem
 
 __all__ = ["Closure", "FieldClosure", "MomentClosure", "make_closure"]
 
+_ROWS = 8192  # nodes at a time, so that products of features need no second copy of them
+
 
 class Closure(Protocol):
     """The unknown of the fixed point and the potential it gives."""
@@ -121,6 +123,18 @@ class MomentClosure:
         squares = density.measure() @ self.basis[: self._owned] ** 2
         return np.abs(global_sum(self._comm, squares))
 
+    def covariance(self, density: Density) -> Array:
+        """∫(Q − y)(Q − y)ᵀ dm, ``(r, r)``. Collective."""
+        assert self.basis is not None
+        basis, measure = self.basis[: self._owned], density.measure()
+        total = np.zeros((basis.shape[1] + 1, basis.shape[1]))
+        for first in range(0, len(basis), _ROWS):
+            rows, weights = basis[first : first + _ROWS], measure[first : first + _ROWS]
+            total[:-1] += (rows * weights[:, None]).T @ rows
+            total[-1] += weights @ rows
+        total = global_sum(self._comm, total)
+        return np.asarray(total[:-1] - np.outer(total[-1], total[-1]))
+
     def dot(self, a: Array, b: Array) -> float:
         """The Euclidean product; no communication, every rank holds y."""
         return float(a @ b)
@@ -135,10 +149,6 @@ class FieldClosure:
         self.problem = problem
         self.base = np.zeros(problem.potential_nodes.shape[1])
         self._density = Density(problem, np.ones(problem.num_owned))
-        self._volume = problem.dot(
-            np.ones(problem.num_owned), problem.apply_mass(np.ones(problem.num_owned))
-        )
-        self._dofs: int = problem.space.dofmap.index_map.size_global
 
     def order(self, density: Density) -> Array:
         """m at the owned nodes."""
@@ -168,7 +178,7 @@ class FieldClosure:
 
     def dot(self, a: Array, b: Array) -> float:
         """∫ab dx with equal weights. Collective."""
-        return self.problem.dot(a, b) * self._volume / self._dofs
+        return self.problem.dot(a, b) * self.problem.mean_mass
 
 
 def make_closure(problem: Problem) -> Closure:

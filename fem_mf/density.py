@@ -14,7 +14,7 @@ from dolfinx import fem
 
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import all_ranks_agree, global_sum
-from fem_mf.points import evaluate_at, sample_square
+from fem_mf.points import evaluate_at, interpolate_between, sample_square
 from fem_mf.problem import Problem
 
 __all__ = ["Density"]
@@ -88,6 +88,24 @@ class Density:
             error = ValueError(f"the density m is negative: its minimum is {values.min():.3e}")
         all_ranks_agree(problem.comm, error)
         return cls(problem, np.sqrt(values))
+
+    def on(self, problem: Problem) -> Density:
+        """This density on another problem: ψ interpolated there, normalised anew. Collective.
+
+        Nodes just outside this density's mesh, as at a curved boundary, get the nearest cell's
+        polynomial; where the mesh does not reach, ψ is next to nothing.
+
+        Args:
+            problem: on any mesh, of any degree.
+
+        Returns:
+            The density there; this one itself when it lives on that problem already.
+        """
+        if problem is self.problem:
+            return self
+        if problem.space is self.problem.space:
+            return Density(problem, self.amplitude())
+        return Density(problem, interpolate_between(self.psi, problem.new_amplitude()))
 
     def copy(self) -> Density:
         """An independent density with the same values."""

@@ -12,6 +12,7 @@ Two discretisations of the mass and of the potential:
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from petsc4py import PETSc
@@ -22,10 +23,11 @@ from dolfinx import default_scalar_type, fem, la
 from dolfinx import mesh as dmesh
 from dolfinx.fem import petsc as fem_petsc
 
+from fem_mf.collocation import collocated_stiffness
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
 from fem_mf.solvers import SpdSolver
-from fem_mf.spaces import drop_zeros, exact_measure, lumped_measure
+from fem_mf.spaces import exact_measure, lumped_measure
 
 __all__ = ["Discretisation"]
 
@@ -85,10 +87,11 @@ class Discretisation:
             self.space, self.mesh.topology.dim - 1, self.boundary_facets
         )
         self.boundary_conditions: list[fem.DirichletBC] = []
-        self.constrained = np.empty(0, dtype=np.int32)  # owned
+        self.constrained = self._constrained_everywhere = np.empty(0, dtype=np.int32)
         if self.boundary == "dirichlet":
             zero: Any = default_scalar_type(0)
             self.boundary_conditions = [fem.dirichletbc(zero, dofs, self.space)]
+            self._constrained_everywhere = dofs  # ghosts too
             self.constrained = dofs[dofs < self.num_owned]
         tdim = self.mesh.topology.dim
         cells = dmesh.compute_incident_entities(
@@ -100,7 +103,7 @@ class Discretisation:
     def _build_measures(self) -> None:
         if self.lumped:
             self.dx_mass = self.dx_potential = lumped_measure(self.mesh, self.degree)
-            self.dx_stiffness = ufl.dx(domain=self.mesh) if self.degree == 1 else self.dx_potential
+            self.dx_stiffness = ufl.dx(domain=self.mesh)
         else:
             degree = 2 * self.degree
             self.dx_mass = self.dx_stiffness = exact_measure(self.mesh, degree)
@@ -108,9 +111,12 @@ class Discretisation:
 
     def _build_operators(self) -> None:
         psi, chi = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
-        self.stiffness = self._assemble(
-            ufl.inner(ufl.grad(psi), ufl.grad(chi)) * self.dx_stiffness, diagonal=1.0
-        )
+        if self.lumped and self.degree > 1:
+            self.stiffness = collocated_stiffness(self.space, self._constrained_everywhere)
+        else:
+            self.stiffness = self._assemble(
+                ufl.inner(ufl.grad(psi), ufl.grad(chi)) * self.dx_stiffness, diagonal=1.0
+            )
         self._x: fem.Function = fem.Function(self.space)
         self._y: fem.Function = fem.Function(self.space)
         self._entropy_form: fem.Form | None = None
@@ -132,7 +138,6 @@ class Discretisation:
             self.mass_diagonal: Array = self._y.x.array[: self.num_owned].copy()
             self._y.x.array[: self.num_owned] = self.mass_diagonal
             self.mass_matrix = PETSc.Mat().createDiagonal(self._y.x.petsc_vec.copy())
-            self.stiffness = drop_zeros(self.stiffness)
         else:
             self.mass_matrix = self._assemble(psi * chi * self.dx_mass, diagonal=0.0)
             theta = ufl.TestFunction(self.potential_space)
@@ -153,6 +158,13 @@ class Discretisation:
         )
         matrix.assemble()
         return matrix
+
+    @cached_property
+    def mean_mass(self) -> float:
+        """∫1 dx divided by the number of degrees of freedom. Collective the first time."""
+        ones = np.ones(self.num_owned)
+        dofs: int = self.space.dofmap.index_map.size_global
+        return self.dot(ones, self.apply_mass(ones)) / dofs
 
     # -- actions on owned arrays ----------------------------------------------------------------
 

@@ -31,6 +31,7 @@ __all__ = [
     "FunctionalLike",
     "MeanInteraction",
     "Potential",
+    "convexity_of",
     "flatten",
     "potential_degree_of",
 ]
@@ -51,6 +52,9 @@ class FunctionalLike(Protocol):
 
 class Functional(ABC):
     """A functional F of a probability density, with + and scalar *."""
+
+    #: Whether F is convex: True or False where that is known, None where it is not.
+    convex: bool | None = None
 
     @abstractmethod
     def value(self, density: Any) -> float:
@@ -125,6 +129,23 @@ def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:
     return list(functional.terms) if isinstance(functional, _Sum) else [(1.0, functional)]
 
 
+def convexity_of(functional: FunctionalLike) -> bool | None:
+    """What the terms of a functional say of its convexity; None where they leave it open."""
+    terms = [
+        (factor, term)
+        for factor, term in flatten(functional)
+        if factor != 0.0 and not getattr(term, "linear", False)
+    ]
+    if all(factor > 0 and getattr(term, "convex", None) for factor, term in terms):
+        return True
+    if len(terms) == 1:
+        ((factor, term),) = terms
+        known = getattr(term, "convex", None)
+        if (factor > 0 and known is False) or (factor < 0 and known is True):
+            return False
+    return None
+
+
 class Cylindrical(Functional):
     """F(m) = Φ(y) with moments y_j = ∫φ_j dm; V[m] = Σ_j ∂_jΦ(y) φ_j.
 
@@ -132,6 +153,7 @@ class Cylindrical(Functional):
         features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``.
         phi: Φ, of the vector of moments ``(K,)``, to a number.
         gradient: ∇Φ, of the vector of moments, to ``(K,)``.
+        convex: whether Φ is convex, if you know; None leaves it to be probed.
     """
 
     linear = False  # whether V does not depend on m
@@ -141,12 +163,15 @@ class Cylindrical(Functional):
         features: Sequence[SpaceFunction],
         phi: Callable[[Array], float],
         gradient: Callable[[Array], Array],
+        *,
+        convex: bool | None = None,
     ) -> None:
         if len(features) == 0:
             raise ValueError("Cylindrical needs at least one feature")
         self._features = list(features)
         self._phi = phi
         self._gradient = gradient
+        self.convex = convex
         self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
 
     def phi(self, y: Array) -> float:
@@ -218,7 +243,7 @@ class Potential(Cylindrical):
     _label = "the potential g, term"
 
     def __init__(self, g: SpaceFunction) -> None:
-        super().__init__([g], lambda y: float(y[0]), np.ones_like)
+        super().__init__([g], lambda y: float(y[0]), np.ones_like, convex=True)
 
 
 class MeanInteraction(Cylindrical):
@@ -238,6 +263,7 @@ class MeanInteraction(Cylindrical):
             [lambda x: x[0]],
             lambda y: 0.5 * self.strength * float(np.sum((y - self.target) ** 2)),
             lambda y: self.strength * (y - self.target),
+            convex=self.strength >= 0,
         )
 
     def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
@@ -263,6 +289,7 @@ class Contact(Functional):
         self.beta = float(beta)
         if not np.isfinite(self.beta):
             raise ValueError(f"beta must be finite, not {beta}")
+        self.convex = self.beta >= 0
 
     def potential_degree(self, degree: int) -> int:
         """2k: the square of a polynomial of degree k."""

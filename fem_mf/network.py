@@ -56,6 +56,7 @@ class NetworkLoss(Cylindrical):
             [_neuron_at(neuron, datum) for datum in self.z],
             lambda f: float(np.mean((self.y - f) ** 2)),
             lambda f: (-2.0 / len(self.y)) * (self.y - f),
+            convex=True,
         )
 
     def predict(self, density: Any, z: npt.ArrayLike | None = None) -> Array:

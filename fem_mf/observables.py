@@ -8,6 +8,7 @@ residual(problem, density)    # ‖H[m]ψ − λψ‖
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,16 +17,61 @@ from fem_mf.features import Array
 from fem_mf.problem import Problem
 
 __all__ = [
+    "FirstOrder",
     "boundary_mass",
     "dissipation",
+    "dual_norm",
     "eigenvalue",
     "energy",
+    "first_order",
     "hamiltonian",
     "residual",
 ]
 
 _LOG = logging.getLogger(__name__)
 BOUNDARY_MASS_WARNING = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOrder:
+    """What the first-order condition (F2) says of a density; vectors are owned load vectors.
+
+    Attributes:
+        potential: V[m] on the potential space, owned and ghosts.
+        load: H[m]ψ.
+        eigenvalue: λ = ⟨ψ, H[m]ψ⟩.
+        gradient: H[m]ψ − λψ, half the gradient of F^σ on the sphere ‖ψ‖ = 1.
+        residual: its L² norm.
+    """
+
+    potential: Array
+    load: Array
+    eigenvalue: float
+    gradient: Array
+    residual: float
+
+
+def first_order(problem: Problem, density: Density) -> FirstOrder:
+    """Evaluate the first-order condition (F2). Collective."""
+    psi = density.amplitude()
+    potential = problem.on_potential_space(problem.functional.derivative(density))
+    load = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
+    load += problem.apply_potential(potential, psi)
+    eigenvalue = problem.dot(psi, load)
+    gradient = load - eigenvalue * density.mass_amplitude()
+    gradient[problem.constrained] = 0.0
+    return FirstOrder(
+        potential=potential,
+        load=load,
+        eigenvalue=eigenvalue,
+        gradient=gradient,
+        residual=dual_norm(problem, gradient),
+    )
+
+
+def dual_norm(problem: Problem, load: Array) -> float:
+    """L² norm of the function of ψ's space that a load vector represents. Collective."""
+    return float(np.sqrt(max(problem.dot(load, problem.solve_mass(load)), 0.0)))
 
 
 def energy(problem: Problem, density: Density) -> float:
@@ -36,29 +82,22 @@ def energy(problem: Problem, density: Density) -> float:
 
 def hamiltonian(problem: Problem, density: Density) -> Array:
     """The load vector of H[m]ψ, σ²∫∇ψ·∇χ + ∫V[m]ψχ for every χ, owned values. Collective."""
-    psi = density.amplitude()
-    potential = problem.on_potential_space(problem.functional.derivative(density))
-    kinetic = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
-    return kinetic + problem.apply_potential(potential, psi)
+    return first_order(problem, density).load
 
 
 def eigenvalue(problem: Problem, density: Density) -> float:
     """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2); V normalised as the functional gives it. Collective."""
-    return problem.dot(density.amplitude(), hamiltonian(problem, density))
+    return first_order(problem, density).eigenvalue
 
 
 def residual(problem: Problem, density: Density) -> float:
     """‖H[m]ψ − λψ‖ in L², H[m]ψ represented in ψ's space (F2). Collective."""
-    load = hamiltonian(problem, density)
-    psi = density.amplitude()
-    load -= problem.dot(psi, load) * problem.apply_mass(psi)
-    load[problem.constrained] = 0.0
-    return float(np.sqrt(max(problem.dot(load, problem.solve_mass(load)), 0.0)))
+    return first_order(problem, density).residual
 
 
 def dissipation(problem: Problem, density: Density) -> float:
     """−dF^σ/dt = ‖H[m]ψ − λψ‖² along the flow through this density (D4). Collective."""
-    return residual(problem, density) ** 2
+    return first_order(problem, density).residual ** 2
 
 
 def boundary_mass(problem: Problem, density: Density) -> float:

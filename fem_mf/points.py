@@ -18,7 +18,7 @@ from dolfinx import mesh as dmesh
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
 
-__all__ = ["evaluate_at", "sample_square"]
+__all__ = ["evaluate_at", "interpolate_between", "sample_square"]
 
 # Coordinates are projected on this direction to give cells an order that depends neither on the
 # partition nor on the numbering; its irrational ratios make ties improbable.
@@ -59,6 +59,28 @@ def evaluate_at(function: fem.Function, points: Array) -> Array:
     total = np.empty_like(values)
     mesh.comm.Allreduce(values, total, op=MPI.MAX)
     return np.where(np.isneginf(total), np.nan, total)
+
+
+def interpolate_between(source: fem.Function, target: fem.Function) -> Array:
+    """Interpolate a scalar function on another mesh. Collective.
+
+    Args:
+        source: with up-to-date ghosts.
+        target: overwritten; points just outside the source's mesh get the value of the nearest
+            cell's polynomial, points far outside get 0.
+
+    Returns:
+        Owned values of the target.
+    """
+    mesh = source.function_space.mesh
+    padding = 1e-8 * float(np.abs(mesh.geometry.x).max(initial=0.0))
+    space = target.function_space
+    imap = space.mesh.topology.index_map(space.mesh.topology.dim)
+    everywhere = np.arange(imap.size_local + imap.num_ghosts, dtype=np.int32)
+    data = fem.create_interpolation_data(space, source.function_space, everywhere, padding)
+    target.interpolate_nonmatching(source, everywhere, data)
+    target.x.scatter_forward()
+    return np.array(target.x.array[: space.dofmap.index_map.size_local])
 
 
 def sample_square(function: fem.Function, n: int, seed: int) -> Array:

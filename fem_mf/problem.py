@@ -12,6 +12,8 @@ own, of a degree that keeps the order 2k of the energy (``Functional.potential_d
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from dolfinx import fem
 from dolfinx import mesh as dmesh
@@ -76,6 +78,16 @@ class Problem(Discretisation):
         )
         self.functional = functional
         self.sigma = float(sigma)
+
+    def with_sigma(self, sigma: float) -> Problem:
+        """The same problem with another σ; mesh, spaces and operators are shared."""
+        if sigma == self.sigma:
+            return self
+        if not (np.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be a positive number, not {sigma}")
+        other = copy.copy(self)
+        other.sigma = float(sigma)
+        return other
 
     def on_potential_space(self, function: fem.Function) -> Array:
         """A user's or our own V as an array on the potential space, owned and ghosts. Collective.

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
 
 # A module imports from its own layer, without cycles, and from the layers above it in this list.
 LAYERS = [
-    ["errors", "parallel", "solvers"],
+    ["errors", "parallel", "solvers", "eigensolvers"],
     ["meshing", "blocks", "features", "functionals", "network"],
-    ["spaces", "discretisation", "problem"],
+    ["spaces", "collocation", "discretisation", "problem"],
     ["points", "density"],
     ["observables", "checks"],
     [
@@ -29,6 +29,11 @@ LAYERS = [
         "stages",
         "schemes",
         "clock",
+        "hessian",
+        "tangent",
+        "spectrum",
+        "descent",
+        "coarse",
     ],
     ["schrodinger", "hjb", "relative_entropy", "langevin", "stationary", "certificate"],
     ["history", "sampled", "output", "plotting"],

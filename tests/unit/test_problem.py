@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import ufl
 from dolfinx import fem
-from dolfinx.fem.petsc import assemble_matrix
 
 import fem_mf as mf
-from fem_mf.spaces import drop_zeros
 
 COMM = MPI.COMM_WORLD
 R = 1.5
@@ -97,38 +95,6 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
 @pytest.mark.parametrize(
     ("cell", "degree"), [("interval", 5), ("quadrilateral", 4), ("hexahedron", 3)]
 )
-def test_dropping_zeros_of_the_collocated_stiffness_changes_nothing(cell, degree):
-    problem = make(cell, degree, "lumped")
-    u, v = ufl.TrialFunction(problem.space), ufl.TestFunction(problem.space)
-    rule = {"quadrature_rule": "GLL", "quadrature_degree": 2 * degree - 1}
-    form = fem.form(ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx(metadata=rule))
-    full = assemble_matrix(form)
-    full.assemble()
-    rng = np.random.default_rng(3)
-    for _ in range(3):
-        values = rng.normal(size=problem.num_owned)
-        exact = problem.multiply(full, values)
-        action = problem.multiply(problem.stiffness, values)
-        np.testing.assert_allclose(action, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
-    # lines of d (k + 1) − (d − 1) nodes per cell instead of (k + 1)^d
-    per_row = problem.stiffness.getInfo()["nz_used"] / problem.num_owned
-    assert per_row < 2 * problem.dim * degree + 1
-    if problem.dim > 1:
-        assert per_row < 0.5 * full.getInfo()["nz_used"] / problem.num_owned
-
-
-def test_dropping_zeros_keeps_entries_that_count_and_the_diagonal():
-    matrix = make("triangle", 1).stiffness.copy()
-    matrix.zeroEntries()
-    matrix.setValue(0, 0, 0.0)
-    matrix.setValue(1, 1, 2.0)
-    matrix.setValue(0, 0, 0.0)
-    matrix.assemble()
-    smaller = drop_zeros(matrix)
-    assert smaller.getInfo()["nz_used"] == smaller.getSize()[0]
-    assert smaller.getValue(1, 1) == 2.0 and smaller.getValue(0, 0) == 0.0
-
-
 @pytest.mark.parametrize(
     ("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)]
 )

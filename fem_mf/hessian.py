@@ -1,0 +1,167 @@
+"""The second derivative of F^σ on the sphere ‖ψ‖ = 1, for Newton's method and for decay rates.
+
+With g(ψ) = H[ψ²]ψ, half the gradient of F^σ(ψ²), and λ = ⟨ψ, g⟩,
+
+    J v = H[m]v + (∂V[m]·2ψv)ψ − λv,    to be restricted to v ⊥ ψ.
+
+The mean-field part is of low rank for cylindrical terms, 2 Σ_j s_j ⟨b_j, v⟩ b_j with b_j = φ_jψ; it
+is a multiplication by 2βm for contact terms; for a user's own functional it is a difference
+quotient of V. None of them ever forms a dense matrix.
+
+    hessian = Hessian(problem)
+    hessian.update(density, condition)    # condition = first_order(problem, density)
+    hessian.apply(v)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from fem_mf.closure import MomentClosure
+from fem_mf.density import Density
+from fem_mf.features import Array
+from fem_mf.functionals import Contact, Cylindrical, FunctionalLike, flatten
+from fem_mf.observables import FirstOrder
+from fem_mf.parallel import global_sum
+from fem_mf.problem import Problem
+
+__all__ = ["FrozenOperator", "Hessian"]
+
+_SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+_REDUNDANT = 1e-13  # variance of a combination of features, relative: it is rounding
+_DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error its square
+
+
+class FrozenOperator:
+    """The matrix σ²A + ∫Vψχ − sM for any V and s; the matrix object stays, its values change.
+
+    Args:
+        problem: the problem.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.matrix: PETSc.Mat = problem.stiffness.copy()
+        self._term: PETSc.Mat | None = None
+
+    def update(self, potential: Array, shift: float = 0.0) -> None:
+        """Set V (on the potential space, owned and ghosts) and s. Collective."""
+        problem, matrix = self.problem, self.matrix
+        problem.stiffness.copy(matrix, structure=_SAME)
+        matrix.scale(problem.sigma**2)
+        if problem.lumped:
+            added = problem.mass_diagonal * (potential[: problem.num_owned] - shift)
+            added[problem.constrained] = 0.0
+            diagonal = matrix.getDiagonal()
+            diagonal.array[:] += added
+            matrix.setDiagonal(diagonal)
+        else:
+            self._term = problem.assemble_potential(self._term, potential)
+            matrix.axpy(1.0, self._term, structure=_SAME)
+            if shift:
+                matrix.axpy(-shift, problem.mass_matrix, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        matrix.stateIncrease()
+
+
+class Hessian:
+    """J at one density after the other.
+
+    Args:
+        problem: the problem.
+        negligible: directions of the mean field weaker than this, relative to the strongest, are
+            left out.
+
+    Attributes:
+        sparse: the operator of H[m] + 2βm, the part of J that is a matrix.
+        potential: V[m] + 2βm, the potential of that part.
+    """
+
+    def __init__(self, problem: Problem, negligible: float = 1e-10) -> None:
+        self.problem, self._negligible = problem, negligible
+        terms = flatten(problem.functional)
+        cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
+        self._moments = MomentClosure(problem, cylindrical)
+        self._beta = sum(c * f.beta for c, f in terms if isinstance(f, Contact))
+        self._others: list[tuple[float, FunctionalLike]] = [
+            (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
+        ]
+        self.sparse = FrozenOperator(problem)
+        self.potential = np.zeros(problem.potential_nodes.shape[1])
+        self._curvatures = np.zeros(0)
+        self._loads = np.empty((problem.num_owned, 0))  # b_j
+        self._eigenvalue, self._psi = 0.0, np.zeros(problem.num_owned)
+
+    def update(self, density: Density, condition: FirstOrder) -> None:
+        """Linearise at a density. Collective.
+
+        Args:
+            density: ψ.
+            condition: its first-order data.
+        """
+        problem = self.problem
+        self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue
+        self.potential = condition.potential
+        if self._beta:
+            m = problem.square_on_potential_space(density.psi)
+            self.potential = condition.potential + 2.0 * self._beta * m
+        self.sparse.update(self.potential)
+        self._update_moments(density)
+
+    def curvatures_at(self, density: Density) -> Array:
+        """The s_j at a density, negative only where F is not convex. Collective."""
+        return self._diagonalise(density)[0]
+
+    def _diagonalise(self, density: Density) -> tuple[Array, Array]:
+        """s_j, and the φ_j as combinations of the features, orthonormal in L²(m) up to constants.
+
+        Redundant features and a curvature that sees few of them leave a handful of directions.
+        """
+        assert self._moments.basis is not None
+        variances, frame = np.linalg.eigh(self._moments.covariance(density))
+        seen = variances > _REDUNDANT * variances.max(initial=0.0)
+        deviations, frame = np.sqrt(variances[seen]), frame[:, seen]
+        stiffness = self._moments.stiffness(self._moments.order(density))
+        scaled = frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame
+        values, directions = np.linalg.eigh(scaled * np.outer(deviations, deviations))
+        keep = np.abs(values) > self._negligible * np.abs(values).max(initial=0.0)
+        return values[keep], frame @ (directions[:, keep] / deviations[:, None])
+
+    def _update_moments(self, density: Density) -> None:
+        self._curvatures, combinations = self._diagonalise(density)
+        loads = [
+            self.problem.apply_potential(self._moments.basis @ c, self._psi) for c in combinations.T
+        ]
+        self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
+
+    def apply(self, v: Array) -> Array:
+        """J v, an owned load vector, for owned values of v ⊥ ψ. Collective."""
+        problem = self.problem
+        result = problem.multiply(self.sparse.matrix, v)
+        result -= self._eigenvalue * problem.apply_mass(v)
+        if self._curvatures.size:
+            along = global_sum(problem.comm, v @ self._loads)
+            result += self._loads @ (2.0 * self._curvatures * along)
+        if self._others:
+            result += self._difference_quotient(v)
+        result[problem.constrained] = 0.0
+        return result
+
+    def _difference_quotient(self, v: Array) -> Array:
+        """(∂V[m]·2ψv)ψ of the functionals of which only V is known. Collective."""
+        problem = self.problem
+        size = problem.norm(v)
+        if size == 0.0:
+            return np.zeros_like(v)
+        step = _DIFFERENCE / size
+        change = np.zeros_like(self.potential)
+        for sign in (1.0, -1.0):
+            moved = Density(problem, self._psi + sign * step * v)
+            for factor, functional in self._others:
+                value = problem.on_potential_space(functional.derivative(moved))
+                change += (sign * factor / (2.0 * step)) * value
+        return problem.apply_potential(change, self._psi)

@@ -1,0 +1,271 @@
+"""The spectrum at a density: certificate (C1), spectral gap, decay rate of the flow.
+
+gap(problem, density)            # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, C1
+spectral_gap(problem, density)   # λ₁ − λ₀ of the frozen H[m]
+decay_rate(problem, density)     # of F^σ(m_t) − min F^σ along the flow, near the minimiser
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.eigensolvers import lowest_states, shell_matrix
+from fem_mf.errors import ConvergenceError
+from fem_mf.features import Array
+from fem_mf.hessian import FrozenOperator, Hessian
+from fem_mf.observables import FirstOrder, dual_norm, first_order
+from fem_mf.problem import Problem
+from fem_mf.solvers import Options, Preconditioner, default_preconditioner
+
+__all__ = ["Metric", "certify_gap", "decay_rate", "gap", "spectral_gap"]
+
+_PREFIX = "fem_mf_stationary_"
+# A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
+_SIGN = 1e-3
+_ROUNDING = 1e-14
+_TIGHTER = 5
+# Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
+_DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
+
+
+class Metric:
+    """P = σ²A + ∫Vψχ − sM with s below min V, factorised or otherwise preconditioned.
+
+    Args:
+        problem: the problem.
+        options: the user's PETSc options; ``-fem_mf_stationary_...`` on the command line.
+    """
+
+    def __init__(self, problem: Problem, options: Options | None = None) -> None:
+        self.problem, self._options = problem, options
+        self._operator = FrozenOperator(problem)
+        self._preconditioner: Preconditioner | None = None
+        self._right = self._operator.matrix.createVecLeft()
+        self._solution = self._operator.matrix.createVecRight()
+
+    @property
+    def applications(self) -> int:
+        """How often it was applied."""
+        return 0 if self._preconditioner is None else self._preconditioner.applications
+
+    def rebuild(self, potential: Array, eigenvalue: float, margin: float = 0.1) -> None:
+        """Take the operator of V (on the potential space), shifted to be positive. Collective.
+
+        Args:
+            potential: V.
+            eigenvalue: λ ≥ min V, which gives the scale.
+            margin: distance of s from min V, in units of λ − min V.
+        """
+        problem = self.problem
+        lowest = problem.min(potential)
+        spread = max(eigenvalue - lowest, 1e-8 * max(1.0, abs(lowest)))
+        self._operator.update(potential, lowest - margin * spread)
+        if self._preconditioner is None:
+            dofs = problem.space.dofmap.index_map.size_global
+            defaults = default_preconditioner(dofs, problem.dim)
+            self._preconditioner = Preconditioner(
+                self._operator.matrix, _PREFIX, defaults, self._options
+            )
+        else:
+            self._preconditioner.rebuild()
+
+    def apply(self, right: PETSc.Vec, solution: PETSc.Vec) -> None:
+        """Overwrite ``solution`` with P⁻¹ times ``right``. Collective."""
+        assert self._preconditioner is not None
+        self._preconditioner.apply(right, solution)
+
+    def solve(self, load: Array) -> Array:
+        """P⁻¹ of a load vector, owned values. Collective."""
+        self._right.array[:] = load
+        self.apply(self._right, self._solution)
+        return np.array(self._solution.array, dtype=np.float64)
+
+
+def certify_gap(
+    problem: Problem,
+    density: Density,
+    condition: FirstOrder,
+    metric: Metric,
+    tolerance: float,
+    operator: FrozenOperator | None = None,
+) -> float:
+    """The gap (C1), the error of its eigenvalue below ``tolerance``. Collective.
+
+    Two states are computed: the second bounds the error of the first, and the first must be
+    positive, which of all eigenfunctions only the ground state is.
+
+    Args:
+        problem: the problem.
+        density: m.
+        condition: its first-order data.
+        metric: a preconditioner of H[m].
+        tolerance: of λ₀, > 0; the bound of its error (Kato and Temple) is part of the result.
+        operator: lends its matrix, whose values are overwritten.
+
+    Returns:
+        An upper bound of F^σ(m) − min F^σ over the discrete densities, for convex F.
+
+    Raises:
+        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+    """
+    spread = max(condition.eigenvalue - problem.min(condition.potential), tolerance)
+    tolerance = max(tolerance, _ROUNDING * max(1.0, abs(condition.eigenvalue)))
+    pairs = _LowestPairs(problem, density, condition, metric, operator)
+    # The excited state only has to be known roughly, and the ground state is often known already.
+    sharp = float(np.sqrt(tolerance * spread))
+    for residual in (0.02 * spread, *(sharp * 0.1**i for i in range(_TIGHTER))):
+        (lowest, second), (ground, excited) = pairs.to(residual)
+        separation = second - excited - lowest  # Weinstein: λ₁ is within ``excited`` of the second
+        error = ground**2 / separation if separation > 0 else np.inf
+        if error <= tolerance:
+            break
+    else:
+        raise ConvergenceError(f"λ₀ is only known to {error:.1e}, not to {tolerance:.1e}")
+    if pairs.sign() < 1.0 - _SIGN:
+        raise ConvergenceError(
+            "the lowest eigenfunction of H[m] changes sign: the mesh is too coarse for the ground "
+            "state; refine it"
+        )
+    return max(condition.eigenvalue - lowest, 0.0) + error
+
+
+class _LowestPairs:
+    """The two lowest eigenpairs of a frozen H[m], to one tolerance after the other."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        density: Density,
+        condition: FirstOrder,
+        metric: Metric,
+        operator: FrozenOperator | None = None,
+    ) -> None:
+        self.problem, self._metric = problem, metric
+        self._operator = FrozenOperator(problem) if operator is None else operator
+        self._operator.update(condition.potential)
+        self._mass = _aij_mass(problem)
+        self._states = [density.amplitude(), _excited_guess(problem, density)]
+
+    def to(self, residual: float) -> tuple[list[float], list[float]]:
+        """Rayleigh quotients and L² residuals, these about ``residual`` or smaller. Collective."""
+        problem, matrix = self.problem, self._operator.matrix
+        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        found = lowest_states(
+            matrix, self._mass, self._metric.apply, self._states, tolerance=euclidean
+        )
+        self._states = found.vectors
+        residuals = []
+        for value, state in zip(found.values, found.vectors, strict=True):
+            load = problem.multiply(matrix, state) - value * problem.apply_mass(state)
+            load[problem.constrained] = 0.0
+            residuals.append(dual_norm(problem, load))
+        return found.values, residuals
+
+    def sign(self) -> float:
+        """⟨ψ̂, |ψ̂|⟩ of the lower state: 1 up to its sign where it is positive. Collective."""
+        ground = self._states[0]
+        return abs(self.problem.dot(np.abs(ground), self.problem.apply_mass(ground)))
+
+
+def _aij_mass(problem: Problem) -> PETSc.Mat:
+    """The mass matrix in the format that SLEPc needs, also when it is diagonal. Collective."""
+    if not problem.lumped:
+        return problem.mass_matrix
+    sizes: Any = problem.mass_matrix.getSizes()
+    matrix = PETSc.Mat().createAIJ(sizes, nnz=1, comm=problem.comm)
+    matrix.setDiagonal(problem.mass_matrix.getDiagonal())
+    matrix.assemble()
+    return matrix
+
+
+def _excited_guess(problem: Problem, density: Density) -> Array:
+    """ψ times a linear function of mean zero: not orthogonal to any low excited state we know."""
+    centred = problem.nodes[: problem.dim, : problem.num_owned] - density.mean()[:, None]
+    return density.amplitude() * (_DIRECTION[: problem.dim] @ centred)
+
+
+def _prepare(problem: Problem, density: Density) -> tuple[FirstOrder, Metric]:
+    condition = first_order(problem, density)
+    metric = Metric(problem)
+    metric.rebuild(condition.potential, condition.eigenvalue)
+    return condition, metric
+
+
+def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> float:
+    """The gap (C1), ⟨ψ, H[m]ψ⟩ − λ₀(H[m]) ≥ F^σ(m) − min F^σ for convex F. Collective.
+
+    It bounds the distance to the minimum over the *discrete* densities of this problem; whether F
+    is convex is for the caller to know (:func:`fem_mf.probe_convexity`).
+
+    Args:
+        problem: the problem.
+        density: m.
+        tolerance: of λ₀; its error bound is added to the result.
+
+    Raises:
+        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+    """
+    condition, metric = _prepare(problem, density)
+    return certify_gap(problem, density, condition, metric, tolerance)
+
+
+def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10) -> float:
+    """λ₁ − λ₀ of the frozen H[m]. Collective.
+
+    Half of it is the local exponential rate of ψ_t for a linear F; see :func:`decay_rate` for the
+    others.
+
+    Args:
+        problem: the problem.
+        density: m.
+        tolerance: relative, of the eigenvalues.
+    """
+    condition, metric = _prepare(problem, density)
+    spread = condition.eigenvalue - problem.min(condition.potential)
+    pairs = _LowestPairs(problem, density, condition, metric)
+    (lowest, second), _ = pairs.to(float(np.sqrt(tolerance)) * spread)
+    return second - lowest
+
+
+def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
+    """The rate r of F^σ(m_t) − min F^σ ~ e^{−rt} along the flow (D5). Collective.
+
+    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, J the second derivative of F^σ/2
+    on the sphere: r is the smallest eigenvalue of J there, at least the spectral gap of the frozen
+    H[m] when F is convex. Starts without a component along its eigenfunction decay faster.
+
+    Args:
+        problem: the problem.
+        minimiser: of F^σ on this problem, residual small.
+        tolerance: relative, of the rate.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    condition, metric = _prepare(problem, minimiser)
+    hessian = Hessian(problem)
+    hessian.update(minimiser, condition)
+    psi, mass_psi = minimiser.amplitude(), minimiser.mass_amplitude()
+
+    def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
+        v = np.array(x.array_r, dtype=np.float64)
+        v -= psi * problem.dot(mass_psi, v)
+        load = hessian.apply(v)
+        y.array[:] = load - mass_psi * problem.dot(psi, load)
+
+    shell = shell_matrix(hessian.sparse.matrix, apply)
+    spread = condition.eigenvalue - problem.min(condition.potential)
+    states = lowest_states(
+        shell,
+        _aij_mass(problem),
+        metric.apply,
+        [_excited_guess(problem, minimiser)],
+        tolerance=float(np.sqrt(tolerance * problem.mean_mass)) * spread,
+        deflate=psi,
+    )
+    return states.values[0]
