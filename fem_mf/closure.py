@@ -111,7 +111,7 @@ class MomentClosure:
             (self.coefficients(y + h * e) - here) / h
             for h, e in zip(steps, np.eye(y.size), strict=True)
         ]
-        return np.column_stack(columns)
+        return np.column_stack([np.empty((y.size, 0)), *columns])
 
     def sensitivity(self, density: Density) -> float:
         """2 (Σ_j ∫Q_j² dm)^½. Collective."""

@@ -196,8 +196,8 @@ class Discretisation:
             return self._free(self.mass_diagonal * psi)
         return self.multiply(self.mass_matrix, psi)
 
-    def solve_mass(self, load: Array) -> Array:
-        """M⁻¹ of a load vector, owned values. Collective.
+    def solve_mass(self, load: Array, rtol: float = 1e-14) -> Array:
+        """M⁻¹ of a load vector, owned values, to a relative tolerance. Collective.
 
         Raises:
             ConvergenceError: conjugate gradients failed.
@@ -213,7 +213,7 @@ class Discretisation:
             self._mass_solver = SpdSolver(matrix, "fem_mf_mass_", options)
         self._y.x.array[: self.num_owned] = load
         self._x.x.array[:] = 0.0
-        self._mass_solver.solve(self._y.x.petsc_vec, self._x.x.petsc_vec, 1e-14)
+        self._mass_solver.solve(self._y.x.petsc_vec, self._x.x.petsc_vec, rtol)
         return self._x.x.array[: self.num_owned].copy()
 
     def apply_potential(self, potential: Array, psi: Array) -> Array:

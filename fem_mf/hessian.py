@@ -132,10 +132,10 @@ class Hessian:
         return values[keep], frame @ (directions[:, keep] / deviations[:, None])
 
     def _update_moments(self, density: Density) -> None:
+        assert self._moments.basis is not None
         self._curvatures, combinations = self._diagonalise(density)
-        loads = [
-            self.problem.apply_potential(self._moments.basis @ c, self._psi) for c in combinations.T
-        ]
+        features = np.ascontiguousarray((self._moments.basis @ combinations).T)
+        loads = [self.problem.apply_potential(feature, self._psi) for feature in features]
         self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
 
     def apply(self, v: Array) -> Array:

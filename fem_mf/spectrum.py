@@ -27,7 +27,7 @@ __all__ = ["Metric", "certify_gap", "decay_rate", "gap", "spectral_gap"]
 _PREFIX = "fem_mf_stationary_"
 # A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
 _SIGN = 1e-3
-_ROUNDING = 1e-14
+_ROUNDING = 1e-14  # relative error of a Rayleigh quotient
 _TIGHTER = 5
 # Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
@@ -114,7 +114,7 @@ def certify_gap(
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
     spread = max(condition.eigenvalue - problem.min(condition.potential), tolerance)
-    tolerance = max(tolerance, _ROUNDING * max(1.0, abs(condition.eigenvalue)))
+    tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
     pairs = _LowestPairs(problem, density, condition, metric, operator)
     # The excited state only has to be known roughly, and the ground state is often known already.
     sharp = float(np.sqrt(tolerance * spread))
@@ -131,7 +131,8 @@ def certify_gap(
             "the lowest eigenfunction of H[m] changes sign: the mesh is too coarse for the ground "
             "state; refine it"
         )
-    return max(condition.eigenvalue - lowest, 0.0) + error
+    rounding = _ROUNDING * max(abs(condition.eigenvalue), spread)
+    return max(condition.eigenvalue - lowest, 0.0) + error + rounding
 
 
 class _LowestPairs:

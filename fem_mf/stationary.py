@@ -136,12 +136,16 @@ def minimise(
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
     density = _start(problem, start, continuation, max_iterations)
     search = _Search(problem, max_iterations, track_gap, petsc_options)
-    for attempt in range(_ROUNDS):
+    for _ in range(_ROUNDS):
         best = search.to(density, residual_tol, tol)
         if not best.gap > tol:
             break
+        if best.residual > 2.0 * residual_tol:
+            raise ConvergenceError(
+                f"ψ changes sign where it is small, and |ψ| has a gap of {best.gap:.1e} (asked "
+                f"for: {tol:.1e}): refine the mesh, or choose a larger tol"
+            )
         density, residual_tol = best.density, 0.1 * residual_tol * np.sqrt(tol / best.gap)
-        _LOG.debug("gap %.1e after round %d", best.gap, attempt)
     else:
         raise ConvergenceError(
             f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"

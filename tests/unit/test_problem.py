@@ -93,9 +93,6 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
 
 
 @pytest.mark.parametrize(
-    ("cell", "degree"), [("interval", 5), ("quadrilateral", 4), ("hexahedron", 3)]
-)
-@pytest.mark.parametrize(
     ("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)]
 )
 def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
