@@ -23,8 +23,8 @@ from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.hessian import Hessian
 from fem_mf.observables import FirstOrder, energy, first_order
+from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.solvers import Options
 from fem_mf.spectrum import Metric
 from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 

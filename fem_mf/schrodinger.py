@@ -27,9 +27,9 @@ from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, warn_if_truncated
+from fem_mf.options import Options
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate, backward_euler
-from fem_mf.solvers import Options
 from fem_mf.stage_data import Guess, StageResult
 from fem_mf.stages import ImplicitStage
 

@@ -19,8 +19,9 @@ from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.hessian import FrozenOperator, Hessian
 from fem_mf.observables import FirstOrder, dual_norm, first_order
+from fem_mf.options import Options, default_preconditioner
 from fem_mf.problem import Problem
-from fem_mf.solvers import Options, Preconditioner, default_preconditioner
+from fem_mf.solvers import Preconditioner
 
 __all__ = ["Metric", "certify_gap", "decay_rate", "gap", "spectral_gap"]
 

@@ -26,9 +26,10 @@ from fem_mf.fixed_point import Accelerator, StepRefused, StopTest, solve
 from fem_mf.inexact import InnerTolerance
 from fem_mf.newton import Newton
 from fem_mf.operators import PotentialFloor, PotentialOperator
+from fem_mf.options import Options, default_options
 from fem_mf.problem import Problem
 from fem_mf.response import response
-from fem_mf.solvers import Options, SpdSolver, default_options
+from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import owned_values
 from fem_mf.stage_data import Guess, StageResult, StageStart
 

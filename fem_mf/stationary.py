@@ -24,8 +24,8 @@ from fem_mf.density import Density
 from fem_mf.descent import Descent, Iterate
 from fem_mf.errors import ConvergenceError
 from fem_mf.observables import FirstOrder, energy, first_order, warn_if_truncated
+from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.solvers import Options
 from fem_mf.spectrum import certify_gap
 
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
 
 # A module imports from its own layer, without cycles, and from the layers above it in this list.
 LAYERS = [
-    ["errors", "parallel", "solvers", "eigensolvers"],
+    ["errors", "parallel", "options", "solvers", "nonlinear", "eigensolvers"],
     ["meshing", "blocks", "features", "functionals", "network"],
     ["spaces", "collocation", "discretisation", "problem"],
-    ["points", "density"],
+    ["points", "density", "log_density"],
     ["observables", "checks"],
     [
         "closure",
