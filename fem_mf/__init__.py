@@ -37,6 +37,8 @@ from fem_mf.functionals import (
     MeanInteraction,
     Potential,
 )
+from fem_mf.hjb import HJBFlow, HJBState
+from fem_mf.log_density import LogDensity
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.network import NetworkLoss
 from fem_mf.newton import Newton
@@ -44,8 +46,9 @@ from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, r
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
 from fem_mf.problem import Problem
-from fem_mf.schrodinger import SchrodingerFlow, State
+from fem_mf.schrodinger import SchrodingerFlow
 from fem_mf.spectrum import decay_rate, gap, spectral_gap
+from fem_mf.state import State
 from fem_mf.stationary import Minimum, minimise, minimise_nested
 
 __all__ = [
@@ -56,7 +59,10 @@ __all__ = [
     "Cylindrical",
     "Density",
     "Functional",
+    "HJBFlow",
+    "HJBState",
     "History",
+    "LogDensity",
     "MeanInteraction",
     "Minimum",
     "NetworkLoss",

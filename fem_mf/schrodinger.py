@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -32,54 +31,13 @@ from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Rate, backward_euler
 from fem_mf.stage_data import Guess, StageResult
 from fem_mf.stages import ImplicitStage
+from fem_mf.state import State
 
-__all__ = ["SchrodingerFlow", "State"]
+__all__ = ["SchrodingerFlow"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
 _POSITIVE = 1.0 - 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """One instant of a flow.
-
-    Attributes:
-        t: time.
-        dt: the step that led here (0 at the start).
-        step: number of accepted steps so far.
-        density: m_t.
-        energy: F^σ(m_t) (E1).
-        eigenvalue: λ_t = ⟨ψ, H[m_t]ψ⟩.
-        residual: ‖H[m_t]ψ − λ_tψ‖.
-        dissipation: −dF^σ/dt = residual² (D4).
-        mass: ∫m_t dx.
-        boundary_mass: mass of the cells that touch the boundary.
-        fixed_point_iterations: of the step, all stages together.
-        linear_iterations: of the step, all solves together.
-        contraction: ratio of the first two fixed-point residuals of a stage, the last measured
-            (steps whose first iterate is converged measure none); NaN before that.
-        rejected: steps rejected by the error control before this one.
-    """
-
-    t: float
-    dt: float
-    step: int
-    density: Density
-    energy: float
-    eigenvalue: float
-    residual: float
-    dissipation: float
-    mass: float
-    boundary_mass: float
-    fixed_point_iterations: int = 0
-    linear_iterations: int = 0
-    contraction: float = float("nan")
-    rejected: int = 0
-
-    def scalars(self) -> dict[str, float | int]:
-        """Everything but the density, in the order of the attributes: one row of a history."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "density"}
 
 
 class SchrodingerFlow:

@@ -1,0 +1,125 @@
+"""The part v of the decomposition u = v + w: the classical equation (W1), without mean field.
+
+v = ClassicalPart(problem, g, density, v_start, ...)
+stage_values = v.advance(t, dt, stages)     # v at the stages of the step
+v.values, v.rate                            # at its end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fem_mf.closure import MomentClosure
+from fem_mf.features import Array
+from fem_mf.fixed_point import Picard, StopTest
+from fem_mf.hjb_stage import HJBResult, HJBStage
+from fem_mf.log_density import LogDensity
+from fem_mf.options import Options
+from fem_mf.problem import Problem
+from fem_mf.riccati import Quadratic, RiccatiFlow
+
+__all__ = ["ClassicalPart", "stationary_quadratic"]
+
+type Stages = Sequence[tuple[float, tuple[float, ...]]]
+
+
+class ClassicalPart:
+    """v_t with v_0 quadratic: in closed form where g is quadratic too, else by implicit stages.
+
+    Args:
+        problem: the problem.
+        g: the part of V that does not depend on m, on the potential space, owned and ghosts.
+        density: m_0 = e^{−u_0}.
+        start: v_0; None for u_0 where it is quadratic, else for the stationary v of a quadratic
+            that fits g.
+        tolerance: of Newton's method.
+        options: PETSc options of Newton's method.
+
+    Attributes:
+        values: owned values of v now.
+        rate: of ∂_t v at the end of the last step.
+        exact: whether v is in closed form.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        g: Array,
+        density: LogDensity,
+        start: Quadratic | None,
+        tolerance: float,
+        options: Options | None,
+    ) -> None:
+        self.problem = problem
+        points = problem.nodes[:, : problem.num_owned]
+        self._points = points
+        quadratic_g = Quadratic.fit(problem, g, problem.potential_nodes)
+        if start is None:
+            start = Quadratic.fit(problem, density.log_values(), points)
+        if start is None:
+            start = stationary_quadratic(problem, g)
+        self.values: Array = start.evaluate(points)
+        self.rate: Array = np.zeros_like(self.values)
+        self._flow = None
+        if quadratic_g is not None:
+            self._flow = RiccatiFlow(quadratic_g, start, problem.sigma)
+            return
+        closure = MomentClosure(problem, [])
+        closure.base = g
+        self._stage = HJBStage(
+            problem,
+            closure,
+            accelerator=Picard(),
+            stop=StopTest(tolerance=1.0),
+            safeguard=False,
+            tolerance=tolerance,
+            prefix="fem_mf_hjb_",
+            options=options,
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether v is in closed form."""
+        return self._flow is not None
+
+    def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
+        """Take a step; v at each of its stages, owned values. Collective."""
+        if self._flow is None:
+            return self._integrate(dt, stages)
+        values, elapsed = [], 0.0
+        for factor, weights in stages:
+            elapsed = factor + sum(weights)
+            values.append(self._flow.at(t + elapsed * dt).evaluate(self._points))
+        small = 1e-4 * dt
+        before = self._flow.at(t + elapsed * dt - small).evaluate(self._points)
+        self.values, self.rate = values[-1], (values[-1] - before) / small
+        return values
+
+    def _integrate(self, dt: float, stages: Stages) -> list[Array]:
+        results: list[HJBResult] = []
+        for factor, weights in stages:
+            start = self.values + dt * sum(
+                (c * r.rate for c, r in zip(weights, results, strict=True)),
+                np.zeros_like(self.values),
+            )
+            guess = results[-1].w if results else self.values
+            results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
+        self.values, self.rate = results[-1].w, results[-1].rate
+        return [r.w for r in results]
+
+
+def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:
+    """½xᵀΘx + b·x with (σ²/2)Θ² = Q and (σ²/2)Θb = q of a quadratic that fits g. Collective.
+
+    Eigenvalues of Q that are not positive are replaced by the smallest that is.
+    """
+    fitted = Quadratic.fit(problem, g, problem.potential_nodes, nearest=True)
+    assert fitted is not None
+    eigenvalues, frame = np.linalg.eigh(fitted.hessian)
+    positive = eigenvalues[eigenvalues > 0]
+    floor = float(positive.min()) if positive.size else 1.0
+    theta = (frame * np.sqrt(2.0 * np.maximum(eigenvalues, floor)) / problem.sigma) @ frame.T
+    slope = np.linalg.solve(0.5 * problem.sigma**2 * theta, fitted.slope)
+    return Quadratic(theta, slope, 0.0)

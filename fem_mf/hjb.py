@@ -1,0 +1,284 @@
+"""The mean-field Hamilton–Jacobi–Bellman flow (D3), whole or decomposed (W1, W2).
+
+    flow = HJBFlow(problem, dt=0.05, scheme="sdirk2", decomposed=True)
+    for state in flow.run(start, t_end=10.0):
+        print(state.t, state.energy, state.lipschitz_w)
+
+The unknown is u = −log m, a discretisation of its own of the curve m_t that
+:class:`fem_mf.SchrodingerFlow` follows in ψ = √m. Decomposed, u = v + w: v solves the classical
+equation (W1) with the part g of V that does not depend on m, in closed form where g and v_0 are
+quadratic, and w the rest, which stays Lipschitz uniformly in time. The additive constant is that of
+mass one after each step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from dolfinx import fem
+
+from fem_mf.classical import ClassicalPart
+from fem_mf.clock import Clock
+from fem_mf.closure import make_closure
+from fem_mf.density import Density
+from fem_mf.features import Array
+from fem_mf.fixed_point import Accelerator, Anderson, StopTest
+from fem_mf.hjb_stage import HJBResult, HJBStage
+from fem_mf.log_density import LogDensity, log_density
+from fem_mf.observables import energy, warn_if_truncated
+from fem_mf.options import Options
+from fem_mf.problem import Problem
+from fem_mf.regularity import Regularity
+from fem_mf.riccati import Quadratic
+from fem_mf.state import State
+
+__all__ = ["HJBFlow", "HJBState"]
+
+_LOG = logging.getLogger(__name__)
+_PREFIX = "fem_mf_hjb_"
+_GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
+# Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
+_STAGES = {
+    "backward-euler": ((1.0, ()),),
+    "sdirk2": ((_GAMMA, ()), (_GAMMA, (1.0 - _GAMMA,))),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HJBState(State):
+    """One instant of the flow; see :class:`fem_mf.State` for what is not listed.
+
+    Attributes:
+        u: −log m.
+        v: of the decomposition, None without.
+        w: u − v, None without.
+        newton_iterations: of the step, all nonlinear solves together.
+        newton_most: of the hardest nonlinear solve of the step.
+        hessian_u: ‖∇²u‖∞.
+        growth_u: sup |∇u|/(1 + |x|).
+        theta_v: smallest eigenvalue of ∇²v; NaN without decomposition.
+        growth_v: sup |∇v|/(1 + |x|); NaN without decomposition.
+        lipschitz_w: ‖∇w‖∞; NaN without decomposition.
+        second_moment: ∫|x|² dm.
+        fourth_moment: ∫|x|⁴ dm.
+    """
+
+    u: fem.Function
+    v: fem.Function | None = None
+    w: fem.Function | None = None
+    newton_iterations: int = 0
+    newton_most: int = 0
+    hessian_u: float = float("nan")
+    growth_u: float = float("nan")
+    theta_v: float = float("nan")
+    growth_v: float = float("nan")
+    lipschitz_w: float = float("nan")
+    second_moment: float = float("nan")
+    fourth_moment: float = float("nan")
+
+
+class HJBFlow:
+    """∂_t u = (σ²/2)Δu − (σ²/4)|∇u|² + V[m_t] − λ_t, m = e^{−u} (D3).
+
+    Args:
+        problem: the problem, natural boundary, degree 2 at least (a quadratic u is then exact in
+            space). The mesh stands for all of R^d: its boundary is an outflow.
+        dt: time step, > 0.
+        scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
+        decomposed: compute v and w instead of u.
+        accelerator: of the fixed point, ``Picard()`` or ``Anderson()`` (default).
+        fixed_point_tolerance: relative, on the moments (or on m).
+        max_iterations: of one fixed point.
+        safeguard: shorten fixed-point steps that overshoot.
+        newton_tolerance: of the residual of the equation.
+        petsc_options: of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the command line
+            goes before them.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        dt: float,
+        scheme: str = "backward-euler",
+        *,
+        decomposed: bool = False,
+        accelerator: Accelerator | None = None,
+        fixed_point_tolerance: float = 1e-10,
+        max_iterations: int = 100,
+        safeguard: bool = True,
+        newton_tolerance: float = 1e-11,
+        petsc_options: Options | None = None,
+    ) -> None:
+        if not (np.isfinite(dt) and dt > 0):
+            raise ValueError(f"dt must be a positive number, not {dt}")
+        if scheme not in _STAGES:
+            raise ValueError(f"unknown scheme {scheme!r}; choose one of {sorted(_STAGES)}")
+        if problem.degree < 2:
+            raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
+        if problem.boundary != "natural":
+            raise ValueError("u is infinite where ψ = 0: HJBFlow needs boundary='natural'")
+        self.problem, self.dt, self.scheme = problem, float(dt), scheme
+        self.decomposed = decomposed
+        self.closure = make_closure(problem)
+        self._stage = HJBStage(
+            problem,
+            self.closure,
+            whole=not decomposed,
+            accelerator=Anderson(depth=10) if accelerator is None else accelerator,
+            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            safeguard=safeguard,
+            tolerance=newton_tolerance,
+            prefix=_PREFIX,
+            options=petsc_options,
+        )
+        self._tolerance, self._options = newton_tolerance, petsc_options
+        self._bounds = Regularity(problem)
+
+    def run(
+        self,
+        start: Density,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
+        v_start: Quadratic | None = None,
+    ) -> Iterator[HJBState]:
+        """Integrate from t = 0; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small.
+            t_end: final time, reached exactly (the last step is shortened).
+            steady_residual: stop earlier, when ‖∂_t u‖ in L²(m) is at most this.
+            v_start: v_0 of the decomposition; the default is u_0 where it is quadratic, else the
+                stationary v of a quadratic fit to g.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            ValueError: start of another problem, or too small to know its logarithm; t_end not a
+                non-negative number.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        if start.problem is not self.problem:
+            raise ValueError("the start belongs to another problem; build it on the flow's own")
+        if not (np.isfinite(t_end) and t_end >= 0):
+            raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+        return self._run(log_density(start), float(t_end), steady_residual, v_start)
+
+    def _run(
+        self, density: LogDensity, t_end: float, steady: float | None, v_start: Quadratic | None
+    ) -> Iterator[HJBState]:
+        classical = None
+        if self.decomposed:
+            classical = ClassicalPart(
+                self.problem, self.closure.base, density, v_start, self._tolerance, self._options
+            )
+        y = self.closure.order(density)
+        warn_if_truncated(self.problem, density)
+        state = self._state(density, classical, y, [], t=0.0, dt=0.0, step=0)
+        yield state
+        clock = Clock(self.dt, t_end)
+        while not clock.done and (steady is None or not state.residual <= steady):
+            results = self._step(density, classical, y, clock.t, clock.next_step())
+            clock.accept()
+            density, y = results[-1].density, results[-1].y
+            state = self._state(
+                density, classical, y, results, t=clock.t, dt=clock.last, step=clock.step
+            )
+            yield state
+        warn_if_truncated(self.problem, density)
+
+    def _step(
+        self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
+    ) -> list[HJBResult]:
+        stage = self._stage
+        v = 0.0 if classical is None else classical.values
+        w = now.log_values() - v
+        results: list[HJBResult] = []
+        stages = _STAGES[self.scheme]
+        if classical is not None:
+            drifts = classical.advance(t, dt, stages)
+        shift = self._shift(now, y)
+        for i, (factor, weights) in enumerate(stages):
+            start = w + dt * sum(
+                (c * r.rate for c, r in zip(weights, results, strict=True)), np.zeros_like(w)
+            )
+            if classical is not None:
+                stage.set_drift(drifts[i])
+            guess = results[-1].w if results else w
+            mean_field = results[-1].y if results else y
+            results.append(stage.solve(start, guess, mean_field, factor * dt, shift))
+        return results
+
+    def _shift(self, now: LogDensity, y: Array) -> float:
+        """Any constant will do; λ, or its mean-field part, keeps u and w from drifting off."""
+        potential = self.closure.potential(y)
+        if self.decomposed:
+            potential = potential - self.closure.base
+        return self.problem.dot(potential[: self.problem.num_potential_owned], now.measure())
+
+    def _state(
+        self,
+        density: LogDensity,
+        classical: ClassicalPart | None,
+        y: Array,
+        results: list[HJBResult],
+        **numbers: float | int,
+    ) -> HJBState:
+        problem, u = self.problem, density.log_values()
+        kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
+        rate = self._rate(classical, results)
+        dissipation = float("nan") if rate is None else density.variance(rate)
+        hessian = self._bounds.hessian(u)[1]
+        state = {
+            "density": density,
+            "energy": energy(problem, density),
+            "eigenvalue": kinetic
+            + problem.dot(
+                self.closure.potential(y)[: problem.num_potential_owned], density.measure()
+            ),
+            "residual": float(np.sqrt(dissipation)),
+            "dissipation": dissipation,
+            "mass": density.mass(),
+            "boundary_mass": problem.boundary_mass(density.amplitude()),
+            "fixed_point_iterations": sum(r.record.iterations for r in results),
+            "newton_iterations": sum(r.newton_iterations for r in results),
+            "newton_most": max((r.newton_most for r in results), default=0),
+            "contraction": results[-1].record.contraction if results else float("nan"),
+            "hessian_u": hessian,
+            "growth_u": self._bounds.growth(u),
+            "second_moment": density.moment(2.0),
+            "fourth_moment": density.moment(4.0),
+        }
+        return HJBState(u=density.u(), **state, **self._parts(u, classical), **numbers)  # type: ignore[arg-type]
+
+    def _rate(self, classical: ClassicalPart | None, results: list[HJBResult]) -> Array | None:
+        """∂_t u at the end of the step, up to a constant."""
+        if not results:
+            return None
+        rate = results[-1].rate
+        return rate if classical is None else rate + classical.rate
+
+    def _parts(self, u: Array, classical: ClassicalPart | None) -> dict[str, object]:
+        if classical is None:
+            return {}
+        bounds, v = self._bounds, classical.values
+        parts: dict[str, object] = {}
+        for name, values in (("v", v), ("w", u - v)):
+            function = self.problem.new_amplitude()
+            function.name = name
+            function.x.array[: self.problem.num_owned] = values
+            function.x.scatter_forward()
+            parts[name] = function
+        return {
+            **parts,
+            "theta_v": bounds.hessian(v)[0],
+            "growth_v": bounds.growth(v),
+            "lipschitz_w": bounds.gradient(u - v),
+        }

@@ -1,0 +1,233 @@
+"""One implicit stage of the mean-field Hamilton–Jacobi–Bellman equation (D3, W1, W2, J2).
+
+Given r, a drift v and a step a, find w and m ∝ e^{−v−w} with
+
+    (w − r)/a = (σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + G[m] − s.
+
+With v = 0 and G = V this is one backward Euler step of u, and with r = u_k, a = h one step of the
+descent in relative entropy (J2). The boundary is an outflow: drift (σ²/2)∇(v + w) points outward
+where m decays, and the flux (σ²/2)∂_nw is that of w itself, kept in the equation instead of being
+given. For elements of degree k this "no boundary condition" acts as if the (k + 1)-th derivative
+vanished there (Papanastasiou, Malamataris, Ellwood 1992; Griffiths 1997), so that quadratic
+solutions are exact for k ≥ 2.
+
+    stage = HJBStage(problem, closure, ...)
+    result = stage.solve(r, guess, a, shift)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+import ufl
+from dolfinx import default_scalar_type, fem, la
+from dolfinx.fem import petsc as fem_petsc
+
+from fem_mf.closure import Closure
+from fem_mf.errors import ConvergenceError
+from fem_mf.features import Array
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.log_density import LogDensity
+from fem_mf.nonlinear import NewtonSolver
+from fem_mf.options import Options
+from fem_mf.problem import Problem
+from fem_mf.spaces import exact_measure
+
+__all__ = ["HJBResult", "HJBStage"]
+
+_ADD = la.InsertMode.add
+# Functions of several forms, of which their annotations know one.
+_assemble_matrix: Any = fem_petsc.assemble_matrix
+_grad: Any = ufl.grad
+_inner: Any = ufl.inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class HJBResult:
+    """A solved stage.
+
+    Attributes:
+        w: owned values of w, the additive constant as the equation gives it.
+        density: m ∝ e^{−v−w}.
+        rate: (w − r)/a.
+        y: the mean field of m.
+        record: of the fixed point.
+        newton_iterations: of all its nonlinear solves together.
+        newton_most: of the hardest of them.
+    """
+
+    w: Array
+    density: LogDensity
+    rate: Array
+    y: Array
+    record: FixedPointRecord
+    newton_iterations: int
+    newton_most: int
+
+
+class HJBStage:
+    """Solves implicit stages; owns the forms, the Newton solver and the fixed point.
+
+    Args:
+        problem: the problem, of degree 2 at least.
+        closure: the mean field.
+        whole: whether the equation has the whole potential V (else only what depends on m).
+        accelerator: of the fixed point.
+        stop: its stop test.
+        safeguard: whether overshooting steps are shortened.
+        tolerance: of Newton's method, on the L² norm of the residual times a/(1 + a).
+        prefix: of the PETSc options.
+        options: the user's PETSc options.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        closure: Closure,
+        *,
+        whole: bool = True,
+        accelerator: Accelerator,
+        stop: StopTest,
+        safeguard: bool,
+        tolerance: float,
+        prefix: str,
+        options: Options | None,
+    ) -> None:
+        self.problem, self.closure, self._whole = problem, closure, whole
+        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self._tolerance = tolerance
+        self.w: fem.Function = problem.new_amplitude()
+        self.drift: fem.Function = problem.new_amplitude()
+        self._start: fem.Function = problem.new_amplitude()
+        self._work: fem.Function = problem.new_amplitude()
+        self._potential: fem.Function = problem.new_potential()
+        one: Any = default_scalar_type(1.0)
+        self._inertia, self._weight, self._shift = (
+            fem.Constant(problem.mesh, one) for _ in range(3)
+        )
+        self._build_forms()
+        self._matrix = fem_petsc.create_matrix(self._jacobian)
+        self._solution = self._matrix.createVecRight()
+        direct = {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
+        self._solver = NewtonSolver(
+            self._assemble_residual,
+            self._assemble_jacobian,
+            self._matrix,
+            prefix,
+            direct | ({"mat_mumps_icntl_7": 2} if problem.dim < 3 else {}),
+            options,
+        )
+
+    def _build_forms(self) -> None:
+        problem = self.problem
+        degree = max(3 * problem.degree - 2, problem.degree + problem.potential_degree)
+        dx, ds = exact_measure(problem.mesh, degree), ufl.ds(domain=problem.mesh)
+        chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
+        # The equation times a/(1 + a): no step is so short or long that one part drowns the other.
+        w, v, inertia, a = self.w, self.drift, self._inertia, self._weight
+        value: Any = default_scalar_type(0.5 * problem.sigma**2)
+        half = fem.Constant(problem.mesh, value)
+        normal: Any = ufl.FacetNormal(problem.mesh)
+        grad, inner = _grad, _inner
+        residual = inertia * (w - self._start) * chi * dx
+        residual += a * (self._shift - self._potential) * chi * dx
+        residual += a * half * inner(grad(w), grad(chi)) * dx
+        residual += a * half * inner(grad(v) + 0.5 * grad(w), grad(w)) * chi * dx
+        residual -= a * half * inner(grad(w), normal) * chi * ds
+        self._residual = fem.form(residual)
+        self._jacobian: Any = fem.form(ufl.derivative(residual, w, delta))
+
+    def _load(self, x: PETSc.Vec) -> None:
+        self.w.x.array[: self.problem.num_owned] = x.array_r
+        self.w.x.scatter_forward()
+
+    def _assemble_residual(self, x: PETSc.Vec, f: PETSc.Vec) -> None:
+        self._load(x)
+        work = self._work
+        work.x.array[:] = 0.0
+        fem.assemble_vector(work.x.array, self._residual)
+        work.x.scatter_reverse(_ADD)
+        f.array[:] = work.x.array[: self.problem.num_owned]
+
+    def _assemble_jacobian(self, x: PETSc.Vec, matrix: PETSc.Mat) -> None:
+        self._load(x)
+        matrix.zeroEntries()
+        _assemble_matrix(matrix, self._jacobian)
+        matrix.assemble()
+
+    def set_drift(self, v: Array) -> None:
+        """Set v by its owned values. Collective."""
+        self.drift.x.array[: self.problem.num_owned] = v
+        self.drift.x.scatter_forward()
+
+    def solve(self, start: Array, guess: Array, y: Array, a: float, shift: float) -> HJBResult:
+        """Solve one stage; ``drift`` has been set. Collective.
+
+        Args:
+            start: owned values of r.
+            guess: owned values of w to begin from.
+            y: the mean field to begin from.
+            a: the stage's step, > 0.
+            shift: s.
+
+        Returns:
+            The stage's solution.
+
+        Raises:
+            ConvergenceError: Newton's method or the fixed point failed.
+        """
+        problem = self.problem
+        self._start.x.array[: problem.num_owned] = start
+        self._start.x.scatter_forward()
+        values = (1.0 / (1.0 + a), a / (1.0 + a), shift)
+        for constant, value in zip((self._inertia, self._weight, self._shift), values, strict=True):
+            constant.value = np.asarray(value)
+        self._solution.array[:] = guess
+        evaluation = _Evaluation(self)
+        record = solve(
+            evaluation,
+            y,
+            accelerator=self._accelerator,
+            stop=self._stop,
+            unknown=self.closure,
+            safeguard=self._safeguard,
+        )
+        w = np.array(self._solution.array_r, dtype=np.float64)
+        assert evaluation.density is not None
+        return HJBResult(
+            w=w,
+            density=evaluation.density,
+            rate=(w - start) / a,
+            y=evaluation.moments,
+            record=record,
+            newton_iterations=sum(evaluation.newton),
+            newton_most=max(evaluation.newton),
+        )
+
+
+class _Evaluation:
+    """The map y -> T(y): potential of y, Newton's method, mean field of the new density."""
+
+    def __init__(self, stage: HJBStage) -> None:
+        self.stage = stage
+        self.newton: list[int] = []
+        self.density: LogDensity | None = None
+        self.moments = np.empty(0)
+
+    def __call__(self, y: Array, previous: float) -> Array:
+        stage, problem = self.stage, self.stage.problem
+        potential = stage.closure.potential(y)
+        stage._potential.x.array[:] = potential if stage._whole else potential - stage.closure.base
+        tolerance = stage._tolerance * float(np.sqrt(problem.mean_mass))
+        self.newton.append(stage._solver.solve(stage._solution, tolerance))
+        u = stage._solution.array_r + stage.drift.x.array[: problem.num_owned]
+        try:
+            self.density = LogDensity(problem, u)
+        except ValueError as error:
+            raise ConvergenceError(f"a step lost the density: {error}; use a smaller dt") from None
+        self.moments = stage.closure.order(self.density)
+        return self.moments

@@ -1,0 +1,151 @@
+"""Quadratic solutions v = ½xᵀΘx + b·x + c of the classical equation (W1), in closed form.
+
+    g = Quadratic.fit(problem, values)          # None where g is not quadratic
+    v = RiccatiFlow(g, v_0, sigma)
+    v.at(t).evaluate(x), v.at(t).hessian
+
+With g = ½xᵀQx + q·x + q₀, equation (W1) is Θ' = Q − (σ²/2)Θ², b' = q − (σ²/2)Θb and
+c' = (σ²/2) tr Θ − (σ²/4)|b|² + q₀. The first two are linear in homogeneous coordinates: with
+X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import quad
+from scipy.linalg import expm
+
+from fem_mf.features import Array
+from fem_mf.parallel import global_sum
+from fem_mf.problem import Problem
+
+__all__ = ["Quadratic", "RiccatiFlow", "convexity_bound"]
+
+_FIT = 1e-10  # relative deviation up to which values are those of a quadratic
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """½xᵀHx + b·x + c.
+
+    Attributes:
+        hessian: H, ``(d, d)``.
+        slope: b, ``(d,)``.
+        constant: c.
+    """
+
+    hessian: Array
+    slope: Array
+    constant: float
+
+    def evaluate(self, x: Array) -> Array:
+        """Values at points ``(3, n)`` or ``(d, n)``."""
+        x = x[: self.slope.size]
+        quadratic = 0.5 * np.einsum("in,ij,jn->n", x, self.hessian, x, optimize=True)
+        return np.asarray(quadratic + self.slope @ x + self.constant)
+
+    @classmethod
+    def fit(
+        cls, problem: Problem, values: Array, points: Array, *, nearest: bool = False
+    ) -> Quadratic | None:
+        """The quadratic with these values, or None where there is none. Collective.
+
+        Args:
+            problem: gives dimension and communicator.
+            values: ``(n,)`` at this rank's points.
+            points: ``(3, n)``.
+            nearest: the one of least squares where there is none.
+        """
+        dim, comm = problem.dim, problem.comm
+        upper = np.triu_indices(dim)
+        scale = problem.max(float(np.abs(points).max(initial=0.0)))
+        x = points[:dim] / scale
+        columns = [np.ones(values.size), *x, *(x[i] * x[j] for i, j in zip(*upper, strict=True))]
+        matrix = np.column_stack(columns)
+        gram = global_sum(comm, matrix.T @ matrix)
+        right = global_sum(comm, matrix.T @ values)
+        found = np.linalg.lstsq(gram, right, rcond=None)[0]
+        deviation = problem.max(float(np.abs(matrix @ found - values).max(initial=0.0)))
+        if not nearest and deviation > _FIT * max(
+            problem.max(float(np.abs(values).max(initial=0.0))), 1e-300
+        ):
+            return None
+        hessian = np.zeros((dim, dim))
+        hessian[upper] = found[1 + dim :]
+        hessian = (hessian + hessian.T) / scale**2
+        return cls(hessian, found[1 : 1 + dim] / scale, float(found[0]))
+
+
+class RiccatiFlow:
+    """The solution v of (W1) for quadratic g and v_0.
+
+    Args:
+        g: the potential.
+        start: v_0, with a Hessian for which the flow exists (positive definite will do).
+        sigma: σ.
+    """
+
+    def __init__(self, g: Quadratic, start: Quadratic, sigma: float) -> None:
+        self._g, self._start, self._sigma = g, start, sigma
+        d = g.slope.size
+        half = 0.5 * sigma**2
+        # (X, Y, x, y) with Θ = Y X⁻¹ and b = y − Θx: a shift of the origin obeys the same system.
+        self._generator = np.zeros((2 * d + 1, 2 * d + 1))
+        self._generator[:d, d : 2 * d] = half * np.eye(d)
+        self._generator[d : 2 * d, :d] = g.hessian
+        self._generator[d : 2 * d, -1] = g.slope
+
+    def at(self, t: float) -> Quadratic:
+        """v_t."""
+        theta, b = self._coefficients(t)
+
+        def rate(s: float) -> float:
+            theta_s, b_s = self._coefficients(s)
+            return float(
+                0.5 * self._sigma**2 * np.trace(theta_s) - 0.25 * self._sigma**2 * b_s @ b_s
+            )
+
+        change = quad(rate, 0.0, t, epsabs=1e-13, epsrel=1e-12, limit=200)[0] if t > 0 else 0.0
+        return Quadratic(theta, b, self._start.constant + self._g.constant * t + change)
+
+    def _coefficients(self, t: float) -> tuple[Array, Array]:
+        d = self._g.slope.size
+        start = np.zeros((2 * d + 1, d + 1))
+        start[:d, :d] = np.eye(d)
+        start[d : 2 * d, :d] = self._start.hessian
+        start[d : 2 * d, d] = self._start.slope
+        start[-1, d] = 1.0
+        flow = self._advance(start, t)
+        theta = np.linalg.solve(flow[:d, :d].T, flow[d : 2 * d, :d].T).T
+        slope = flow[d : 2 * d, d] - theta @ flow[:d, d]
+        return 0.5 * (theta + theta.T), slope
+
+    def _advance(self, start: Array, t: float) -> Array:
+        # In pieces, rescaled: X and Y grow like e^{ct}, their quotient does not.
+        d = self._g.slope.size
+        growth = 0.5 * self._sigma**2 * np.sqrt(np.abs(self._g.hessian).max() + 1e-300)
+        pieces = max(1, int(np.ceil(t * max(growth, 1e-300))))
+        step, flow = expm(self._generator * (t / pieces)), start
+        for _ in range(pieces):
+            flow = step @ flow
+            inverse = np.linalg.inv(flow[:d, :d])
+            shift = flow[:d, d].copy()
+            flow[:, :d] = flow[:, :d] @ inverse
+            flow[:, d] -= flow[:, :d] @ shift
+        return flow
+
+
+def convexity_bound(t: float, start: float, kappa: float, sigma: float) -> float:
+    """θ_t of θ' = κ − (σ²/2)θ²: v_0 θ₀-convex and g κ-convex make v_t θ_t-convex (theory §4).
+
+    Args:
+        t: time.
+        start: θ₀ ≥ 0.
+        kappa: κ > 0.
+        sigma: σ.
+    """
+    limit = np.sqrt(2.0 * kappa) / sigma
+    tanh = np.tanh(0.5 * sigma**2 * limit * t)
+    return float(limit * (start + limit * tanh) / (limit + start * tanh))
