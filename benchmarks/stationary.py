@@ -34,7 +34,7 @@ from rich.table import Table
 from fem_mf.doctor import mpi_launcher
 
 HERE = Path(__file__).resolve().parent
-CONSOLE = Console(width=150)
+CONSOLE = Console(width=160)
 Z = np.linspace(-np.pi, np.pi, 40)
 RADIUS = {2: 6.0, 3: 5.5}
 # name: dimension, cell, degree, mass
@@ -61,6 +61,8 @@ def functional(dim: int) -> mf.Functional:
 
 def build(case: dict[str, Any]) -> mf.Problem:
     """The problem of a case."""
+    if "beta" in case:
+        return bose_gas(case["beta"])
     dim, cell, degree, mass = SPACES[case["space"]]
     degree += case.get("more", 0)
     per_axis = case["dofs"] ** (1 / dim) - 1
@@ -75,12 +77,34 @@ def build(case: dict[str, Any]) -> mf.Problem:
     return problem
 
 
+def bose_gas(beta: float) -> mf.Problem:
+    """A contact term in a harmonic trap, σ² = ½, on a box five lengths wider than the cloud."""
+    radius = 5.0 + (4.0 * beta / np.pi) ** 0.25
+    mesh = mf.box(MPI.COMM_WORLD, radius, radius / 10, cell="quadrilateral")
+    trap = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
+    problem = mf.Problem(mesh, trap + mf.Contact(beta), np.sqrt(0.5), degree=6, mass="lumped")
+    problem.setup_seconds = 0.0
+    return problem
+
+
+def starting(problem: mf.Problem, name: str | None) -> mf.Density | None:
+    """A bad start: constant, or a narrow Gaussian halfway to the boundary."""
+    if name is None:
+        return None
+    if name == "uniform":
+        return mf.Density(problem, np.ones(problem.num_owned))
+    radius = float(np.abs(problem.mesh.geometry.x).max())
+    radius = problem.comm.allreduce(radius, op=MPI.MAX)
+    return mf.Density.from_function(
+        problem,
+        lambda x: np.exp(-((x[0] - radius / 2) ** 2 + (x[1] - radius / 3) ** 2) / 0.2),
+    )
+
+
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Minimise one case on this communicator."""
     problem = build(case)
-    start = None
-    if case.get("uniform"):
-        start = mf.Density(problem, np.ones(problem.num_owned))
+    start = starting(problem, case.get("start"))
     begin = time.perf_counter()
     best = mf.minimise(
         problem, start, tol=case.get("tol", 1e-10), residual_tol=case.get("residual")
@@ -216,7 +240,7 @@ def sizes(dofs: list[float]) -> None:
         lines = []
         for n in dofs:
             lines.append(line(f"{n:.0e}, from the coarse box", run(space=space, dofs=n)))
-            lines.append(line(f"{n:.0e}, from uniform", run(space=space, dofs=n, uniform=True)))
+            lines.append(line(f"{n:.0e}, from uniform", run(space=space, dofs=n, start="uniform")))
         show(f"{space}: iterations against size", lines)
 
 
@@ -224,21 +248,18 @@ def ranks() -> None:
     """Iterations against the number of ranks."""
     for space in ("degree 2, triangles", "degree 4, hexahedra"):
         lines = [
-            line(f"{n} ranks", run(n, space=space, dofs=66_000, uniform=True)) for n in (1, 2, 4)
+            line(f"{n} ranks", run(n, space=space, dofs=66_000, start="uniform")) for n in (1, 2, 4)
         ]
         show(f"{space}, from uniform: iterations against ranks", lines)
 
 
 def sigmas() -> None:
-    """Iterations against σ."""
-    lines = [
-        line(
-            f"sigma = {sigma}",
-            run(space="degree 6, quadrilaterals", dofs=20_000, sigma=sigma, uniform=True),
-        )
-        for sigma in (1.0, 0.5, 0.2, 0.1, 0.05)
-    ]
-    show("degree 6, quadrilaterals, from uniform: iterations against sigma", lines)
+    """Iterations against σ and against the strength of a contact term, from bad starts."""
+    for start in ("uniform", "narrow"):
+        space = {"space": "degree 6, quadrilaterals", "dofs": 20_000, "start": start}
+        lines = [line(f"sigma = {s}", run(**space, sigma=s)) for s in (1.0, 0.5, 0.2, 0.1, 0.05)]
+        lines += [line(f"contact, beta = {b:g}", run(**space, beta=b)) for b in (1.0, 1e2, 1e4)]
+        show(f"degree 6, quadrilaterals, start {start}: iterations against sigma and beta", lines)
 
 
 def main() -> None:

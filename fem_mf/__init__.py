@@ -46,6 +46,7 @@ from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, r
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
 from fem_mf.problem import Problem
+from fem_mf.relative_entropy import DescentState, ExplicitDescent, RelativeEntropyDescent
 from fem_mf.schrodinger import SchrodingerFlow
 from fem_mf.spectrum import decay_rate, gap, spectral_gap
 from fem_mf.state import State
@@ -58,6 +59,8 @@ __all__ = [
     "Convexity",
     "Cylindrical",
     "Density",
+    "DescentState",
+    "ExplicitDescent",
     "Functional",
     "HJBFlow",
     "HJBState",
@@ -71,6 +74,7 @@ __all__ = [
     "Picard",
     "Potential",
     "Problem",
+    "RelativeEntropyDescent",
     "SchrodingerFlow",
     "State",
     "XDMFSeries",

@@ -6,8 +6,8 @@
 
 Each step solves with the Hessian by truncated conjugate gradients in the energy-adaptive metric
 P = H[m] − s (:mod:`fem_mf.tangent`) and searches along the great circle that starts in the
-direction found: the angle is halved until the energy falls and ψ is still that of a density, and
-doubled while a step that was cut short pays. P is kept while it serves.
+direction found: the angle is halved until the energy falls, and doubled while a step that was cut
+short pays; where ψ would change sign, |ψ| is taken. P is kept while it serves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 __all__ = ["Descent", "Iterate"]
 
 _LOG = logging.getLogger(__name__)
-_POSITIVE = 1.0 - 1e-2  # least ⟨ψ, |ψ|⟩ of an iterate
+_POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which |ψ| is taken instead of ψ
 _ARMIJO = 1e-4
 _FIRST_ANGLE, _LAST_ANGLE = 0.5, 0.7  # of a step, in radians
 _HALVINGS = {"newton": 8, "gradient": 40}
@@ -208,7 +208,8 @@ class Descent:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
             moved /= problem.norm(moved)
             if problem.dot(moved, problem.apply_mass(np.abs(moved))) < _POSITIVE:
-                return moved, np.inf
+                moved = np.abs(moved)  # which has no more energy but for the mesh
+                moved /= problem.norm(moved)
             return moved, energy(problem, Density(problem, moved, normalised=True))
 
         angle = min(float(np.arctan(length)), _FIRST_ANGLE)

@@ -14,7 +14,7 @@ mass one after each step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,6 +193,15 @@ class HJBFlow:
             )
             yield state
         warn_if_truncated(self.problem, density)
+
+    def rate(self, density: LogDensity) -> Array:
+        """(σ²/2)Δu − (σ²/4)|∇u|² + V[m], owned values: ∂_t u up to a constant. Collective."""
+        y = self.closure.order(density)
+        return self._stage.rate(density.log_values(), self.closure.potential(y))
+
+    def linearised(self, density: LogDensity) -> Callable[[Array], Array]:
+        """δ ↦ (σ²/2)Δδ − (σ²/2)∇u·∇δ at a density, on owned values. Collective to call."""
+        return self._stage.linearised(density.log_values())
 
     def _step(
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float

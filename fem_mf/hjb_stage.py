@@ -17,6 +17,7 @@ solutions are exact for k ≥ 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,56 @@ class HJBStage:
         _assemble_matrix(matrix, self._jacobian)
         matrix.assemble()
 
+    def rate(self, w: Array, potential: Array) -> Array:
+        """(σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + V, owned values. Collective.
+
+        Args:
+            w: owned values.
+            potential: V on the potential space, owned and ghosts.
+        """
+        self._set(inertia=0.0, weight=1.0, shift=0.0)
+        self._potential.x.array[:] = potential
+        self._solution.array[:] = w
+        load = self._solution.duplicate()
+        self._assemble_residual(self._solution, load)
+        return -self.problem.solve_mass(np.array(load.array_r, dtype=np.float64))
+
+    def linearised(self, w: Array) -> Callable[[Array], Array]:
+        """The derivative of :meth:`rate` by w, as a map of owned values. Collective."""
+        self._set(inertia=0.0, weight=1.0, shift=0.0)
+        self._solution.array[:] = w
+        self._assemble_jacobian(self._solution, self._matrix)
+        return lambda delta: -self.problem.solve_mass(self.problem.multiply(self._matrix, delta))
+
+    def _set(self, inertia: float, weight: float, shift: float) -> None:
+        for constant, value in (
+            (self._inertia, inertia),
+            (self._weight, weight),
+            (self._shift, shift),
+        ):
+            constant.value = np.asarray(value)
+
+    def solve_frozen(
+        self, start: Array, guess: Array, y: Array, a: float, shift: float
+    ) -> tuple[Array, LogDensity, Array]:
+        """Solve one stage with the potential of a given mean field. Collective.
+
+        Args:
+            start: owned values of r.
+            guess: owned values of w to begin from.
+            y: the mean field, which stays.
+            a: the stage's step, > 0.
+            shift: s.
+
+        Returns:
+            Owned values of w, the density e^{−v−w} and the mean field that it has.
+        """
+        evaluation = self._prepare(start, guess, a, shift)
+        moments = evaluation(y, np.inf)
+        assert evaluation.density is not None
+        w = np.array(self._solution.array_r, dtype=np.float64)
+        return w, evaluation.density, moments
+
     def set_drift(self, v: Array) -> None:
         """Set v by its owned values. Collective."""
         self.drift.x.array[: self.problem.num_owned] = v
@@ -180,14 +231,7 @@ class HJBStage:
         Raises:
             ConvergenceError: Newton's method or the fixed point failed.
         """
-        problem = self.problem
-        self._start.x.array[: problem.num_owned] = start
-        self._start.x.scatter_forward()
-        values = (1.0 / (1.0 + a), a / (1.0 + a), shift)
-        for constant, value in zip((self._inertia, self._weight, self._shift), values, strict=True):
-            constant.value = np.asarray(value)
-        self._solution.array[:] = guess
-        evaluation = _Evaluation(self)
+        evaluation = self._prepare(start, guess, a, shift)
         record = solve(
             evaluation,
             y,
@@ -207,6 +251,13 @@ class HJBStage:
             newton_iterations=sum(evaluation.newton),
             newton_most=max(evaluation.newton),
         )
+
+    def _prepare(self, start: Array, guess: Array, a: float, shift: float) -> _Evaluation:
+        self._start.x.array[: self.problem.num_owned] = start
+        self._start.x.scatter_forward()
+        self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)
+        self._solution.array[:] = guess
+        return _Evaluation(self)
 
 
 class _Evaluation:

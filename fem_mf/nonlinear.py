@@ -16,6 +16,8 @@ from fem_mf.options import Options, configure
 
 __all__ = ["NewtonSolver"]
 
+_ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
+
 _REASONS = {
     value: name
     for name, value in vars(PETSc.SNES.ConvergedReason).items()
@@ -73,6 +75,9 @@ class NewtonSolver:
         self.snes.solve(None, solution)
         reason: Any = self.snes.getConvergedReason()
         iterations = int(self.snes.getIterationNumber())
+        stalled = reason == PETSc.SNES.ConvergedReason.DIVERGED_LINE_SEARCH
+        if stalled and self.snes.getFunctionNorm() <= _ROUNDING * tolerance:
+            return iterations  # nothing left to gain
         if reason < 0:
             raise ConvergenceError(
                 f"Newton's method {self.prefix} stopped with {_REASONS.get(reason, reason)} "
