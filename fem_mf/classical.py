@@ -104,10 +104,10 @@ class ClassicalPart:
                 (c * r.rate for c, r in zip(weights, results, strict=True)),
                 np.zeros_like(self.values),
             )
-            guess = results[-1].w if results else self.values
+            guess = results[-1].unknown if results else self.values
             results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
-        self.values, self.rate = results[-1].w, results[-1].rate
-        return [r.w for r in results]
+        self.values, self.rate = results[-1].unknown, results[-1].rate
+        return [r.unknown for r in results]
 
 
 def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from dolfinx import fem
@@ -34,6 +35,7 @@ from fem_mf.problem import Problem
 from fem_mf.regularity import Regularity
 from fem_mf.riccati import Quadratic
 from fem_mf.state import State
+from fem_mf.weighted import WeightedStage
 
 __all__ = ["HJBFlow", "HJBState"]
 
@@ -89,6 +91,7 @@ class HJBFlow:
         dt: time step, > 0.
         scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
         decomposed: compute v and w instead of u.
+        weighted: compute w by the linear equation of φ = e^{−w/2} (W3); decomposed only.
         accelerator: of the fixed point, ``Picard()`` or ``Anderson()`` (default).
         fixed_point_tolerance: relative, on the moments (or on m).
         max_iterations: of one fixed point.
@@ -108,6 +111,7 @@ class HJBFlow:
         scheme: str = "backward-euler",
         *,
         decomposed: bool = False,
+        weighted: bool = False,
         accelerator: Accelerator | None = None,
         fixed_point_tolerance: float = 1e-10,
         max_iterations: int = 100,
@@ -123,20 +127,26 @@ class HJBFlow:
             raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
         if problem.boundary != "natural":
             raise ValueError("u is infinite where ψ = 0: HJBFlow needs boundary='natural'")
+        if weighted and not decomposed:
+            raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
         self.problem, self.dt, self.scheme = problem, float(dt), scheme
         self.decomposed = decomposed
         self.closure = make_closure(problem)
-        self._stage = HJBStage(
-            problem,
-            self.closure,
-            whole=not decomposed,
-            accelerator=Anderson(depth=10) if accelerator is None else accelerator,
-            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
-            safeguard=safeguard,
-            tolerance=newton_tolerance,
-            prefix=_PREFIX,
-            options=petsc_options,
+        settings: dict[str, Any] = {
+            "accelerator": Anderson(depth=10) if accelerator is None else accelerator,
+            "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            "safeguard": safeguard,
+            "tolerance": newton_tolerance,
+            "options": petsc_options,
+        }
+        self._operator = HJBStage(
+            problem, self.closure, whole=not decomposed, prefix=_PREFIX, **settings
         )
+        self._stage: HJBStage | WeightedStage = self._operator
+        if weighted:
+            self._stage = WeightedStage(
+                problem, self.closure, prefix="fem_mf_weighted_", **settings
+            )
         self._tolerance, self._options = newton_tolerance, petsc_options
         self._bounds = Regularity(problem)
 
@@ -197,18 +207,23 @@ class HJBFlow:
     def rate(self, density: LogDensity) -> Array:
         """(σ²/2)Δu − (σ²/4)|∇u|² + V[m], owned values: ∂_t u up to a constant. Collective."""
         y = self.closure.order(density)
-        return self._stage.rate(density.log_values(), self.closure.potential(y))
+        return self._whole_operator().rate(density.log_values(), self.closure.potential(y))
+
+    def _whole_operator(self) -> HJBStage:
+        """The operator of u itself: without drift."""
+        self._operator.set_drift(np.zeros(self.problem.num_owned))
+        return self._operator
 
     def linearised(self, density: LogDensity) -> Callable[[Array], Array]:
         """δ ↦ (σ²/2)Δδ − (σ²/2)∇u·∇δ at a density, on owned values. Collective to call."""
-        return self._stage.linearised(density.log_values())
+        return self._whole_operator().linearised(density.log_values())
 
     def _step(
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
     ) -> list[HJBResult]:
         stage = self._stage
         v = 0.0 if classical is None else classical.values
-        w = now.log_values() - v
+        w = stage.encode(now.log_values() - v)
         results: list[HJBResult] = []
         stages = _STAGES[self.scheme]
         if classical is not None:
@@ -220,7 +235,7 @@ class HJBFlow:
             )
             if classical is not None:
                 stage.set_drift(drifts[i])
-            guess = results[-1].w if results else w
+            guess = results[-1].unknown if results else w
             mean_field = results[-1].y if results else y
             results.append(stage.solve(start, guess, mean_field, factor * dt, shift))
         return results
@@ -242,8 +257,7 @@ class HJBFlow:
     ) -> HJBState:
         problem, u = self.problem, density.log_values()
         kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
-        rate = self._rate(classical, results)
-        dissipation = float("nan") if rate is None else density.variance(rate)
+        dissipation = density.variance(self._rate(density, classical, results))
         hessian = self._bounds.hessian(u)[1]
         state = {
             "density": density,
@@ -267,11 +281,13 @@ class HJBFlow:
         }
         return HJBState(u=density.u(), **state, **self._parts(u, classical), **numbers)  # type: ignore[arg-type]
 
-    def _rate(self, classical: ClassicalPart | None, results: list[HJBResult]) -> Array | None:
+    def _rate(
+        self, density: LogDensity, classical: ClassicalPart | None, results: list[HJBResult]
+    ) -> Array:
         """∂_t u at the end of the step, up to a constant."""
         if not results:
-            return None
-        rate = results[-1].rate
+            return self.rate(density)
+        rate = self._stage.rate_of_w(results[-1])
         return rate if classical is None else rate + classical.rate
 
     def _parts(self, u: Array, classical: ClassicalPart | None) -> dict[str, object]:

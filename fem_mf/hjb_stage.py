@@ -52,7 +52,7 @@ class HJBResult:
     """A solved stage.
 
     Attributes:
-        w: owned values of w, the additive constant as the equation gives it.
+        unknown: owned values of w, the additive constant as the equation gives it.
         density: m ∝ e^{−v−w}.
         rate: (w − r)/a.
         y: the mean field of m.
@@ -61,7 +61,7 @@ class HJBResult:
         newton_most: of the hardest of them.
     """
 
-    w: Array
+    unknown: Array
     density: LogDensity
     rate: Array
     y: Array
@@ -210,6 +210,14 @@ class HJBStage:
         w = np.array(self._solution.array_r, dtype=np.float64)
         return w, evaluation.density, moments
 
+    def encode(self, w: Array) -> Array:
+        """The unknown of w: w itself."""
+        return w
+
+    def rate_of_w(self, result: HJBResult) -> Array:
+        """∂_t w at a solved stage, owned values."""
+        return result.rate
+
     def set_drift(self, v: Array) -> None:
         """Set v by its owned values. Collective."""
         self.drift.x.array[: self.problem.num_owned] = v
@@ -243,7 +251,7 @@ class HJBStage:
         w = np.array(self._solution.array_r, dtype=np.float64)
         assert evaluation.density is not None
         return HJBResult(
-            w=w,
+            unknown=w,
             density=evaluation.density,
             rate=(w - start) / a,
             y=evaluation.moments,
