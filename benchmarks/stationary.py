@@ -7,7 +7,7 @@ The problem is the tanh network: K = 40 samples of sin on [−π, π], κ = 0.2,
 c·tanh(az + b) and κ = 0.5 in d = 3. Every line is a process of its own, after one that compiles its
 forms. "work" is the time of ``minimise`` in products with the matrix of H[m], measured in the same
 process; errors are against the energy of the same box at a degree higher by two. The baselines
-(``baselines/``) need scikit-fem: ``pip install scikit-fem``. Times on a noisy machine mean little;
+(``baselines/``) need scikit-fem: ``pip install ".[bench]"``. Times on a noisy machine mean little;
 ratios and counts are what to compare.
 """
 

@@ -13,7 +13,11 @@ def test_the_ten_lines_run(capsys):
     names = {}
     exec(compile(script, README.name, "exec"), names)
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 21
+    assert len(lines) == 22
+    certificate = re.fullmatch(r"F = (\S+)  gap ≤ (\S+)  residual (\S+)", lines.pop())
+    assert certificate is not None
     energies = [float(line.split()[1]) for line in lines]
     assert np.all(np.diff(energies) < 0)
+    assert float(certificate[1]) < energies[-1]
+    assert float(certificate[2]) <= 1e-10
     assert names["state"].t == 1.0

@@ -1,0 +1,243 @@
+"""Four descents from one start, and two regularisations as σ → 0.
+
+The same two-layer network is trained by the Schrödinger flow (ψ), the Hamilton–Jacobi–Bellman flow
+(u = −log m), descents in relative entropy with several steps (J1), and mean-field Langevin dynamics
+(L1), which descends the entropic energy F + (σ²/2)∫m log m instead of F^σ = F + (σ²/4)I. The first
+three follow one curve and fall at the rate that the linearised flow predicts; Langevin goes
+elsewhere. Then both minimisers are computed for σ → 0: their losses meet, their widths do not.
+
+    python demos/descent_comparison.py
+    mpirun -n 2 python demos/descent_comparison.py --sigmas 1 0.5 0.25 --output results/descents
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi4py import MPI
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.tri import Triangulation
+from rich.table import Table
+
+import fem_mf as mf
+from common import CONSOLE, parse
+from fem_mf.features import Array
+from fem_mf.parallel import on_root
+from fem_mf.sampled import Sampled, gather
+
+type Curves = dict[str, tuple[list[float], list[float]]]
+type Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two minimisers of one σ.
+
+    Attributes:
+        fisher: of F + (σ²/4) I.
+        entropic: of F + (σ²/2)∫m log m.
+    """
+
+    fisher: mf.Density
+    entropic: mf.Density
+
+
+def make_functional(kappa: float, data: int) -> mf.Functional:
+    """Trap plus the loss of a network of neurons tanh(az + b) on samples of a sine."""
+    z = np.linspace(-np.pi, np.pi, data)
+    trap = mf.Potential(lambda x: 0.5 * kappa * (x[0] ** 2 + x[1] ** 2))
+    return trap + mf.NetworkLoss(z, np.sin(z), neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
+
+
+def log_start(x: Array) -> Array:
+    """u_0 of a Gaussian off the centre."""
+    return np.asarray(0.6 * ((x[0] - 1.0) ** 2 + (x[1] + 0.5) ** 2))
+
+
+def descend(
+    smooth: mf.Problem, linear: mf.Problem, t_end: float, dt: float, steps: tuple[float, ...]
+) -> Curves:
+    """Energies above their minima against t, by flow. Collective."""
+    start = mf.LogDensity.from_function(smooth, log_start)
+    amplitude = mf.Density(smooth, start.amplitude())
+    fisher, entropic = mf.minimise(smooth), mf.minimise_entropic(linear)
+    least = mf.energy(smooth, fisher.density)
+    flows = {
+        "Schrödinger": mf.SchrodingerFlow(smooth, dt, "sdirk2").run(amplitude, t_end),
+        "HJB": mf.HJBFlow(smooth, dt, "sdirk2").run(start, t_end),
+        **{
+            f"relative entropy, h = {h:g}": mf.RelativeEntropyDescent(smooth, h).run(start, t_end)
+            for h in steps
+        },
+    }
+    curves: Curves = {}
+    for name, flow in flows.items():
+        states = list(flow)
+        # Each discretisation has a minimum of its own, this close to the others.
+        own = least if name == "Schrödinger" else _limit(smooth, states[-1])
+        curves[name] = ([s.t for s in states], [s.energy - own for s in states])
+    begin = mf.Density.from_function(linear, lambda x: np.exp(-log_start(x)))
+    states = list(mf.LangevinFlow(linear, dt).run(begin, t_end))
+    curves["Langevin"] = (
+        [s.t for s in states],
+        [s.energy - entropic.energy for s in states],
+    )
+    return curves
+
+
+def _limit(problem: mf.Problem, last: mf.State) -> float:
+    """The minimum in terms of u: where one long step of the descent leads. Collective."""
+    states = list(mf.RelativeEntropyDescent(problem, 1e3).run(last.density, 3e3))
+    return states[-1].energy
+
+
+def shrink(linear: mf.Problem, sigmas: tuple[float, ...]) -> dict[float, Pair]:
+    """Both minimisers on one mesh, from the largest σ. Collective."""
+    pairs = {}
+    for sigma in sorted(sigmas, reverse=True):
+        problem = linear.with_sigma(sigma)
+        fisher = mf.minimise(problem, tol=1e-8)
+        pairs[sigma] = Pair(fisher.density, mf.minimise_entropic(problem).density)
+    return pairs
+
+
+def tabulate(functional: mf.Functional, pairs: dict[float, Pair]) -> list[Row]:
+    """F and the total variance of each minimiser."""
+    return [
+        {
+            "sigma": sigma,
+            "F, Fisher": float(functional.value(pair.fisher)),
+            "F, entropy": float(functional.value(pair.entropic)),
+            "variance, Fisher": float(np.trace(pair.fisher.covariance())),
+            "variance, entropy": float(np.trace(pair.entropic.covariance())),
+        }
+        for sigma, pair in pairs.items()
+    ]
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table on rank 0."""
+    table = Table(title="the two minimisers", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.6g}" for value in row.values()))
+    CONSOLE.print(table)
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """The table as CSV; called on rank 0."""
+    with path.open("w", newline="") as file:
+        lines = csv.DictWriter(file, fieldnames=list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def draw_energies(path: Path, curves: Curves, rate: float) -> None:
+    """Energies above their minima, and the predicted rate; called on rank 0."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    styles = {"Schrödinger": "-", "HJB": "--", "Langevin": "-"}
+    for name, (t, gap) in curves.items():
+        # Below, the minimum itself is not known well enough.
+        usable = np.array(gap) > 1e-9
+        axes.semilogy(
+            np.array(t)[usable], np.array(gap)[usable], styles.get(name, "o:"), ms=3, label=name
+        )
+    t, gap = (np.array(part) for part in curves["Schrödinger"])
+    tail = t > 0.5 * t[-1]
+    middle = len(t[tail]) // 2
+    line = gap[tail][middle] * np.exp(-rate * (t[tail] - t[tail][middle]))
+    axes.semilogy(t[tail], 1.5 * line, "k:", label=f"e^(−{rate:.3f} t), predicted")
+    axes.set(xlabel="t", ylabel="energy − its minimum")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_minimisers(path: Path, pairs: dict[float, Pair]) -> None:
+    """Both minimisers side by side, σ from the left. Collective."""
+    samples: list[tuple[str, Sampled | None]] = []
+    for kind in ("fisher", "entropic"):
+        for sigma, pair in pairs.items():
+            samples.append((f"{kind}, σ = {sigma:g}", gather(getattr(pair, kind).m())))
+
+    def paint() -> None:
+        n = len(pairs)
+        figure, axes = plt.subplots(
+            2, n, figsize=(2.6 * n, 5.2), layout="constrained", sharex=True, sharey=True
+        )
+        for one, (title, sample) in zip(np.ravel(axes), samples, strict=True):
+            assert sample is not None
+            x, y = sample.points.T
+            one.tripcolor(
+                Triangulation(x, y, sample.cells), sample.values, shading="gouraud", rasterized=True
+            )
+            one.set(title=title, aspect="equal")
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+    on_root(MPI.COMM_WORLD, paint)
+
+
+HELP = {
+    "sigma": "σ > 0 of the flows",
+    "sigmas": "σ of the minimisers",
+    "kappa": "κ of the confinement ½κ|x|²",
+    "data": "number of samples of the sine",
+    "t_end": "final time of the flows",
+    "dt": "time step of the flows",
+    "steps": "steps h of the descents in relative entropy",
+    "radius": "half-length of the square",
+    "h": "cell size of the flows; half of it for Langevin and for the minimisers",
+    "output": "folder of the results",
+}
+
+
+def main(
+    sigma: float = 0.5,
+    sigmas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125),
+    kappa: float = 0.2,
+    data: int = 40,
+    t_end: float = 12.0,
+    dt: float = 0.1,
+    steps: tuple[float, ...] = (0.5, 2.0),
+    radius: float = 6.0,
+    h: float = 0.6,
+    output: str = "results/descent_comparison",
+) -> dict[str, object]:
+    """Descend, compare, write and draw. Collective.
+
+    The keywords are the options of the command line (``HELP``).
+
+    Returns:
+        "curves": times and energies above the minimum by flow; "rate": predicted, of F^σ;
+        "observed": of the Schrödinger flow over the last quarter; "table": one row per σ.
+    """
+    comm, folder = MPI.COMM_WORLD, Path(output)
+    functional = make_functional(kappa, data)
+    smooth = mf.Problem(mf.box(comm, radius, h), functional, sigma, degree=2)
+    linear = mf.Problem(mf.box(comm, radius, 0.5 * h), functional, sigma, degree=1, mass="lumped")
+    curves = descend(smooth, linear, t_end, dt, steps)
+    rate = mf.decay_rate(smooth, mf.minimise(smooth).density)
+    t, gap = (np.array(part) for part in curves["Schrödinger"])
+    late = t >= 0.75 * t[-1]
+    observed = float(-np.polyfit(t[late], np.log(gap[late]), 1)[0])
+    CONSOLE.print(f"F^σ falls like e^(−{observed:.4f} t); predicted: {rate:.4f}")
+    pairs = shrink(linear, sigmas)
+    rows = tabulate(functional, pairs)
+    show(rows)
+    on_root(comm, lambda: folder.mkdir(parents=True, exist_ok=True))
+    on_root(comm, lambda: write(folder / "minimisers.csv", rows))
+    on_root(comm, lambda: draw_energies(folder / "energies.png", curves, rate))
+    draw_minimisers(folder / "minimisers.png", pairs)
+    CONSOLE.print(f"results in {folder}", soft_wrap=True)
+    return {"curves": curves, "rate": rate, "observed": observed, "table": rows}
+
+
+if __name__ == "__main__":
+    mf.setup_logging(MPI.COMM_WORLD)
+    main(**parse(main, __doc__, HELP))
