@@ -141,12 +141,10 @@ def draw_energies(path: Path, curves: Curves, rate: float) -> None:
     """Energies above their minima, and the predicted rate; called on rank 0."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     styles = {"Schrödinger": "-", "HJB": "--", "Langevin": "-"}
-    for name, (t, gap) in curves.items():
-        # Below, the minimum itself is not known well enough.
-        usable = np.array(gap) > 1e-9
-        axes.semilogy(
-            np.array(t)[usable], np.array(gap)[usable], styles.get(name, "o:"), ms=3, label=name
-        )
+    for name, curve in curves.items():
+        t, gap = (np.array(part) for part in curve)
+        usable = gap > 1e-9  # below, the minimum itself is not known well enough
+        axes.semilogy(t[usable], gap[usable], styles.get(name, "o:"), ms=3, label=name)
     t, gap = (np.array(part) for part in curves["Schrödinger"])
     tail = t > 0.5 * t[-1]
     middle = len(t[tail]) // 2

@@ -25,7 +25,7 @@ from fem_mf.hessian import Hessian
 from fem_mf.observables import FirstOrder, energy, first_order
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.spectrum import Metric
+from fem_mf.spectrum import Metric, energy_scale
 from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 
 __all__ = ["Descent", "Iterate"]
@@ -143,7 +143,8 @@ class Descent:
         if fresh:
             self._rebuild(now)
         spread = now.condition.eigenvalue - self.problem.min(now.condition.potential)
-        tolerance = min(_FORCING, np.sqrt(now.residual / max(spread, 1e-300)))
+        spread = energy_scale(self.problem, spread)
+        tolerance = min(_FORCING, np.sqrt(now.residual / spread))
         tolerance = max(tolerance, min(_FORCING, 0.1 * residual / now.residual))
         margin = 0.1
         while True:
@@ -151,6 +152,7 @@ class Descent:
                 step = newton_direction(
                     self.problem,
                     self.hessian.apply,
+                    now.density.amplitude(),
                     now.density.mass_amplitude(),
                     now.condition.gradient,
                     self.metric.solve,
@@ -172,11 +174,13 @@ class Descent:
         return step
 
     def _rebuild(self, now: Iterate, margin: float = 0.1) -> None:
-        # The part 2βm of a contact term belongs to the Hessian, but only where it is positive.
-        potential = np.maximum(now.condition.potential, self.hessian.potential)
-        self.metric.rebuild(potential, now.condition.eigenvalue, margin)
+        # The part 2βm of a contact term belongs to it, unless β < 0 would make it indefinite.
+        potential = self.hessian.potential
+        if self.problem.min(potential - now.condition.potential) < 0.0:
+            potential = now.condition.potential
+        self.metric.rebuild(potential, now.condition.eigenvalue, margin, self.hessian.sparse)
         self._stale, self._iterations_when_fresh = False, None
-        self._frozen = self.hessian.potential is now.condition.potential
+        self._frozen = potential is now.condition.potential
 
     def frozen_metric(self, condition: FirstOrder) -> Metric:
         """A preconditioner of H[m] without the second derivative of F. Collective."""

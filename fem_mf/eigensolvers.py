@@ -23,6 +23,7 @@ from fem_mf.errors import ConvergenceError
 __all__ = ["States", "lowest_states", "shell_matrix"]
 
 _MAX_ITERATIONS = 2000
+_LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,14 @@ def lowest_states(
         As many pairs as start vectors.
 
     Raises:
+        ValueError: a handful of unknowns, fewer than LOBPCG's own work space.
         ConvergenceError: LOBPCG did not reach the tolerance.
     """
+    size = matrix.getSize()[0]
+    if size < _LEAST_UNKNOWNS * len(start):
+        raise ValueError(
+            f"{size} degrees of freedom are too few for {len(start)} eigenpairs: refine the mesh"
+        )
     eps = SLEPc.EPS().create(matrix.comm)
     eps.setOperators(matrix, mass)
     eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)

@@ -41,30 +41,50 @@ class FrozenOperator:
 
     Args:
         problem: the problem.
+
+    Attributes:
+        matrix: it.
+        potential: V, as it was given; None at first.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.matrix: PETSc.Mat = problem.stiffness.copy()
+        self.potential: Array | None = None
         self._term: PETSc.Mat | None = None
 
-    def update(self, potential: Array, shift: float = 0.0) -> None:
-        """Set V (on the potential space, owned and ghosts) and s. Collective."""
+    def shifted(self, other: FrozenOperator, shift: float) -> None:
+        """Set V to that of another operator, whose shift is zero, and s. Collective."""
+        self.potential = other.potential
+        if other is not self:
+            other.matrix.copy(self.matrix, structure=_SAME)
+        if self.problem.lumped:
+            added = -shift * self.problem.mass_diagonal
+            added[self.problem.constrained] = 0.0
+            self._add_diagonal(added)
+        else:
+            self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        self.matrix.stateIncrease()
+
+    def _add_diagonal(self, added: Array) -> None:
+        diagonal = self.matrix.getDiagonal()
+        diagonal.array[:] += added
+        self.matrix.setDiagonal(diagonal)
+
+    def update(self, potential: Array) -> None:
+        """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
+        self.potential = potential
         problem, matrix = self.problem, self.matrix
         problem.stiffness.copy(matrix, structure=_SAME)
         matrix.scale(problem.sigma**2)
         if problem.lumped:
-            added = problem.mass_diagonal * (potential[: problem.num_owned] - shift)
+            added = problem.mass_diagonal * potential[: problem.num_owned]
             added[problem.constrained] = 0.0
-            diagonal = matrix.getDiagonal()
-            diagonal.array[:] += added
-            matrix.setDiagonal(diagonal)
+            self._add_diagonal(added)
         else:
             self._term = problem.assemble_potential(self._term, potential)
             matrix.axpy(1.0, self._term, structure=_SAME)
-            if shift:
-                matrix.axpy(-shift, problem.mass_matrix, structure=_SAME)
-        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
         matrix.stateIncrease()
 
 

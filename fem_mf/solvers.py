@@ -47,6 +47,7 @@ class Preconditioner:
         self.ksp = PETSc.KSP().create(matrix.comm)
         self.ksp.setOptionsPrefix(prefix)
         self.ksp.setOperators(matrix)
+        self._matrix = matrix
         configure(self.ksp, defaults, options or {})
         self.ksp.getPC().setReusePreconditioner(True)
         self.applications = 0
@@ -55,6 +56,7 @@ class Preconditioner:
         """Build it anew from the present values of the matrix. Collective."""
         pc = self.ksp.getPC()
         pc.setReusePreconditioner(False)
+        self.ksp.setOperators(self._matrix)  # without it, setUp sees nothing to do
         self.ksp.setUp()
         pc.setReusePreconditioner(True)
 

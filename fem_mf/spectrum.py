@@ -54,18 +54,28 @@ class Metric:
         """How often it was applied."""
         return 0 if self._preconditioner is None else self._preconditioner.applications
 
-    def rebuild(self, potential: Array, eigenvalue: float, margin: float = 0.1) -> None:
+    def rebuild(
+        self,
+        potential: Array,
+        eigenvalue: float,
+        margin: float = 0.1,
+        assembled: FrozenOperator | None = None,
+    ) -> None:
         """Take the operator of V (on the potential space), shifted to be positive. Collective.
 
         Args:
             potential: V.
             eigenvalue: λ ≥ min V, which gives the scale.
             margin: distance of s from min V, in units of λ − min V.
+            assembled: an operator that may have this V already.
         """
         problem = self.problem
         lowest = problem.min(potential)
-        spread = max(eigenvalue - lowest, 1e-8 * max(1.0, abs(lowest)))
-        self._operator.update(potential, lowest - margin * spread)
+        spread = energy_scale(problem, eigenvalue - lowest)
+        if assembled is None or assembled.potential is not potential:
+            assembled = self._operator
+            assembled.update(potential)
+        self._operator.shifted(assembled, lowest - margin * spread)
         if self._preconditioner is None:
             dofs = problem.space.dofmap.index_map.size_global
             defaults = default_preconditioner(dofs, problem.dim)
@@ -85,6 +95,12 @@ class Metric:
         self._right.array[:] = load
         self.apply(self._right, self._solution)
         return np.array(self._solution.array, dtype=np.float64)
+
+
+def energy_scale(problem: Problem, spread: float) -> float:
+    """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
+    volume = problem.mean_mass * problem.space.dofmap.index_map.size_global
+    return float(max(spread, problem.sigma**2 * volume ** (-2.0 / problem.dim)))
 
 
 def certify_gap(
@@ -114,7 +130,7 @@ def certify_gap(
     Raises:
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
-    spread = max(condition.eigenvalue - problem.min(condition.potential), tolerance)
+    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
     tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
     pairs = _LowestPairs(problem, density, condition, metric, operator)
     # The excited state only has to be known roughly, and the ground state is often known already.
@@ -186,9 +202,10 @@ def _aij_mass(problem: Problem) -> PETSc.Mat:
 
 
 def _excited_guess(problem: Problem, density: Density) -> Array:
-    """ψ times a linear function of mean zero: not orthogonal to any low excited state we know."""
-    centred = problem.nodes[: problem.dim, : problem.num_owned] - density.mean()[:, None]
-    return density.amplitude() * (_DIRECTION[: problem.dim] @ centred)
+    """ψ times a smooth function without symmetry: generic, hence with a part of every low state."""
+    x = problem.nodes[: problem.dim, : problem.num_owned] - density.mean()[:, None]
+    x = _DIRECTION[: problem.dim] @ x / np.sqrt(np.trace(density.covariance()))
+    return np.asarray(density.amplitude() * (np.sin(x + 0.5) + 0.5 * np.cos(2.0 * x + 1.0)))
 
 
 def _prepare(problem: Problem, density: Density) -> tuple[FirstOrder, Metric]:
@@ -228,7 +245,7 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
         tolerance: relative, of the eigenvalues.
     """
     condition, metric = _prepare(problem, density)
-    spread = condition.eigenvalue - problem.min(condition.potential)
+    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
     pairs = _LowestPairs(problem, density, condition, metric)
     (lowest, second), _ = pairs.to(float(np.sqrt(tolerance)) * spread)
     return second - lowest
@@ -261,7 +278,7 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
         y.array[:] = load - mass_psi * problem.dot(psi, load)
 
     shell = shell_matrix(hessian.sparse.matrix, apply)
-    spread = condition.eigenvalue - problem.min(condition.potential)
+    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
     states = lowest_states(
         shell,
         _aij_mass(problem),

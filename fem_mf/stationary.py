@@ -26,7 +26,7 @@ from fem_mf.errors import ConvergenceError
 from fem_mf.observables import FirstOrder, energy, first_order, warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.spectrum import certify_gap
+from fem_mf.spectrum import certify_gap, energy_scale
 
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]
 
@@ -128,12 +128,15 @@ def minimise(
         ValueError: an argument is out of range.
         ConvergenceError: a tolerance was not reached; the message says what to change.
     """
-    residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
-    for name, value in (("tol", tol), ("residual_tol", residual_tol), *_named(continuation)):
+    numbers = [("tol", tol), *(("each sigma of the continuation", s) for s in continuation)]
+    if residual_tol is not None:
+        numbers.append(("residual_tol", residual_tol))
+    for name, value in numbers:
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, not {value}")
     if max_iterations < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+    residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
     density = _start(problem, start, continuation, max_iterations)
     search = _Search(problem, max_iterations, track_gap, petsc_options)
     for _ in range(_ROUNDS):
@@ -270,10 +273,6 @@ def _rough(problem: Problem, start: Density, max_iterations: int) -> Density:
     density = start.on(problem)
     condition = first_order(problem, density)
     spread = condition.eigenvalue - problem.min(condition.potential)
-    residual = _COARSE_RESIDUAL * spread
+    residual = _COARSE_RESIDUAL * energy_scale(problem, spread)
     run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
     return Density(problem, list(run)[-1].density.amplitude())
-
-
-def _named(continuation: Sequence[float]) -> list[tuple[str, float]]:
-    return [("each sigma of the continuation", float(sigma)) for sigma in continuation]

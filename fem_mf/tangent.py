@@ -1,6 +1,6 @@
 """Truncated conjugate gradients on the tangent space of the sphere ‖ψ‖ = 1.
 
-    step = newton_direction(problem, hessian.apply, mass_psi, gradient, precondition, tolerance=0.1)
+    step = newton_direction(problem, hessian.apply, psi, mass_psi, gradient, precondition, ...)
     step.direction, step.iterations, step.truncated
 
 Solves J δ = −r for δ ⊥ ψ, J symmetric but only known to be positive near a minimiser: where a
@@ -45,6 +45,7 @@ class TangentStep:
 def newton_direction(
     problem: Problem,
     apply: Callable[[Array], Array],
+    psi: Array,
     mass_psi: Array,
     gradient: Array,
     precondition: Callable[[Array], Array],
@@ -57,7 +58,8 @@ def newton_direction(
     Args:
         problem: the problem.
         apply: v ↦ Jv, a load vector.
-        mass_psi: Mψ, ψ of norm one.
+        psi: owned values of ψ, of norm one.
+        mass_psi: Mψ.
         gradient: r, a load vector.
         precondition: load vector ↦ owned values, symmetric positive definite.
         tolerance: relative, of the residual in the norm of the preconditioner.
@@ -91,6 +93,7 @@ def newton_direction(
             return TangentStep(z if iteration == 1 else total, iteration, True)
         total = total + (size / curvature) * direction
         residual = residual - (size / curvature) * product
+        residual -= dot(psi, residual) * mass_psi  # which is not zero by rounding, and grows
         z, new = tangent(residual)
         if new < 0.0:
             raise NotPositiveError
