@@ -27,6 +27,7 @@ except ImportError as error:
     ) from error
 
 from fem_mf.checks import Convexity, check_derivative, probe_convexity
+from fem_mf.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.fixed_point import Anderson, Picard
@@ -38,6 +39,7 @@ from fem_mf.functionals import (
     Potential,
 )
 from fem_mf.hjb import HJBFlow, HJBState
+from fem_mf.langevin import LangevinFlow, minimise_entropic
 from fem_mf.log_density import LogDensity
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.network import NetworkLoss
@@ -51,9 +53,11 @@ from fem_mf.schrodinger import SchrodingerFlow
 from fem_mf.spectrum import decay_rate, gap, spectral_gap
 from fem_mf.state import State
 from fem_mf.stationary import Minimum, minimise, minimise_nested
+from fem_mf.window import WindowMap
 
 __all__ = [
     "Anderson",
+    "Bregman",
     "Contact",
     "ConvergenceError",
     "Convexity",
@@ -61,10 +65,12 @@ __all__ = [
     "Density",
     "DescentState",
     "ExplicitDescent",
+    "FirstOrderForms",
     "Functional",
     "HJBFlow",
     "HJBState",
     "History",
+    "LangevinFlow",
     "LogDensity",
     "MeanInteraction",
     "Minimum",
@@ -77,19 +83,23 @@ __all__ = [
     "RelativeEntropyDescent",
     "SchrodingerFlow",
     "State",
+    "WindowMap",
     "XDMFSeries",
     "ball",
     "boundary_mass",
     "box",
+    "bregman",
     "check_derivative",
     "decay_rate",
     "disk",
     "dissipation",
     "eigenvalue",
     "energy",
+    "first_order_forms",
     "gap",
     "interval",
     "minimise",
+    "minimise_entropic",
     "minimise_nested",
     "probe_convexity",
     "progress",

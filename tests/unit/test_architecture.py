@@ -40,6 +40,8 @@ LAYERS = [
         "hjb_stage",
         "weighted",
         "classical",
+        "edge_averaged",
+        "langevin_stage",
     ],
     ["schrodinger", "hjb", "langevin", "stationary", "certificate"],
     ["relative_entropy", "window", "conditions"],
