@@ -25,6 +25,7 @@ from fem_mf.hessian import Hessian
 from fem_mf.observables import FirstOrder, energy, first_order
 from fem_mf.options import Options
 from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
 from fem_mf.spectrum import Metric, energy_scale
 from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 
@@ -77,6 +78,7 @@ class Descent:
         self.problem = problem
         self.hessian = Hessian(problem, negligible=1e-4)
         self.metric = Metric(problem, options)
+        self._diagonal = owned_values(problem.stiffness.getDiagonal()).copy()
         self._iterations_when_fresh: int | None = None
         self._stale = True
         self._frozen = False  # whether the metric is that of H[m] alone
@@ -196,6 +198,13 @@ class Descent:
         dot = self.problem.dot
         return np.asarray(normal * (dot(mass_psi, z) / dot(mass_psi, normal)) - z)
 
+    def _noise(self, now: Iterate, psi: Array) -> float:
+        """Rounding error of an energy: that of its value, and of the sums Aψ on fine meshes."""
+        problem = self.problem
+        sums = problem.sigma**2 * problem.dot(self._diagonal * psi, psi)
+        value = max(1.0, abs(now.energy), abs(now.condition.eigenvalue))
+        return float(max(_ROUNDING * value, np.finfo(float).eps * sums))
+
     # -- search ---------------------------------------------------------------------------------
 
     def _search(self, now: Iterate, step: TangentStep, kind: str) -> tuple[Array, float] | None:
@@ -206,7 +215,7 @@ class Descent:
             return psi, 0.0
         tangent = step.direction / length
         slope = 2.0 * problem.dot(now.condition.gradient, tangent)
-        noise = _ROUNDING * max(1.0, abs(now.energy), abs(now.condition.eigenvalue))
+        noise = self._noise(now, psi)
 
         def at(angle: float) -> tuple[Array, float]:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
