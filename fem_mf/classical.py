@@ -38,7 +38,7 @@ class ClassicalPart:
         options: PETSc options of Newton's method.
 
     Attributes:
-        values: owned values of v now.
+        values: owned values of v now, up to a constant.
         rate: of ∂_t v at the end of the last step.
         exact: whether v is in closed form.
     """
@@ -55,7 +55,8 @@ class ClassicalPart:
         self.problem = problem
         points = problem.nodes[:, : problem.num_owned]
         self._points = points
-        quadratic_g = Quadratic.fit(problem, g, problem.potential_nodes)
+        own = problem.num_potential_owned
+        quadratic_g = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own])
         if start is None:
             start = Quadratic.fit(problem, density.log_values(), points)
         if start is None:
@@ -91,9 +92,9 @@ class ClassicalPart:
         values, elapsed = [], 0.0
         for factor, weights in stages:
             elapsed = factor + sum(weights)
-            values.append(self._flow.at(t + elapsed * dt).evaluate(self._points))
+            values.append(self._flow.shape(t + elapsed * dt).evaluate(self._points))
         small = 1e-4 * dt
-        before = self._flow.at(t + elapsed * dt - small).evaluate(self._points)
+        before = self._flow.shape(t + elapsed * dt - small).evaluate(self._points)
         self.values, self.rate = values[-1], (values[-1] - before) / small
         return values
 
@@ -107,6 +108,7 @@ class ClassicalPart:
             guess = results[-1].unknown if results else self.values
             results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
         self.values, self.rate = results[-1].unknown, results[-1].rate
+        self.values = self.values - self.problem.min(self.values)  # it would grow like λ_v t
         return [r.unknown for r in results]
 
 
@@ -115,7 +117,8 @@ def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:
 
     Eigenvalues of Q that are not positive are replaced by the smallest that is.
     """
-    fitted = Quadratic.fit(problem, g, problem.potential_nodes, nearest=True)
+    own = problem.num_potential_owned
+    fitted = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own], nearest=True)
     assert fitted is not None
     eigenvalues, frame = np.linalg.eigh(fitted.hessian)
     positive = eigenvalues[eigenvalues > 0]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from dolfinx import fem
 
+from fem_mf.arguments import check_run, check_step, check_tolerances
 from fem_mf.classical import ClassicalPart
 from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
@@ -55,8 +56,8 @@ class HJBState(State):
 
     Attributes:
         u: −log m.
-        v: of the decomposition, None without.
-        w: u − v, None without.
+        v: of the decomposition, None without; its constant is that of w.
+        w: u − v with ∫w dm = 0, None without.
         newton_iterations: of the step, all nonlinear solves together.
         newton_most: of the hardest nonlinear solve of the step.
         hessian_u: ‖∇²u‖∞.
@@ -119,10 +120,12 @@ class HJBFlow:
         newton_tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
-        if not (np.isfinite(dt) and dt > 0):
-            raise ValueError(f"dt must be a positive number, not {dt}")
-        if scheme not in _STAGES:
-            raise ValueError(f"unknown scheme {scheme!r}; choose one of {sorted(_STAGES)}")
+        check_step(dt, scheme, sorted(_STAGES))
+        check_tolerances(
+            max_iterations,
+            fixed_point_tolerance=fixed_point_tolerance,
+            newton_tolerance=newton_tolerance,
+        )
         if problem.degree < 2:
             raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
         if problem.boundary != "natural":
@@ -175,10 +178,7 @@ class HJBFlow:
                 non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        if start.problem is not self.problem:
-            raise ValueError("the start belongs to another problem; build it on the flow's own")
-        if not (np.isfinite(t_end) and t_end >= 0):
-            raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+        check_run(self.problem, start, t_end)
         return self._run(log_density(start), float(t_end), steady_residual, v_start)
 
     def _run(
@@ -222,8 +222,7 @@ class HJBFlow:
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
     ) -> list[HJBResult]:
         stage = self._stage
-        v = 0.0 if classical is None else classical.values
-        w = stage.encode(now.log_values() - v)
+        w = stage.encode(_remainder(now, classical))
         results: list[HJBResult] = []
         stages = _STAGES[self.scheme]
         if classical is not None:
@@ -279,7 +278,7 @@ class HJBFlow:
             "second_moment": density.moment(2.0),
             "fourth_moment": density.moment(4.0),
         }
-        return HJBState(u=density.u(), **state, **self._parts(u, classical), **numbers)  # type: ignore[arg-type]
+        return HJBState(u=density.u(), **state, **self._parts(density, u, classical), **numbers)  # type: ignore[arg-type]
 
     def _rate(
         self, density: LogDensity, classical: ClassicalPart | None, results: list[HJBResult]
@@ -290,12 +289,15 @@ class HJBFlow:
         rate = self._stage.rate_of_w(results[-1])
         return rate if classical is None else rate + classical.rate
 
-    def _parts(self, u: Array, classical: ClassicalPart | None) -> dict[str, object]:
+    def _parts(
+        self, density: LogDensity, u: Array, classical: ClassicalPart | None
+    ) -> dict[str, object]:
         if classical is None:
             return {}
-        bounds, v = self._bounds, classical.values
+        bounds, w = self._bounds, _remainder(density, classical)
+        v = u - w
         parts: dict[str, object] = {}
-        for name, values in (("v", v), ("w", u - v)):
+        for name, values in (("v", v), ("w", w)):
             function = self.problem.new_amplitude()
             function.name = name
             function.x.array[: self.problem.num_owned] = values
@@ -305,5 +307,13 @@ class HJBFlow:
             **parts,
             "theta_v": bounds.hessian(v)[0],
             "growth_v": bounds.growth(v),
-            "lipschitz_w": bounds.gradient(u - v),
+            "lipschitz_w": bounds.gradient(w),
         }
+
+
+def _remainder(density: LogDensity, classical: ClassicalPart | None) -> Array:
+    """w = u − v, decomposed with ∫w dm = 0: v's own constant grows like λ_v t. Collective."""
+    if classical is None:
+        return density.log_values()
+    w = density.log_values() - classical.values
+    return w - density.expectation(w)

@@ -26,13 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.clock import Clock
-from fem_mf.closure import MomentClosure, make_closure
+from fem_mf.closure import make_closure
 from fem_mf.density import Density
 from fem_mf.extrapolation import Extrapolation
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.langevin_stage import LangevinResult, LangevinStage
-from fem_mf.newton import Newton
+from fem_mf.fixed_point import Accelerator, StopTest
+from fem_mf.langevin_stage import LangevinResult, LangevinStage, default_accelerator
 from fem_mf.observables import warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
@@ -76,9 +75,10 @@ class LangevinFlow:
     Args:
         problem: the problem, with ``degree=1``, ``mass="lumped"`` and the natural boundary.
         dt: time step, > 0.
-        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. The default
-            is Newton where every term of F is cylindrical, else Anderson. What ``Contact`` terms
-            add to V is linearised besides, in every evaluation.
+        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. What
+            ``Contact`` terms add to V is linearised in every evaluation, whatever it is. The
+            default is Newton where every term of F is cylindrical, Picard where V depends on m by
+            contact only, else Anderson.
         fixed_point_tolerance: relative, on the moments (or on m).
         max_iterations: of one fixed point.
         safeguard: shorten fixed-point steps that overshoot.
@@ -117,8 +117,7 @@ class LangevinFlow:
         self.problem, self.dt = problem, float(dt)
         self.closure = make_closure(problem)
         if accelerator is None:
-            moments = isinstance(self.closure, MomentClosure)
-            accelerator = Newton() if moments else Anderson(depth=10)
+            accelerator = default_accelerator(problem, self.closure)
         self._stage = LangevinStage(
             problem,
             self.closure,

@@ -24,7 +24,14 @@ from fem_mf.density import Density
 from fem_mf.edge_averaged import EdgeOperator
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.fixed_point import (
+    Accelerator,
+    Anderson,
+    FixedPointRecord,
+    Picard,
+    StopTest,
+    solve,
+)
 from fem_mf.functionals import Contact, flatten
 from fem_mf.newton import Newton
 from fem_mf.options import Options
@@ -33,7 +40,7 @@ from fem_mf.problem import Problem
 from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import owned_values
 
-__all__ = ["LangevinResult", "LangevinStage"]
+__all__ = ["LangevinResult", "LangevinStage", "default_accelerator"]
 
 _FLOOR = 1e-300  # m is kept above this multiple of its maximum, so that log m is finite
 # In three dimensions a factorisation, needed anew for every V, takes 10 times as long at 30k dofs.
@@ -91,8 +98,7 @@ class LangevinStage:
         self._rtol, self._prefix, self._options = linear_tolerance, prefix, options or {}
         if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
             accelerator.bind(self._response, closure.stiffness)
-        contacts = [(c, f) for c, f in flatten(problem.functional) if isinstance(f, Contact)]
-        self._beta = max(sum(factor * term.beta for factor, term in contacts), 0.0)
+        self._beta = _contact(problem)
         self._constant = closure.basis is not None and closure.basis.shape[1] == 0
         self._solver: SpdSolver | None = None
         self._right, self._solution, self._work = (
@@ -218,6 +224,22 @@ class LangevinStage:
             self._solver.solve(self._right, solution, 1e-3, typical=False)
             local[:, column] = (problem.mass_diagonal * owned_values(solution)) @ basis
         return global_sum(problem.comm, local)
+
+
+def default_accelerator(problem: Problem, closure: Closure) -> Accelerator:
+    """The accelerator that needs the fewest evaluations for the terms of F."""
+    if isinstance(closure, MomentClosure):
+        return Newton()
+    others = [term for _, term in flatten(problem.functional) if not isinstance(term, Contact)]
+    if _contact(problem) > 0.0 and all(getattr(term, "linear", False) for term in others):
+        return Picard()  # whose steps are Newton's: half as many as Anderson's
+    return Anderson(depth=3)  # deeper ones are led astray by a start far from the solution
+
+
+def _contact(problem: Problem) -> float:
+    """The β of all contact terms together that is linearised; none if it would be negative."""
+    terms = flatten(problem.functional)
+    return max(sum(factor * f.beta for factor, f in terms if isinstance(f, Contact)), 0.0)
 
 
 def _defaults(problem: Problem, prefix: str, chosen: Options) -> dict[str, str | int | float]:

@@ -142,7 +142,7 @@ class ExplicitDescent:
         value = energy(self.problem, density)
         yield density
         for k in range(1, steps + 1):
-            before, old = density, value
+            old = value
             try:
                 rate = self._flow.rate(density)
                 density = LogDensity(self.problem, density.log_values() + self.step * rate)
@@ -150,7 +150,7 @@ class ExplicitDescent:
             except ValueError:
                 value = np.nan
             if not value <= old + _ROUNDING * max(1.0, abs(old)):
-                bound = self.bound(before)
+                bound = self.bound(start)
                 raise ConvergenceError(
                     f"the explicit update raises the energy from {old:.6g} to {value:.6g} in step "
                     f"{k}: h = {self.step:.2e}, and it is stable up to about {bound:.2e}; use "

@@ -97,6 +97,10 @@ class RiccatiFlow:
         self._generator[d : 2 * d, :d] = g.hessian
         self._generator[d : 2 * d, -1] = g.slope
 
+    def shape(self, t: float) -> Quadratic:
+        """v_t without its constant, which takes an integral over [0, t]."""
+        return Quadratic(*self._coefficients(t), 0.0)
+
     def at(self, t: float) -> Quadratic:
         """v_t."""
         theta, b = self._coefficients(t)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fem_mf.arguments import check_run, check_step, check_tolerances
 from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
@@ -77,19 +78,13 @@ class SchrodingerFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        if not (np.isfinite(dt) and dt > 0):
-            raise ValueError(f"dt must be a positive number, not {dt}")
-        if scheme not in SCHEMES:
-            raise ValueError(f"unknown scheme {scheme!r}; choose one of {sorted(SCHEMES)}")
-        for name, value in (
-            ("tolerance", tolerance),
-            ("fixed_point_tolerance", fixed_point_tolerance),
-            ("linear_tolerance", linear_tolerance),
-        ):
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+        check_step(dt, scheme, sorted(SCHEMES))
+        check_tolerances(
+            max_iterations,
+            tolerance=tolerance,
+            fixed_point_tolerance=fixed_point_tolerance,
+            linear_tolerance=linear_tolerance,
+        )
         self.problem = problem
         self.dt = float(dt)
         self.scheme = scheme
@@ -123,10 +118,7 @@ class SchrodingerFlow:
             ValueError: start of another problem, or t_end not a non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        if start.problem is not self.problem:
-            raise ValueError("the start belongs to another problem; build it on the flow's own")
-        if not (np.isfinite(t_end) and t_end >= 0):
-            raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+        check_run(self.problem, start, t_end)
         return self._run(start, float(t_end), steady_residual)
 
     def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:

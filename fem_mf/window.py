@@ -39,7 +39,7 @@ class Sweep:
         number: 1 for the first.
         densities: m̄ at every step of the window, the start left out.
         distance: sup_t‖∇w̄ − ∇w‖∞ from the trajectory before.
-        factor: this distance over the one before; NaN at first.
+        factor: this distance over the one before; NaN at first, and after a distance of zero.
     """
 
     number: int
@@ -123,9 +123,8 @@ class WindowMap:
                 self._bounds.gradient(new - old)
                 for new, old in zip(trajectory, before, strict=True)
             )
-            yield Sweep(
-                number=number, densities=densities, distance=distance, factor=distance / last
-            )
+            factor = distance / last if last > 0.0 else float("nan")
+            yield Sweep(number=number, densities=densities, distance=distance, factor=factor)
             last = distance
 
     def _apply(

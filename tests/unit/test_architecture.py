@@ -29,6 +29,7 @@ LAYERS = [
         "stages",
         "schemes",
         "clock",
+        "arguments",
         "hessian",
         "tangent",
         "spectrum",

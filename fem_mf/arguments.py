@@ -1,0 +1,37 @@
+"""Checks that the flows share, each a ValueError that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.problem import Problem
+
+__all__ = ["check_run", "check_step", "check_tolerances"]
+
+
+def check_step(dt: float, scheme: str, schemes: Sequence[str]) -> None:
+    """A positive step and a known scheme."""
+    if not (np.isfinite(dt) and dt > 0):
+        raise ValueError(f"dt must be a positive number, not {dt}")
+    if scheme not in schemes:
+        raise ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
+
+
+def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
+    """Tolerances between 0 and 1, None for none, and at least one iteration."""
+    for name, value in tolerances.items():
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+
+
+def check_run(problem: Problem, start: Density, t_end: float) -> None:
+    """A start of the flow's own problem and a final time."""
+    if start.problem is not problem:
+        raise ValueError("the start belongs to another problem; build it on the flow's own")
+    if not (np.isfinite(t_end) and t_end >= 0):
+        raise ValueError(f"t_end must be a non-negative number, not {t_end}")

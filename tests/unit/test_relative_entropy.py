@@ -1,0 +1,286 @@
+"""Descent in relative entropy: the recursion on Gaussians, the descent inequality for every step,
+the flow as its limit, and the explicit rule within its bound and beyond it."""
+
+from itertools import pairwise
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+import ufl
+from dolfinx import fem
+
+import fem_mf as mf
+from fem_mf.hjb import HJBFlow
+from fem_mf.riccati import Quadratic, convexity_bound
+from tests.exact import rate
+
+COMM = MPI.COMM_WORLD
+EXACT = {"fixed_point_tolerance": 1e-11}
+SIGMA, KAPPA = 0.6, 0.6
+Z = np.linspace(-2.0, 2.0, 9)
+STEPS = [0.1, 1.0, 100.0, 1e4]
+
+
+def trap(x):
+    return 0.5 * KAPPA * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2)
+
+
+def network():
+    return mf.NetworkLoss(Z, np.sin(2 * Z), lambda x, z: np.tanh(x[0] * z + x[1]))
+
+
+TERMS = {"network": network, "contact": lambda: mf.Contact(5.0)}
+_MADE = {}
+
+
+def made(name, dim, h):
+    """A problem and an off-centre Gaussian start, made once."""
+    key = name, dim, h
+    if key not in _MADE:
+        mesh = mf.interval(COMM, 4.5, h) if dim == 1 else mf.disk(COMM, 4.5, h)
+        problem = mf.Problem(mesh, mf.Potential(trap) + TERMS[name](), SIGMA, 2)
+        mean = [0.8, -0.5][:dim]
+        start = mf.LogDensity.from_function(
+            problem, lambda x: sum((x[i] - mean[i]) ** 2 for i in range(dim))
+        )
+        _MADE[key] = problem, start
+    return _MADE[key]
+
+
+def descend(problem, start, step, count, **options):
+    descent = mf.RelativeEntropyDescent(problem, step, **EXACT | options)
+    return list(descent.run(start, count * step))
+
+
+# -- Gaussians ---------------------------------------------------------------------------------
+
+
+def entropy_of_precisions(new, old, d):
+    """H(N(0, new⁻¹ Id) | N(0, old⁻¹ Id))."""
+    return 0.5 * d * (old / new - 1 - np.log(old / new))
+
+
+def gaussian_energy(theta, d):
+    return 0.5 * d * (KAPPA / theta + 0.5 * SIGMA**2 * theta)
+
+
+@pytest.mark.parametrize("h", STEPS)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_recursion_on_gaussians(dim, h):
+    # wide and fine enough for the integrals of e^{−u}; u itself would be exact on two cells
+    mesh = mf.interval(COMM, 8.0, 0.25) if dim == 1 else mf.box(COMM, 7.0, 0.875)
+    problem = mf.Problem(mesh, mf.Potential(trap), SIGMA, 2)
+    theta = 1.2
+    start = mf.LogDensity.from_function(problem, lambda x: 0.5 * theta * (x[0] ** 2 + x[1] ** 2))
+    points = problem.nodes[:, : problem.num_owned]
+    for state in descend(problem, start, h, 4)[1:]:
+        old, energy = theta, gaussian_energy(theta, dim)
+        # θ⁺ = θ + h (κ − (σ²/2)θ⁺²), the positive root
+        theta = (np.sqrt(1 + 2 * h * SIGMA**2 * (theta + h * KAPPA)) - 1) / (h * SIGMA**2)
+        found = Quadratic.fit(problem, state.density.log_values(), points, nearest=True)
+        np.testing.assert_allclose(found.hessian, theta * np.eye(dim), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(found.slope, 0.0, rtol=0, atol=1e-10)
+        entropy = entropy_of_precisions(theta, old, dim)
+        assert state.relative_entropy == pytest.approx(entropy, abs=1e-8)
+        assert state.energy == pytest.approx(gaussian_energy(theta, dim), abs=1e-8)
+        slack = energy - gaussian_energy(theta, dim) - entropy / h
+        assert state.slack == pytest.approx(slack, abs=2e-8 / min(h, 1.0))
+        assert slack >= -1e-15
+
+
+# -- the descent inequality --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("h", [1e-2, 0.1, 1.0, 10.0, 100.0, 1e4])
+@pytest.mark.parametrize(
+    "case", [("network", 1, 0.225), ("contact", 1, 0.225), ("network", 2, 0.9)]
+)
+def test_descent_inequality_for_every_step(case, h):
+    problem, start = made(*case)
+    states = descend(problem, start, h, 6)
+    assert states[0].slack == states[0].relative_entropy == 0.0
+    for before, after in pairwise(states):
+        assert after.slack >= -1e-12
+        assert after.relative_entropy >= -1e-12
+        assert after.energy <= before.energy + 1e-12
+        difference = before.energy - after.energy - after.relative_entropy / h
+        assert after.slack == pytest.approx(difference, abs=1e-14)
+        entropy = after.density.relative_entropy(before.density)
+        assert after.relative_entropy == pytest.approx(entropy, abs=1e-13)
+    # the inequality is strict on the way down
+    assert states[1].slack > 1e-4
+    assert states[1].energy < states[0].energy - 1e-3
+
+
+@pytest.mark.parametrize("h", STEPS)
+def test_descent_inequality_of_contact_up_to_the_mesh(h):
+    # The minimiser of the discrete energy and the fixed point of the discrete equation differ at
+    # the order of the mesh: so close to them the inequality says nothing any more.
+    problem, start = made("contact", 2, 0.9)
+    states = descend(problem, start, h, 5)
+    assert min(s.slack for s in states) >= -1e-9
+    assert states[-1].energy < states[0].energy - 1e-2
+
+
+def test_slack_is_the_entropy_of_the_way_back():
+    # F^σ convex: the slack is at least h⁻¹ times the relative entropy H(m_k|m_{k+1}), since
+    # m_k − m_{k+1} tested with (J2) is h⁻¹ (H(m_{k+1}|m_k) + H(m_k|m_{k+1}))
+    problem, start = made("network", 1, 0.225)
+    for before, after in pairwise(descend(problem, start, 0.5, 6)):
+        back = before.density.relative_entropy(after.density)
+        assert back > 1e-6
+        assert after.slack >= back / 0.5 - 1e-8
+
+
+def test_long_steps_end_at_the_minimiser():
+    problem, start = made("network", 1, 0.225)
+    *_, last = descend(problem, start, 1e4, 5)
+    minimum = mf.minimise(problem, mf.Density(problem, start.amplitude()))
+    assert last.energy == pytest.approx(minimum.energy, abs=1e-4)
+    assert last.residual < 1e-8
+
+
+# -- the flow as limit -------------------------------------------------------------------------
+
+
+def l1(here, there):
+    dx = ufl.dx(metadata={"quadrature_degree": 8})
+    form = fem.form(abs(ufl.exp(-here.u()) - ufl.exp(-there.u())) * dx)
+    return fem.assemble_scalar(form)
+
+
+@pytest.mark.parametrize("case", [("network", 1, 0.45), ("contact", 1, 0.45)])
+def test_flow_is_the_limit_at_order_one(case):
+    problem, start = made(*case)
+    *_, limit = HJBFlow(problem, 1 / 16, "sdirk2").run(start, 1.0)
+    steps = [1 / 8, 1 / 16, 1 / 32]
+    errors = [
+        l1(descend(problem, start, h, round(1 / h))[-1].density, limit.density) for h in steps
+    ]
+    assert abs(rate(steps, errors) - 1.0) < 0.15, errors
+    assert errors[-1] < 2e-2
+
+
+def test_gaussians_tend_to_the_riccati_equation_at_order_one():
+    problem = mf.Problem(mf.interval(COMM, 8.0, 0.5), mf.Potential(trap), SIGMA, 2)
+    start = mf.LogDensity.from_function(problem, lambda x: 0.6 * x[0] ** 2)
+    exact = convexity_bound(1.0, 1.2, KAPPA, SIGMA)
+    points = problem.nodes[:, : problem.num_owned]
+    steps, errors = [1 / 8, 1 / 16, 1 / 32], []
+    for h in steps:
+        last = descend(problem, start, h, round(1 / h))[-1]
+        found = Quadratic.fit(problem, last.density.log_values(), points, nearest=True)
+        errors.append(abs(found.hessian[0, 0] - exact))
+    assert abs(rate(steps, errors) - 1.0) < 0.05, errors
+    assert errors[-1] < 5e-3
+
+
+def test_a_step_is_one_of_backward_euler():
+    problem, start = made("network", 1, 0.45)
+    flow = HJBFlow(problem, 0.3, **EXACT)
+    for a, b in zip(descend(problem, start, 0.3, 3), flow.run(start, 3 * 0.3), strict=True):
+        np.testing.assert_allclose(
+            a.density.log_values(), b.density.log_values(), rtol=0, atol=1e-12
+        )
+        assert (a.t, a.dt, a.step) == (b.t, b.dt, b.step)
+        shared = b.scalars()
+        assert list(a.scalars()) == [*shared, "relative_entropy", "slack"]
+        assert all(isinstance(value, int | float) for value in a.scalars().values())
+
+
+def test_stops_at_a_steady_state_and_at_the_end():
+    problem, start = made("network", 1, 0.45)
+    descent = mf.RelativeEntropyDescent(problem, 5.0)
+    states = list(descent.run(start, 1e6, steady_residual=1e-5))
+    assert states[-1].residual <= 1e-5 < states[-2].residual
+    assert [s.t for s in descent.run(start, 12.0)] == [0.0, 5.0, 10.0, 12.0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"scheme": "sdirk2"}, {"scheme": "backward-euler"}, {"decomposed": True}]
+)
+def test_a_step_of_the_descent_has_one_scheme(options):
+    with pytest.raises(ValueError, match="backward Euler step of u as a whole"):
+        mf.RelativeEntropyDescent(made("network", 1, 0.45)[0], 0.1, **options)
+
+
+@pytest.mark.parametrize("kind", [mf.RelativeEntropyDescent, mf.ExplicitDescent])
+@pytest.mark.parametrize("h", [0.0, -1.0, np.nan])
+def test_bad_steps(kind, h):
+    with pytest.raises(ValueError, match="must be a positive number"):
+        kind(made("network", 1, 0.45)[0], h)
+
+
+# -- the explicit rule -------------------------------------------------------------------------
+
+EXPLICIT = [("network", 1, 0.45), ("network", 2, 0.9), ("contact", 1, 0.45)]
+
+
+@pytest.mark.parametrize("case", EXPLICIT)
+def test_bound_of_the_explicit_rule_is_that_of_its_matrix(case):
+    problem, start = made(*case)
+    rule = mf.ExplicitDescent(problem, 1.0)
+    apply = HJBFlow(problem, 1.0).linearised(start)
+    matrix = np.column_stack([apply(column) for column in np.eye(problem.num_owned)])
+    largest = np.abs(np.linalg.eigvals(matrix)).max()
+    assert rule.bound(start) == pytest.approx(2.0 / largest, rel=0.1)
+
+
+def test_bound_shrinks_with_the_square_of_the_mesh_size():
+    sizes = [0.45, 0.225, 0.1125]
+    bounds = [
+        mf.ExplicitDescent(*made("network", 1, h)[:1], 1.0).bound(made("network", 1, h)[1])
+        for h in sizes
+    ]
+    assert abs(rate(sizes, bounds) - 2.0) < 0.2, bounds
+
+
+@pytest.mark.parametrize("case", EXPLICIT)
+def test_explicit_rule_descends_within_its_bound(case):
+    problem, start = made(*case)
+    bound = mf.ExplicitDescent(problem, 1.0).bound(start)
+    densities = list(mf.ExplicitDescent(problem, 0.8 * bound).run(start, 120))
+    assert len(densities) == 121
+    energies = [mf.energy(problem, m) for m in densities]
+    assert np.diff(energies).max() < 1e-12
+    assert energies[-1] < energies[0] - 1e-2
+    assert densities[-1].mass() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1.2, 1.5, 100.0])
+@pytest.mark.parametrize("case", EXPLICIT)
+def test_explicit_rule_fails_beyond_its_bound_and_says_so(case, factor):
+    problem, start = made(*case)
+    bound = mf.ExplicitDescent(problem, 1.0).bound(start)
+    seen = []
+    with pytest.raises(mf.ConvergenceError, match=r"stable up to about \d\.\d+e-0\d") as caught:
+        seen.extend(mf.ExplicitDescent(problem, factor * bound).run(start, 120))
+    said = float(str(caught.value).split("stable up to about ")[1].split(";")[0])
+    assert said == pytest.approx(bound, rel=0.35)  # there, not at the start
+    assert f"h = {factor * bound:.2e}" in str(caught.value)
+    assert "RelativeEntropyDescent" in str(caught.value)
+    energies = [mf.energy(problem, m) for m in seen]
+    assert np.all(np.diff(energies) <= 1e-12)  # what was yielded is good
+
+
+def test_explicit_step_on_a_gaussian():
+    # θ⁺ = θ + h (κ − (σ²/2)θ²), exactly
+    problem = mf.Problem(mf.box(COMM, 6.0, 1.5), mf.Potential(trap), SIGMA, 2)
+    theta, h = 1.2, 0.01
+    start = mf.LogDensity.from_function(problem, lambda x: 0.5 * theta * (x[0] ** 2 + x[1] ** 2))
+    points = problem.nodes[:, : problem.num_owned]
+    for density in list(mf.ExplicitDescent(problem, h).run(start, 4))[1:]:
+        theta += h * (KAPPA - 0.5 * SIGMA**2 * theta**2)
+        found = Quadratic.fit(problem, density.log_values(), points, nearest=True)
+        np.testing.assert_allclose(found.hessian, theta * np.eye(2), rtol=0, atol=1e-8)
+
+
+def test_explicit_and_implicit_meet_at_small_steps():
+    problem, start = made("network", 1, 0.45)
+    steps, errors = [0.02, 0.01, 0.005], []
+    for h in steps:
+        implicit = descend(problem, start, h, round(0.2 / h))[-1].density
+        *_, explicit = mf.ExplicitDescent(problem, h).run(start, round(0.2 / h))
+        errors.append(l1(explicit, implicit))
+    assert abs(rate(steps, errors) - 1.0) < 0.15, errors
