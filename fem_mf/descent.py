@@ -7,7 +7,7 @@
 Each step solves with the Hessian by truncated conjugate gradients in the energy-adaptive metric
 P = H[m] − s (:mod:`fem_mf.tangent`) and searches along the great circle that starts in the
 direction found: the angle is halved until the energy falls, and doubled while a step that was cut
-short pays; where ψ would change sign, |ψ| is taken. P is kept while it serves.
+short pays; where ψ changes sign and |ψ| has less energy, |ψ| is taken. P is kept while it serves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 __all__ = ["Descent", "Iterate"]
 
 _LOG = logging.getLogger(__name__)
-_POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which |ψ| is taken instead of ψ
+_POSITIVE = 1.0 - 1e-10  # ⟨ψ, |ψ|⟩ below which |ψ| is tried instead of ψ
 _ARMIJO = 1e-4
 _FIRST_ANGLE, _LAST_ANGLE = 0.5, 0.7  # of a step, in radians
 _HALVINGS = {"newton": 8, "gradient": 40}
@@ -220,10 +220,14 @@ class Descent:
         def at(angle: float) -> tuple[Array, float]:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
             moved /= problem.norm(moved)
+            value = energy(problem, Density(problem, moved, normalised=True))
             if problem.dot(moved, problem.apply_mass(np.abs(moved))) < _POSITIVE:
-                moved = np.abs(moved)  # which has no more energy but for the mesh
-                moved /= problem.norm(moved)
-            return moved, energy(problem, Density(problem, moved, normalised=True))
+                # |ψ| has no more energy, but for the mesh, and is no excited state.
+                positive = np.abs(moved) / problem.norm(np.abs(moved))
+                other = energy(problem, Density(problem, positive, normalised=True))
+                if other <= value:
+                    return positive, other
+            return moved, value
 
         angle = min(float(np.arctan(length)), _FIRST_ANGLE)
         for _ in range(_HALVINGS[kind]):

@@ -71,6 +71,8 @@ class EdgeOperator:
         self._weight = self.temperature * coupling
         self._connect(stiffness, ends)
         self.matrix = _matrix(stiffness, np.concatenate((rows, own)), np.concatenate((ends, own)))
+        if stiffness is not problem.stiffness:
+            stiffness.destroy()
         self.diagonal = np.zeros(problem.num_owned)
         self.leave: Array = np.zeros(coupling.size)
         self._enter = self._tilt = self.leave

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from demos import descent_comparison as demo
 
@@ -24,8 +23,8 @@ def test_numbers_and_files(shared_tmp_path):
         assert np.all(np.diff(gap) < 1e-12)
     schrodinger, hjb = (np.array(curves[name][1]) for name in ("Schrödinger", "HJB"))
     np.testing.assert_allclose(hjb, schrodinger, rtol=0.05)
-    # slower modes than the slowest there is are impossible, faster ones die out
-    assert results["observed"] == pytest.approx(results["rate"], rel=0.1)
+    # no mode is slower than the slowest; faster ones have not quite died out
+    assert 0.99 < results["observed"] / results["rate"] < 1.25
     wide, narrow = results["table"]
     assert narrow["F, Fisher"] < wide["F, Fisher"]
     assert narrow["F, entropy"] < wide["F, entropy"]

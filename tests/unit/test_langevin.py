@@ -1,0 +1,614 @@
+"""The Langevin flow: positivity, mass, energy and equilibria for every step size; orders (X5)."""
+
+import logging
+from itertools import pairwise
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import numpy as np
+import pytest
+
+import fem_mf as mf
+from fem_mf.edge_averaged import EdgeOperator
+from fem_mf.langevin import LangevinState
+from tests.exact import gaussian, rate
+
+COMM = MPI.COMM_WORLD
+Z = np.linspace(-2.0, 2.0, 9)
+PREFIX = "fem_mf_langevin_"
+STEPS = [1e-4, 1e-2, 1.0, 1e2, 1e4]
+each_step = pytest.mark.parametrize("dt", STEPS)
+
+
+def trap(x):
+    return 0.15 * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) + 0.3 * np.sin(2.0 * x[0])
+
+
+def network(strength=1.0):
+    loss = mf.NetworkLoss(Z, np.sin(2 * Z), lambda x, z: np.tanh(x[0] * z + x[1]))
+    return mf.Potential(trap) + strength * loss
+
+
+def contact(beta=20.0):
+    return mf.Potential(trap) + mf.Contact(beta)
+
+
+def lumped(mesh, functional, sigma=0.5, **options):
+    return mf.Problem(mesh, functional, sigma, 1, mass="lumped", **options)
+
+
+MESHES = {
+    "interval": lambda: mf.interval(COMM, 6.0, 0.2),
+    "triangles": lambda: mf.box(COMM, 6.0, 0.7),
+    "disk": lambda: mf.disk(COMM, 6.0, 0.7),
+    "graded quadrilaterals": lambda: mf.box(COMM, 6.0, 0.6, cell="quadrilateral", grading=3.0),
+    "quadrilaterals of a disk": lambda: mf.disk(COMM, 6.0, 0.7, cell="quadrilateral"),
+    "hexahedra": lambda: mf.box(COMM, 5.0, 1.25, cell="hexahedron", grading=1.5),
+    "tetrahedra": lambda: mf.box(COMM, 5.0, 1.25, dim=3),
+}
+WITH_NEGATIVE_COUPLINGS = {"quadrilaterals of a disk", "tetrahedra"}
+_MESHES: dict = {}
+PROBLEMS = {
+    "linear": lambda: lumped(mesh("triangles"), mf.Potential(trap)),
+    "network": lambda: lumped(mesh("triangles"), network()),
+    "strong network": lambda: lumped(mesh("disk"), network(10.0)),
+    "cold network": lambda: lumped(mesh("triangles"), network(), 0.2),
+    "contact": lambda: lumped(mesh("triangles"), contact()),
+    "strong contact": lambda: lumped(mesh("graded quadrilaterals"), contact(200.0)),
+    "network and contact": lambda: lumped(mesh("triangles"), network() + mf.Contact(5.0)),
+    "one dimension": lambda: lumped(mesh("interval"), contact() + mf.MeanInteraction(1.0, 0.5)),
+    "three dimensions": lambda: lumped(mesh("hexahedra"), network() + mf.Contact(2.0)),
+}
+each_problem = pytest.mark.parametrize("name", PROBLEMS)
+_MADE: dict = {}
+
+
+def mesh(name):
+    if name not in _MESHES:
+        _MESHES[name] = MESHES[name]()
+    return _MESHES[name]
+
+
+def made(name):
+    """A problem and a start that is narrower than a cell, made once."""
+    if name not in _MADE:
+        problem = PROBLEMS[name]()
+        _MADE[name] = problem, bump(problem, 40.0)
+    return _MADE[name]
+
+
+def bump(problem, precision):
+    return mf.Density.from_function(problem, gaussian([1.2, -1.2, 0.0][: problem.dim], precision))
+
+
+def final(problem, start, t_end, dt, **options):
+    *_, last = mf.LangevinFlow(problem, dt, **options).run(start, t_end)
+    return last
+
+
+def m_of(state):
+    return state.density.psi.x.array**2
+
+
+# -- every step size ---------------------------------------------------------------------------
+
+
+@each_step
+@each_problem
+def test_mass_sign_and_energy_for_every_step(name, dt):
+    problem, start = made(name)
+    states = list(mf.LangevinFlow(problem, dt).run(start, 5 * dt))
+    assert len(states) == 6
+    for state in states:
+        assert state.mass == pytest.approx(1.0, abs=1e-13)
+        assert state.density.mass() == pytest.approx(1.0, abs=1e-13)
+        assert m_of(state).min() > 0
+        assert 0 <= state.clipped < 1e-9
+        assert state.dissipation >= 0
+        assert state.residual == pytest.approx(np.sqrt(state.dissipation), rel=1e-12)
+    for before, after in pairwise(states):
+        # what convexity proves, to the tolerance of the fixed point
+        rounding = 1e-12 * max(1.0, abs(before.energy)) + 1e-8 * dt * after.dissipation
+        assert after.energy + after.dt * after.dissipation <= before.energy + rounding
+        assert after.fixed_point_iterations >= 1
+    assert states[-1].energy < states[0].energy
+
+
+@pytest.mark.parametrize("name", ["network", "contact"])
+def test_a_narrow_bump_has_no_tail_to_begin_with_and_a_true_one_after_a_step(name):
+    problem, _ = made(name)
+    start = bump(problem, 4000.0)
+    tail = m_of(next(mf.LangevinFlow(problem, 1.0).run(start, 0.0)))
+    assert np.median(tail) < 1e-30 * tail.max()
+    for dt in STEPS:
+        state = final(problem, start, dt, dt)
+        assert m_of(state).min() > 0
+        assert state.mass == pytest.approx(1.0, abs=1e-13)
+    best = m_of(mf.minimise_entropic(problem))
+    np.testing.assert_allclose(m_of(state), best, rtol=0.02, atol=1e-3 * best.max())
+    np.testing.assert_allclose(np.log(m_of(state)), np.log(best), rtol=0, atol=0.3)
+
+
+# -- equilibria --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_equilibria_of_a_given_potential_are_exact_at_the_nodes(name):
+    problem = lumped(mesh(name), mf.Potential(trap))
+    exact = np.exp(-2.0 * trap(problem.nodes) / problem.sigma**2)[: problem.num_owned]
+    exact /= problem.dot(exact, problem.mass_diagonal)
+    start = mf.Density(problem, np.sqrt(exact), normalised=True)
+    for dt in STEPS:
+        at_rest = final(problem, start, 2 * dt, dt)
+        np.testing.assert_allclose(m_of(at_rest)[: problem.num_owned], exact, rtol=1e-10)
+        assert at_rest.residual < 1e-10
+    arrived = final(problem, bump(problem, 2.0), 4e5, 1e5)
+    np.testing.assert_allclose(m_of(arrived)[: problem.num_owned], exact, rtol=1e-4)
+    best = mf.minimise_entropic(problem)
+    np.testing.assert_allclose(m_of(best)[: problem.num_owned], exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["network", "contact", "strong contact", "one dimension"])
+def test_a_steady_state_is_the_minimiser(name):
+    problem, start = made(name)
+    options = {"fixed_point_tolerance": 1e-12}
+    states = list(mf.LangevinFlow(problem, 50.0, **options).run(start, 1e4, steady_residual=1e-9))
+    best = mf.minimise_entropic(problem, tol=1e-12)
+    assert states[-1].residual <= 1e-9 < states[-2].residual
+    assert states[-1].t < 1e4
+    assert states[-1].energy == pytest.approx(best.energy, abs=1e-12)
+    assert states[-1].eigenvalue == pytest.approx(best.eigenvalue, abs=1e-8)
+    np.testing.assert_allclose(m_of(states[-1]), m_of(best), rtol=0, atol=1e-8)
+    for state in states:
+        assert state.gap >= state.energy - best.energy - 1e-12
+
+
+@each_problem
+def test_the_minimiser_proves_itself(name):
+    problem, start = made(name)
+    best = mf.minimise_entropic(problem)
+    assert isinstance(best, LangevinState)
+    assert best.t == np.inf
+    assert abs(best.gap) < 1e-11
+    assert best.residual < 1e-7
+    assert best.mass == pytest.approx(1.0, abs=1e-13)
+    other = mf.minimise_entropic(problem, start)
+    assert other.energy == pytest.approx(best.energy, abs=1e-11)
+    np.testing.assert_allclose(m_of(other), m_of(best), rtol=1e-5, atol=1e-12)
+    potential = problem.functional.derivative(best.density).x.array
+    mu = potential + 0.5 * problem.sigma**2 * np.log(m_of(best))
+    np.testing.assert_allclose(mu, best.eigenvalue, rtol=0, atol=1e-7)
+
+
+def test_no_density_near_the_minimiser_is_better():
+    problem, _ = made("network and contact")
+    best = mf.minimise_entropic(problem)
+    rng = np.random.default_rng(7)
+    for size in (0.3, 0.03):
+        noise = np.exp(size * rng.standard_normal(problem.num_owned))
+        other = mf.Density(problem, best.density.amplitude() * noise)
+        (state,) = mf.LangevinFlow(problem, 1.0).run(other, 0.0)
+        assert state.energy > best.energy
+        assert state.gap >= state.energy - best.energy
+    elsewhere = mf.Density(made("linear")[0], np.ones(made("linear")[0].num_owned))
+    again = mf.minimise_entropic(problem, elsewhere)
+    assert again.energy == pytest.approx(best.energy, abs=1e-11)
+
+
+# -- orders ------------------------------------------------------------------------------------
+
+KAPPA, SIGMA, STRENGTH, TARGET = 1.0, 1.0, 0.5, 0.6
+MEAN, VARIANCE = np.array([1.0, -0.5, 0.3]), 0.5
+
+
+def ornstein_uhlenbeck(mesh):
+    def g(x):
+        return 0.5 * KAPPA * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2)
+
+    problem = lumped(mesh, mf.Potential(g) + mf.MeanInteraction(STRENGTH, TARGET), SIGMA)
+    return problem, mf.Density.from_function(problem, gaussian(MEAN[: problem.dim], 1 / VARIANCE))
+
+
+def exact_moments(t, dim):
+    """Mean and variance of (X5)."""
+    total, mean = KAPPA + STRENGTH, MEAN[:dim]
+    limit = STRENGTH * TARGET / total
+    mean = limit + (mean - limit) * np.exp(-total * t)
+    limit = SIGMA**2 / (2 * KAPPA)
+    return mean, limit + (VARIANCE - limit) * np.exp(-2 * KAPPA * t)
+
+
+def implicit_moments(dt, steps, dim):
+    """Those of backward Euler steps without discretisation of space."""
+    mean, square = MEAN[:dim], dim * VARIANCE + np.sum(MEAN[:dim] ** 2)
+    for _ in range(steps):
+        mean = (mean + dt * STRENGTH * TARGET) / (1 + dt * (KAPPA + STRENGTH))
+        force = STRENGTH * (mean - TARGET)
+        square = (square + dt * (dim * SIGMA**2 - 2 * force @ mean)) / (1 + 2 * dt * KAPPA)
+    return mean, (square - mean @ mean) / dim
+
+
+def errors(density, mean, variance):
+    own = np.trace(density.covariance()) / density.problem.dim
+    return np.abs(density.mean() - mean).max(), abs(own - variance)
+
+
+def test_order_in_time():
+    problem, start = ornstein_uhlenbeck(mf.interval(COMM, 6.0, 0.02))
+    steps = [0.2, 0.1, 0.05, 0.025]
+    found = [errors(final(problem, start, 1.0, dt).density, *exact_moments(1.0, 1)) for dt in steps]
+    for values, cap in zip(np.transpose(found), (8e-3, 6e-3), strict=True):
+        assert rate(steps, values) == pytest.approx(1.0, abs=0.12)
+        assert values[-1] < cap
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "caps"),
+    [
+        (lambda h: mf.interval(COMM, 5.0, h), [0.4, 0.2, 0.1], (1e-3, 6e-4)),
+        (lambda h: mf.box(COMM, 5.0, h), [0.8, 0.55, 0.4], (2e-2, 1e-2)),
+        (lambda h: mf.disk(COMM, 5.0, h, grading=2.0), [0.6, 0.42, 0.3], (2e-2, 1e-2)),
+        (
+            lambda h: mf.box(COMM, 5.0, h, cell="quadrilateral", grading=2.0),
+            [0.6, 0.42, 0.3],
+            (2e-2, 1e-2),
+        ),
+        (lambda h: mf.disk(COMM, 5.0, h, cell="quadrilateral"), [0.7, 0.5, 0.35], (2e-2, 1e-2)),
+        (lambda h: mf.box(COMM, 4.0, h, cell="hexahedron"), [1.0, 0.7, 0.5], (4e-2, 2e-2)),
+        (lambda h: mf.box(COMM, 4.0, h, dim=3), [1.2, 0.9, 0.65], (5e-2, 3e-2)),
+    ],
+    ids=["interval", "box", "disk", "graded quads", "quads of a disk", "hexahedra", "tetrahedra"],
+)
+def test_order_in_space(make, sizes, caps):
+    found = []
+    for h in sizes:
+        problem, start = ornstein_uhlenbeck(make(h))
+        density = final(problem, start, 0.6, 0.2).density
+        found.append(errors(density, *implicit_moments(0.2, 3, problem.dim)))
+    for values, cap in zip(np.transpose(found), caps, strict=True):
+        assert rate(sizes, values) == pytest.approx(2.0, abs=0.35)
+        assert values[-1] < cap
+
+
+def test_dissipation_is_what_the_energy_loses_to_first_order():
+    problem, start = made("network")
+    start = bump(problem, 2.0)
+    steps = [0.04, 0.02, 0.01, 0.005]
+    found = []
+    for dt in steps:
+        before, after = mf.LangevinFlow(problem, dt).run(start, dt)
+        found.append((before.energy - after.energy) / dt - after.dissipation)
+    assert min(found) > 0  # E(m⁺) + dt D(m⁺) ≤ E(m)
+    assert rate(steps, found) == pytest.approx(1.0, abs=0.1)
+    assert found[-1] < 0.02 * after.dissipation
+    assert before.dissipation == pytest.approx(after.dissipation, rel=0.02)
+
+
+def test_dissipation_and_energy_of_a_gaussian():
+    wide, moved = 0.8, 0.7
+    found = []
+    for h in (0.1, 0.05):
+        problem, _ = ornstein_uhlenbeck(mf.interval(COMM, 8.0, h))
+        start = mf.Density.from_function(problem, gaussian(moved, 1 / wide))
+        (state,) = mf.LangevinFlow(problem, 1.0).run(start, 0.0)
+        # ∇μ = (κ − σ²/2s)(x − mean) + κ mean + λ_c (mean − a)
+        slope, drift = KAPPA - 0.5 * SIGMA**2 / wide, KAPPA * moved + STRENGTH * (moved - TARGET)
+        energy = 0.5 * KAPPA * (wide + moved**2) + 0.5 * STRENGTH * (moved - TARGET) ** 2
+        energy -= 0.25 * SIGMA**2 * (1 + np.log(2 * np.pi * wide))
+        assert state.energy == pytest.approx(energy, abs=1e-10)
+        found.append(abs(state.dissipation - slope**2 * wide - drift**2))
+    assert found[1] < 2e-3
+    assert rate([0.1, 0.05], found) == pytest.approx(2.0, abs=0.1)
+
+
+# -- the edges ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_columns_conserve_mass_and_couplings_are_counted(name):
+    problem = lumped(mesh(name), mf.Potential(trap))
+    edges = EdgeOperator(problem)
+    edges.set_potential(1e3 * trap(problem.nodes)[: problem.num_owned])  # steep: e^1000s
+    edges.assemble(np.zeros(problem.num_owned))
+    offsets, columns, values = edges.matrix.getValuesCSR()
+    assert np.isfinite(values).all()
+    total = np.bincount(columns, weights=values)
+    np.testing.assert_allclose(total, 0.0, atol=1e-12 * np.abs(values).max())
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    if name in WITH_NEGATIVE_COUPLINGS:
+        assert 0 < edges.negative < 0.3 * edges.edges
+    else:
+        assert edges.negative == 0
+        assert values[rows != columns].max() <= 0
+    assert 2 * edges.edges + problem.num_owned == values.size
+
+
+def test_the_mobility_is_the_derivative_of_the_flux():
+    problem = lumped(mesh("disk"), mf.Potential(trap))
+    edges = EdgeOperator(problem)
+    rng = np.random.default_rng(3)
+    potential, direction, m = rng.random((3, problem.num_owned))
+    potential[: problem.num_owned // 2] *= 1e-3  # both formulas of B′
+
+    def outflow(step):
+        edges.set_potential(potential + step * direction)
+        edges.assemble(np.zeros(problem.num_owned))
+        return problem.multiply(edges.matrix, m)
+
+    difference = (outflow(1e-5) - outflow(-1e-5)) / 2e-5
+    edges.set_potential(potential)
+    derivative = -edges.sum(edges.mobility(m) * edges.rise(direction))
+    np.testing.assert_allclose(derivative, difference, rtol=0, atol=1e-8)
+
+
+@pytest.fixture
+def log(caplog):
+    """The package's log, also after a demo has taken it for itself."""
+    logger = logging.getLogger("fem_mf")
+    before = logger.propagate, logger.level
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING, logger="fem_mf"):
+        yield caplog
+    logger.propagate, level = before
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_negative_couplings_are_one_warning_that_names_the_remedy(log, name):
+    problem = lumped(mesh(name), mf.Potential(trap))
+    flow = mf.LangevinFlow(problem, 0.1)
+    for _ in range(2):
+        list(flow.run(bump(problem, 2.0), 0.1))
+    messages = {r.getMessage() for r in log.records if "negative coupling" in r.getMessage()}
+    assert len(messages) == (name in WITH_NEGATIVE_COUPLINGS)
+    for message in messages:
+        remedy = "hexahedra along the axes" if name == "tetrahedra" else "Delaunay triangles"
+        assert message.endswith(f"use {remedy}")
+        assert message.split(" edges")[0].split(" of ")[0] == str(EdgeOperator(problem).negative)
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def test_scalars_of_a_state_are_those_of_its_density():
+    problem, start = made("network and contact")
+    for state in mf.LangevinFlow(problem, 0.3).run(start, 0.9):
+        density, half = state.density, 0.5 * problem.sigma**2
+        energy = problem.functional.value(density) + half * density.entropy()
+        potential = problem.functional.derivative(density).x.array[: problem.num_owned]
+        work = problem.dot(density.measure(), potential)
+        assert state.energy == pytest.approx(energy, rel=1e-12)
+        assert state.eigenvalue == pytest.approx(work + half * density.entropy(), rel=1e-12)
+        gibbs = np.exp((potential.min() - potential) / half)
+        gibbs /= problem.dot(gibbs, problem.mass_diagonal)
+        gibbs = mf.Density(problem, np.sqrt(gibbs), normalised=True)
+        assert state.gap == pytest.approx(half * density.relative_entropy(gibbs), rel=1e-9)
+        assert state.boundary_mass == pytest.approx(mf.boundary_mass(problem, density), rel=1e-9)
+        assert list(state.scalars())[:4] == ["t", "dt", "step", "energy"]
+        assert {"gap", "clipped"} < set(state.scalars())
+
+
+@pytest.mark.parametrize(("dt", "t_end", "steps"), [(0.1, 1.0, 10), (0.3, 1.0, 4), (2.0, 1.0, 1)])
+def test_the_end_is_reached_exactly(dt, t_end, steps):
+    problem, start = made("linear")
+    states = list(mf.LangevinFlow(problem, dt).run(start, t_end))
+    assert states[-1].t == t_end
+    assert [s.step for s in states] == list(range(steps + 1))
+    np.testing.assert_allclose(np.cumsum([s.dt for s in states]), [s.t for s in states], rtol=1e-12)
+
+
+def test_no_time_gives_the_start_alone():
+    problem, start = made("network")
+    (state,) = mf.LangevinFlow(problem, 0.1).run(start, 0.0)
+    assert (state.t, state.dt, state.step) == (0.0, 0.0, 0)
+    np.testing.assert_allclose(state.density.psi.x.array, start.psi.x.array, rtol=1e-14)
+    assert state.density is not start
+
+
+@pytest.mark.parametrize("name", ["network", "contact"])
+def test_a_run_can_be_continued_and_repeated(name):
+    problem, start = made(name)
+    flow = mf.LangevinFlow(problem, 0.1, fixed_point_tolerance=1e-12)
+    whole = list(flow.run(start, 1.0))
+    copies = [m_of(state).copy() for state in whole]
+    again = list(flow.run(start, 1.0))
+    rest = list(flow.run(whole[5].density, 0.5))
+    np.testing.assert_allclose(m_of(again[-1]), m_of(whole[-1]), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(m_of(rest[-1]), m_of(whole[-1]), rtol=0, atol=1e-11)
+    for state, copy in zip(whole, copies, strict=True):  # each owns its density
+        np.testing.assert_array_equal(m_of(state), copy)
+
+
+def test_a_given_potential_is_factorised_once():
+    problem, start = made("linear")
+    flow = mf.LangevinFlow(problem, 0.1)
+    updates = []
+    assemble = flow._stage.edges.assemble
+    flow._stage.edges.assemble = lambda *given: updates.append(given) or assemble(*given)
+    states = list(flow.run(start, 1.05))
+    assert len(states) == 12
+    assert len(updates) == 2  # the last step is shorter
+    assert all(s.fixed_point_iterations == 1 for s in states[1:])
+
+
+class OwnContact:
+    """A user's contact term, of which the package knows nothing."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def value(self, density):
+        return 0.5 * self.beta * density.problem.dot(density.measure(), density.m().x.array)
+
+    def derivative(self, density):
+        v = density.problem.new_potential()
+        v.x.array[:] = self.beta * density.m().x.array
+        return v
+
+
+@pytest.mark.parametrize("dt", [0.02, 0.2])
+def test_a_functional_of_the_user_s_own(dt):
+    problems = [
+        lumped(mesh("triangles"), mf.Potential(trap) + term)
+        for term in (mf.Contact(2.0), OwnContact(2.0))
+    ]
+    states = [final(p, bump(p, 2.0), 4 * dt, dt) for p in problems]
+    assert states[0].energy == pytest.approx(states[1].energy, abs=1e-9)
+    np.testing.assert_allclose(*map(m_of, states), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("accelerator", [mf.Picard, mf.Anderson, mf.Newton])
+@pytest.mark.parametrize("dt", [0.05, 2.0])
+def test_every_accelerator_finds_the_same_step(accelerator, dt):
+    problem, start = made("network")
+    options = {"fixed_point_tolerance": 1e-12, "max_iterations": 400}
+    reference = final(problem, start, 3 * dt, dt, **options)
+    other = final(problem, start, 3 * dt, dt, accelerator=accelerator(), **options)
+    np.testing.assert_allclose(m_of(other), m_of(reference), rtol=0, atol=1e-10)
+
+
+def test_newton_takes_few_iterations():
+    problem, start = made("strong network")
+    states = list(mf.LangevinFlow(problem, 10.0).run(start, 100.0))
+    assert max(s.fixed_point_iterations for s in states) < 25
+    assert np.mean([s.fixed_point_iterations for s in states[1:]]) < 10
+
+
+# -- arguments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "text"),
+    [
+        ((0.0,), {}, "dt must be a positive number, not 0.0"),
+        ((-1.0,), {}, "dt must be a positive number"),
+        ((np.nan,), {}, "dt must be a positive number"),
+        ((np.inf,), {}, "dt must be a positive number"),
+        ((0.1,), {"fixed_point_tolerance": 2.0}, "fixed_point_tolerance must lie"),
+        ((0.1,), {"linear_tolerance": -1e-3}, "linear_tolerance must lie"),
+        ((0.1,), {"max_iterations": 0}, "max_iterations is at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, options, text):
+    with pytest.raises(ValueError, match=text):
+        mf.LangevinFlow(made("linear")[0], *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("degree", "options", "text"),
+    [
+        (1, {}, "degree=1, mass='lumped'.*; this problem has degree=1, mass='consistent'"),
+        (2, {}, "this problem has degree=2, mass='consistent'"),
+        (2, {"mass": "lumped"}, "this problem has degree=2, mass='lumped'"),
+        (1, {"mass": "lumped", "boundary": "dirichlet"}, "needs boundary='natural'"),
+    ],
+)
+def test_problems_of_another_kind(degree, options, text):
+    domain = mesh("graded quadrilaterals" if degree == 2 else "triangles")
+    problem = mf.Problem(domain, mf.Potential(trap), 0.5, degree, **options)
+    for action in (lambda: mf.LangevinFlow(problem, 0.1), lambda: mf.minimise_entropic(problem)):
+        with pytest.raises(ValueError, match=text):
+            action()
+
+
+def test_bad_runs():
+    problem, start = made("linear")
+    flow = mf.LangevinFlow(problem, 0.1)
+    for t_end in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="t_end must be a non-negative number"):
+            flow.run(start, t_end)
+    with pytest.raises(ValueError, match="the start belongs to another problem"):
+        flow.run(made("contact")[1], 1.0)
+    for tol in (0.0, 1.0, np.nan):
+        with pytest.raises(ValueError, match="tol must lie between 0 and 1"):
+            mf.minimise_entropic(problem, tol=tol)
+    contact_problem, bump = made("contact")
+    with pytest.raises(ValueError, match=r"Newton needs .*cylindrical"):
+        final(contact_problem, bump, 1.0, 1.0, accelerator=mf.Newton())
+
+
+def test_what_was_yielded_survives_a_failure():
+    problem, start = made("strong network")
+    flow = mf.LangevinFlow(problem, 1.0, accelerator=mf.Picard(), max_iterations=2, safeguard=False)
+    states = []
+    with pytest.raises(mf.ConvergenceError, match="did not converge"):
+        states.extend(flow.run(start, 3.0))
+    for state in flow.run(start, 0.0):
+        assert m_of(state).min() > 0
+    with pytest.raises(mf.ConvergenceError, match="did not converge"):
+        mf.minimise_entropic(problem, max_iterations=2)
+
+
+# -- PETSc options -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database():
+    """The PETSc options, empty of ours before and after."""
+    options = PETSc.Options()
+    before = options.getAll()
+    assert not any(key.startswith("fem_mf") for key in before)
+    yield options
+    for key in options.getAll():
+        if key not in before:
+            options.delValue(key)
+
+
+@pytest.mark.parametrize("name", ["network", "contact"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"pc_type": "jacobi"},
+        {"pc_type": "bjacobi"},
+        {"pc_type": "lu"},
+        {"ksp_type": "gmres", "pc_type": "jacobi"},
+        {"ksp_type": "preonly", "pc_type": "lu"},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_any_solver_gives_the_same_result(database, name, chosen):
+    problem, start = made(name)
+    before = database.getAll()
+    for dt in (0.1, 50.0):
+        options = {"fixed_point_tolerance": 1e-11}
+        default = final(problem, start, 3 * dt, dt, **options)
+        other = final(problem, start, 3 * dt, dt, petsc_options=chosen, **options)
+        np.testing.assert_allclose(m_of(other), m_of(default), rtol=0, atol=1e-8)
+        assert other.energy == pytest.approx(default.energy, abs=1e-10)
+        assert m_of(other).min() > 0
+        assert 0 <= other.clipped < 1e-10
+    assert database.getAll() == before
+
+
+def test_no_preconditioner_passes_for_a_solver():
+    problem, start = made("linear")
+    with pytest.raises(mf.ConvergenceError, match=r"left a residual of .* choose another solver"):
+        final(problem, start, 10.0, 10.0, petsc_options={"ksp_type": "preonly", "pc_type": "ilu"})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ({"pc_tipe": "lu"}, r"does not know the options \['pc_tipe'\]"),
+        ({"pc_type": "hypre"}, "PETSc refused the solver options .*hypre"),
+    ],
+)
+def test_bad_options_are_errors_and_leave_nothing_behind(database, chosen, text):
+    problem, start = made("linear")
+    before = database.getAll()
+    with pytest.raises(ValueError, match=text):
+        final(problem, start, 0.1, 0.1, petsc_options=chosen)
+    assert database.getAll() == before
+    final(problem, start, 0.1, 0.1)  # and the next flow works
+
+
+def test_the_command_line_goes_before_the_argument(database):
+    problem, start = made("linear")
+    assert final(problem, start, 0.1, 0.1).linear_iterations == 1
+    database[PREFIX + "pc_type"] = "jacobi"
+    assert final(problem, start, 0.1, 0.1).linear_iterations > 2
+    lu = {"ksp_type": "preonly", "pc_type": "lu"}
+    database[PREFIX + "ksp_type"] = "gmres"
+    assert final(problem, start, 0.1, 0.1, petsc_options=lu).linear_iterations > 2
+    assert database.getAll()[PREFIX + "pc_type"] == "jacobi"  # the user's own stays
