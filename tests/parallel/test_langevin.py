@@ -95,7 +95,7 @@ def runs(name, functional, dt, steps, **options):
 @each_case
 @pytest.mark.parametrize("dt", [0.05, 5.0])
 def test_every_scalar_of_every_state(name, functional, dt):
-    compare(*runs(name, functional, dt, 3))
+    compare(*runs(name, functional, dt, 2))
 
 
 @each_case
