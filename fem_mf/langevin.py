@@ -6,10 +6,10 @@
     best = minimise_entropic(problem)
 
 m is unknown at the vertices; space is discretised by edge-averaged finite elements with couplings
-w_ij, see :mod:`fem_mf.langevin_stage`, time by backward Euler steps with V at the new m. With
+w_ij and flows J_ij (:mod:`fem_mf.edge_averaged`), time by backward Euler with V at the new m. With
 μ = V[m] + (σ²/2) log m and D(m) = Σ J_ij (μ_i − μ_j) over the edges:
 
-* proved for every mesh: mass is conserved, and m ∝ e^{−(2/σ²)V} is stationary, at the nodes;
+* proved for every mesh: a step conserves mass, and m ∝ e^{−(2/σ²)V} is stationary, at the nodes;
 * proved where no coupling is negative, for every dt: M/dt + L(V) is an M-matrix, so that m > 0;
   each term of D is ≥ 0; a step exists (Brouwer); and for convex F energy decreases,
   E(m⁺) + dt D(m⁺) ≤ E(m), since E(m) ≥ E(m⁺) + ∫μ⁺d(m − m⁺) and ∫μ⁺d(m⁺ − m) = −dt D(m⁺);
