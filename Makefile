@@ -35,9 +35,12 @@ demo: .venv/.ready ## run a demo: DEMO=two_layer_network NP=2 OUTPUT=results/...
 
 test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tests/parallel at 2 and 3 ranks
 
+# In two processes: MPI has 2,048 communicators for the meshes that one of them keeps.
 test-serial: .venv/.ready
 	@echo "== tests at 1 rank"
-	@$(LIMIT) 1200 $(PYTEST) $(PYTEST_ARGS) tests </dev/null $(say-if-stopped)
+	@$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/unit </dev/null $(say-if-stopped)
+	@$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/convergence tests/demos tests/parallel \
+		</dev/null $(say-if-stopped)
 
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 	@echo "== tests/parallel at $* ranks"

@@ -6,6 +6,7 @@ steps = solver.solve(solution, tolerance=1e-12)
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -52,9 +53,24 @@ class NewtonSolver:
         self.prefix = prefix
         self.snes = PETSc.SNES().create(matrix.comm)
         self.snes.setOptionsPrefix(prefix)
-        self._residual = matrix.createVecLeft()
-        self.snes.setFunction(lambda _, x, f: residual(x, f), self._residual)
-        self.snes.setJacobian(lambda _, x, j, __: jacobian(x, j), matrix)
+        self._work = matrix.createVecLeft()
+        self._residual, self._jacobian = residual, jacobian
+        # PETSc would keep alive what the callables belong to, which keeps this solver: a cycle that
+        # the garbage collector cannot see. So PETSc gets a weak reference.
+        this = weakref.ref(self)
+
+        def evaluate(_: PETSc.SNES, x: PETSc.Vec, f: PETSc.Vec) -> None:
+            solver = this()
+            assert solver is not None
+            solver._residual(x, f)
+
+        def differentiate(_: PETSc.SNES, x: PETSc.Vec, j: PETSc.Mat, __: PETSc.Mat) -> None:
+            solver = this()
+            assert solver is not None
+            solver._jacobian(x, j)
+
+        self.snes.setFunction(evaluate, self._work)
+        self.snes.setJacobian(differentiate, matrix)
         configure(self.snes, {"snes_type": "newtonls", **defaults}, options or {})
 
     def solve(self, solution: PETSc.Vec, tolerance: float, max_iterations: int = 25) -> int:
