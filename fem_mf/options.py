@@ -38,6 +38,10 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     """
     prefix = solver.getOptionsPrefix()
     database = PETSc.Options(prefix)
+    picked = database.getString("pc_type", str(chosen.get("pc_type", "")))
+    if picked not in ("", defaults.get("pc_type"), "lu", "cholesky"):
+        # What belongs to the default preconditioner is no option of another one.
+        defaults = {key: value for key, value in defaults.items() if key.startswith("ksp_")}
     options = {**defaults, **chosen}
     added = [key for key in options if not database.hasName(key)]
     tolerances: dict[str, Any] = {}
@@ -108,6 +112,10 @@ def _configure(ksp: PETSc.KSP, defaults: Options, chosen: Options) -> dict[str, 
     """
     prefix = ksp.getOptionsPrefix()
     database = PETSc.Options(prefix)
+    picked = database.getString("pc_type", str(chosen.get("pc_type", "")))
+    if picked not in ("", defaults.get("pc_type"), "lu", "cholesky"):
+        # What belongs to the default preconditioner is no option of another one.
+        defaults = {key: value for key, value in defaults.items() if key.startswith("ksp_")}
     options = {**defaults, **chosen}
     added = [key for key in options if not database.hasName(key)]
     tolerances: dict[str, Any] = {}

@@ -208,7 +208,9 @@ def _excited_guess(problem: Problem, density: Density) -> Array:
     return np.asarray(density.amplitude() * (np.sin(x + 0.5) + 0.5 * np.cos(2.0 * x + 1.0)))
 
 
-def _prepare(problem: Problem, density: Density) -> tuple[FirstOrder, Metric]:
+def _prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
+    if not (np.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"tolerance must be a positive number, not {tolerance}")
     condition = first_order(problem, density)
     metric = Metric(problem)
     metric.rebuild(condition.potential, condition.eigenvalue)
@@ -229,7 +231,7 @@ def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> floa
     Raises:
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
-    condition, metric = _prepare(problem, density)
+    condition, metric = _prepare(problem, density, tolerance)
     return certify_gap(problem, density, condition, metric, tolerance)
 
 
@@ -244,7 +246,7 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
         density: m.
         tolerance: relative, of the eigenvalues.
     """
-    condition, metric = _prepare(problem, density)
+    condition, metric = _prepare(problem, density, tolerance)
     spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
     pairs = _LowestPairs(problem, density, condition, metric)
     (lowest, second), _ = pairs.to(float(np.sqrt(tolerance)) * spread)
@@ -266,7 +268,7 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
     Raises:
         ConvergenceError: the eigensolver failed.
     """
-    condition, metric = _prepare(problem, minimiser)
+    condition, metric = _prepare(problem, minimiser, tolerance)
     hessian = Hessian(problem)
     hessian.update(minimiser, condition)
     psi, mass_psi = minimiser.amplitude(), minimiser.mass_amplitude()
