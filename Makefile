@@ -42,10 +42,12 @@ test-serial: .venv/.ready
 	@$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/convergence tests/demos tests/parallel \
 		</dev/null $(say-if-stopped)
 
+# One job a file, for the same reason.
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 	@echo "== tests/parallel at $* ranks"
-	@$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) tests/parallel \
-		</dev/null $(say-if-stopped)
+	@for file in tests/parallel/test_*.py; do \
+		$(LIMIT) 300 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$file \
+		</dev/null $(say-if-stopped); done
 
 # 124 is how `timeout` says that it had to stop the program, without a word.
 say-if-stopped = || { status=$$?; [ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status; }
