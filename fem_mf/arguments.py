@@ -9,13 +9,17 @@ import numpy as np
 from fem_mf.density import Density
 from fem_mf.problem import Problem
 
-__all__ = ["check_run", "check_step", "check_tolerances"]
+__all__ = ["check_run", "check_scheme", "check_step", "check_tolerances"]
 
 
-def check_step(dt: float, scheme: str, schemes: Sequence[str]) -> None:
-    """A positive step and a known scheme."""
+def check_step(dt: float) -> None:
+    """A positive step."""
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be a positive number, not {dt}")
+
+
+def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
+    """A known scheme."""
     if scheme not in schemes:
         raise ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
 

@@ -89,7 +89,7 @@ class Descent:
         Raises:
             ConvergenceError: too many iterations, or rounding hides all further progress.
         """
-        iterate = self._evaluate(start.amplitude())
+        iterate = self._evaluate(*self._measured(start.amplitude()))
         yield iterate
         stalled = 0
         for _ in range(max_iterations):
@@ -111,12 +111,18 @@ class Descent:
                 "sigma, or refine a mesh too coarse for the minimiser"
             )
 
-    def _evaluate(self, psi: Array, angle: float = 0.0, linear_iterations: int = 0) -> Iterate:
+    def _measured(self, psi: Array) -> tuple[Density, float]:
+        """ψ normalised, signs and all, and its energy. Collective."""
         density = Density(self.problem, psi / self.problem.norm(psi), normalised=True)
+        return density, energy(self.problem, density)
+
+    def _evaluate(
+        self, density: Density, value: float, angle: float = 0.0, linear_iterations: int = 0
+    ) -> Iterate:
         return Iterate(
             density=density,
             condition=first_order(self.problem, density),
-            energy=energy(self.problem, density),
+            energy=value,
             angle=angle,
             linear_iterations=linear_iterations,
         )
@@ -135,8 +141,7 @@ class Descent:
                 f"no descent from residual {now.residual:.1e}: the derivative of the functional "
                 "may be wrong (check_derivative shows), or rounding hides it (larger tol)"
             )
-        psi, angle = found
-        return self._evaluate(psi, angle, step.iterations)
+        return self._evaluate(*found, step.iterations)
 
     # -- direction ------------------------------------------------------------------------------
 
@@ -144,9 +149,8 @@ class Descent:
         fresh = self._stale
         if fresh:
             self._rebuild(now)
-        spread = now.condition.eigenvalue - self.problem.min(now.condition.potential)
-        spread = energy_scale(self.problem, spread)
-        tolerance = min(_FORCING, np.sqrt(now.residual / spread))
+        scale = energy_scale(self.problem, now.condition)
+        tolerance = min(_FORCING, np.sqrt(now.residual / scale))
         tolerance = max(tolerance, min(_FORCING, 0.1 * residual / now.residual))
         margin = 0.1
         while True:
@@ -207,27 +211,28 @@ class Descent:
 
     # -- search ---------------------------------------------------------------------------------
 
-    def _search(self, now: Iterate, step: TangentStep, kind: str) -> tuple[Array, float] | None:
-        """ψ on the great circle from ψ along the step, and its angle; None without descent."""
+    def _search(
+        self, now: Iterate, step: TangentStep, kind: str
+    ) -> tuple[Density, float, float] | None:
+        """A density on the great circle along the step, its energy and angle; None: no descent."""
         problem, psi = self.problem, now.density.amplitude()
         length = problem.norm(step.direction)
         if length == 0.0:
-            return psi, 0.0
+            return now.density, now.energy, 0.0
         tangent = step.direction / length
         slope = 2.0 * problem.dot(now.condition.gradient, tangent)
         noise = self._noise(now, psi)
 
-        def at(angle: float) -> tuple[Array, float]:
+        def at(angle: float) -> tuple[Density, float]:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
-            moved /= problem.norm(moved)
-            value = energy(problem, Density(problem, moved, normalised=True))
+            density, value = self._measured(moved)
+            moved = density.amplitude()
             if problem.dot(moved, problem.apply_mass(np.abs(moved))) < _POSITIVE:
                 # |ψ| has no more energy, but for the mesh, and is no excited state.
-                positive = np.abs(moved) / problem.norm(np.abs(moved))
-                other = energy(problem, Density(problem, positive, normalised=True))
+                positive, other = self._measured(np.abs(moved))
                 if other <= value:
                     return positive, other
-            return moved, value
+            return density, value
 
         angle = min(float(np.arctan(length)), _FIRST_ANGLE)
         for _ in range(_HALVINGS[kind]):
@@ -243,4 +248,4 @@ class Descent:
             if not lower < value:
                 break
             trial, value, angle = further, lower, 2.0 * angle
-        return trial, angle
+        return trial, value, angle

@@ -13,7 +13,6 @@ mass one after each step.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from dolfinx import fem
 
-from fem_mf.arguments import check_run, check_step, check_tolerances
+from fem_mf.arguments import check_run, check_scheme, check_step, check_tolerances
 from fem_mf.classical import ClassicalPart
 from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
@@ -40,7 +39,6 @@ from fem_mf.weighted import WeightedStage
 
 __all__ = ["HJBFlow", "HJBState"]
 
-_LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_hjb_"
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
@@ -120,7 +118,8 @@ class HJBFlow:
         newton_tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(dt, scheme, sorted(_STAGES))
+        check_step(dt)
+        check_scheme(scheme, sorted(_STAGES))
         check_tolerances(
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,

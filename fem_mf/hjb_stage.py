@@ -34,7 +34,7 @@ from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
 from fem_mf.log_density import LogDensity
 from fem_mf.nonlinear import NewtonSolver
-from fem_mf.options import Options
+from fem_mf.options import Options, mumps
 from fem_mf.problem import Problem
 from fem_mf.spaces import exact_measure
 
@@ -113,13 +113,12 @@ class HJBStage:
         self._build_forms()
         self._matrix = fem_petsc.create_matrix(self._jacobian)
         self._solution = self._matrix.createVecRight()
-        direct = {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
         self._solver = NewtonSolver(
             self._assemble_residual,
             self._assemble_jacobian,
             self._matrix,
             prefix,
-            direct | ({"mat_mumps_icntl_7": 2} if problem.dim < 3 else {}),
+            {"ksp_type": "preonly", "pc_type": "lu", **mumps(problem.dim)},
             options,
         )
 

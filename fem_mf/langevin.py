@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fem_mf.arguments import check_run, check_step, check_tolerances
 from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
 from fem_mf.density import Density
@@ -103,16 +104,12 @@ class LangevinFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        if not (np.isfinite(dt) and dt > 0):
-            raise ValueError(f"dt must be a positive number, not {dt}")
-        for name, value in (
-            ("fixed_point_tolerance", fixed_point_tolerance),
-            ("linear_tolerance", linear_tolerance),
-        ):
-            if not 0 < value < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+        check_step(dt)
+        check_tolerances(
+            max_iterations,
+            fixed_point_tolerance=fixed_point_tolerance,
+            linear_tolerance=linear_tolerance,
+        )
         _check(problem)
         self.problem, self.dt = problem, float(dt)
         self.closure = make_closure(problem)
@@ -147,10 +144,7 @@ class LangevinFlow:
             ValueError: start of another problem, or t_end not a non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        if start.problem is not self.problem:
-            raise ValueError("the start belongs to another problem; build it on the flow's own")
-        if not (np.isfinite(t_end) and t_end >= 0):
-            raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+        check_run(self.problem, start, t_end)
         if not self._warned:
             _warn_of_negative_couplings(self._stage)
             self._warned = True
@@ -241,8 +235,7 @@ def minimise_entropic(
         ValueError: an argument is out of range, or the problem does not suit the flow.
         ConvergenceError: no convergence; try more iterations, or the end of a flow as the start.
     """
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must lie between 0 and 1, not {tol}")
+    check_tolerances(max_iterations, tol=tol)
     flow = LangevinFlow(
         problem,
         1.0,

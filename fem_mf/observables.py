@@ -38,14 +38,12 @@ class FirstOrder:
 
     Attributes:
         potential: V[m] on the potential space, owned and ghosts.
-        load: H[m]ψ.
         eigenvalue: λ = ⟨ψ, H[m]ψ⟩.
         gradient: H[m]ψ − λψ, half the gradient of F^σ on the sphere ‖ψ‖ = 1.
         residual: its L² norm.
     """
 
     potential: Array
-    load: Array
     eigenvalue: float
     gradient: Array
     residual: float
@@ -53,20 +51,24 @@ class FirstOrder:
 
 def first_order(problem: Problem, density: Density) -> FirstOrder:
     """Evaluate the first-order condition (F2). Collective."""
-    psi = density.amplitude()
-    potential = problem.on_potential_space(problem.functional.derivative(density))
-    load = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
-    load += problem.apply_potential(potential, psi)
-    eigenvalue = problem.dot(psi, load)
+    potential, load = _hamiltonian(problem, density)
+    eigenvalue = problem.dot(density.amplitude(), load)
     gradient = load - eigenvalue * density.mass_amplitude()
     gradient[problem.constrained] = 0.0
     return FirstOrder(
         potential=potential,
-        load=load,
         eigenvalue=eigenvalue,
         gradient=gradient,
         residual=dual_norm(problem, gradient),
     )
+
+
+def _hamiltonian(problem: Problem, density: Density) -> tuple[Array, Array]:
+    """V[m] on the potential space, and the load vector of H[m]ψ. Collective."""
+    psi = density.amplitude()
+    potential = problem.on_potential_space(problem.functional.derivative(density))
+    load = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
+    return potential, load + problem.apply_potential(potential, psi)
 
 
 def dual_norm(problem: Problem, load: Array) -> float:
@@ -84,12 +86,12 @@ def energy(problem: Problem, density: Density) -> float:
 
 def hamiltonian(problem: Problem, density: Density) -> Array:
     """The load vector of H[m]ψ, σ²∫∇ψ·∇χ + ∫V[m]ψχ for every χ, owned values. Collective."""
-    return first_order(problem, density).load
+    return _hamiltonian(problem, density)[1]
 
 
 def eigenvalue(problem: Problem, density: Density) -> float:
     """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2); V normalised as the functional gives it. Collective."""
-    return first_order(problem, density).eigenvalue
+    return problem.dot(density.amplitude(), hamiltonian(problem, density))
 
 
 def residual(problem: Problem, density: Density) -> float:

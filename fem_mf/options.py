@@ -15,7 +15,7 @@ from petsc4py import PETSc
 
 from fem_mf.parallel import all_ranks_agree
 
-__all__ = ["Options", "configure", "default_options", "default_preconditioner"]
+__all__ = ["Options", "configure", "default_options", "default_preconditioner", "mumps"]
 
 type Options = Mapping[str, str | int | float | bool | None]
 
@@ -25,6 +25,11 @@ _JACOBI_CONDITION = 1e3
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 40_000}
 # Half the time of multigrid at 185k dofs of degree 4 hexahedra; its iterations grow with 1/h.
 _INCOMPLETE_DOFS = {1: 0, 2: 0, 3: 400_000}
+_MULTIGRID: dict[str, str | int | float] = {
+    "pc_type": "gamg",
+    "mg_levels_ksp_type": "chebyshev",
+    "mg_levels_pc_type": "jacobi",
+}
 
 
 def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     return tolerances
 
 
-def _mumps(dim: int) -> dict[str, str | int | float]:
+def mumps(dim: int) -> dict[str, str | int | float]:
+    """A factorisation by MUMPS, with the ordering that is fastest in this dimension."""
     chosen: dict[str, str | int | float] = {"pc_factor_mat_solver_type": "mumps"}
     if dim < 3:
         # Approximate minimum fill: analysis and factorisation together take 0.4 of the time that
@@ -95,57 +101,8 @@ def default_options(condition: float, dofs: int, dim: int) -> dict[str, str | in
     if condition <= _JACOBI_CONDITION and dim > 1:
         return {"ksp_type": "cg", "pc_type": "jacobi"}
     if dofs <= _DIRECT_DOFS[dim]:
-        return {"ksp_type": "cg", "pc_type": "lu", **_mumps(dim)}
-    return {
-        "ksp_type": "cg",
-        "pc_type": "gamg",
-        "mg_levels_ksp_type": "chebyshev",
-        "mg_levels_pc_type": "jacobi",
-    }
-
-
-def _configure(ksp: PETSc.KSP, defaults: Options, chosen: Options) -> dict[str, Any]:
-    """Give a solver its options and return the tolerances that the user fixed. Collective.
-
-    Raises:
-        ValueError: PETSc refuses an option, or does not know one.
-    """
-    prefix = ksp.getOptionsPrefix()
-    database = PETSc.Options(prefix)
-    picked = database.getString("pc_type", str(chosen.get("pc_type", "")))
-    if picked not in ("", defaults.get("pc_type"), "lu", "cholesky"):
-        # What belongs to the default preconditioner is no option of another one.
-        defaults = {key: value for key, value in defaults.items() if key.startswith("ksp_")}
-    options = {**defaults, **chosen}
-    added = [key for key in options if not database.hasName(key)]
-    tolerances: dict[str, Any] = {}
-    error = None
-    try:
-        for key in added:
-            value = options[key]
-            database.setValue(key, "" if value is None else value)
-        ksp.setFromOptions()
-        ksp.setUp()  # reads the options of inner solvers
-        rtol, atol, divtol, max_it = ksp.getTolerances()
-        values = {"rtol": rtol, "atol": atol, "divtol": divtol, "max_it": max_it}
-        tolerances = {k: v for k, v in values.items() if database.hasName(f"ksp_{k}")}
-        unknown = [k for k in chosen if k in added and not PETSc.Options().used(prefix + k)]
-        if unknown:
-            error = ValueError(
-                f"PETSc does not know the options {unknown} here: misspelt, or of a solver "
-                "that was not chosen"
-            )
-    except PETSc.Error as caught:
-        code = caught.ierr  # type: ignore[attr-defined]
-        error = ValueError(
-            f"PETSc refused the solver options {options} (prefix {prefix}): error code "
-            f"{code}; is that solver in this build of PETSc?"
-        )
-    finally:
-        for key in added:
-            database.delValue(key)
-    all_ranks_agree(ksp.comm.tompi4py(), error)
-    return tolerances
+        return {"ksp_type": "cg", "pc_type": "lu", **mumps(dim)}
+    return {"ksp_type": "cg", **_MULTIGRID}
 
 
 def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
@@ -158,12 +115,7 @@ def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
         dim: of the mesh.
     """
     if dofs <= _DIRECT_DOFS[dim]:
-        return {"ksp_type": "preonly", "pc_type": "cholesky", **_mumps(dim)}
+        return {"ksp_type": "preonly", "pc_type": "cholesky", **mumps(dim)}
     if dofs <= _INCOMPLETE_DOFS[dim]:
         return {"ksp_type": "preonly", "pc_type": "bjacobi", "sub_pc_type": "icc"}
-    return {
-        "ksp_type": "preonly",
-        "pc_type": "gamg",
-        "mg_levels_ksp_type": "chebyshev",
-        "mg_levels_pc_type": "jacobi",
-    }
+    return {"ksp_type": "preonly", **_MULTIGRID}

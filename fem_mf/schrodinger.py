@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fem_mf.arguments import check_run, check_step, check_tolerances
+from fem_mf.arguments import check_run, check_scheme, check_step, check_tolerances
 from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
@@ -78,7 +78,8 @@ class SchrodingerFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(dt, scheme, sorted(SCHEMES))
+        check_step(dt)
+        check_scheme(scheme, sorted(SCHEMES))
         check_tolerances(
             max_iterations,
             tolerance=tolerance,

@@ -71,7 +71,7 @@ class Metric:
         """
         problem = self.problem
         lowest = problem.min(potential)
-        spread = energy_scale(problem, eigenvalue - lowest)
+        spread = _scale(problem, eigenvalue - lowest)
         if assembled is None or assembled.potential is not potential:
             assembled = self._operator
             assembled.update(potential)
@@ -97,8 +97,12 @@ class Metric:
         return np.array(self._solution.array, dtype=np.float64)
 
 
-def energy_scale(problem: Problem, spread: float) -> float:
+def energy_scale(problem: Problem, condition: FirstOrder) -> float:
     """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
+    return _scale(problem, condition.eigenvalue - problem.min(condition.potential))
+
+
+def _scale(problem: Problem, spread: float) -> float:
     volume = problem.mean_mass * problem.space.dofmap.index_map.size_global
     return float(max(spread, problem.sigma**2 * volume ** (-2.0 / problem.dim)))
 
@@ -130,7 +134,7 @@ def certify_gap(
     Raises:
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
-    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
+    spread = energy_scale(problem, condition)
     tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
     pairs = _LowestPairs(problem, density, condition, metric, operator)
     # The excited state only has to be known roughly, and the ground state is often known already.
@@ -247,7 +251,7 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
         tolerance: relative, of the eigenvalues.
     """
     condition, metric = _prepare(problem, density, tolerance)
-    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
+    spread = energy_scale(problem, condition)
     pairs = _LowestPairs(problem, density, condition, metric)
     (lowest, second), _ = pairs.to(float(np.sqrt(tolerance)) * spread)
     return second - lowest
@@ -280,7 +284,7 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
         y.array[:] = load - mass_psi * problem.dot(psi, load)
 
     shell = shell_matrix(hessian.sparse.matrix, apply)
-    spread = energy_scale(problem, condition.eigenvalue - problem.min(condition.potential))
+    spread = energy_scale(problem, condition)
     states = lowest_states(
         shell,
         _aij_mass(problem),

@@ -271,8 +271,6 @@ def _start(
 def _rough(problem: Problem, start: Density, max_iterations: int) -> Density:
     """A minimiser good enough to start from."""
     density = start.on(problem)
-    condition = first_order(problem, density)
-    spread = condition.eigenvalue - problem.min(condition.potential)
-    residual = _COARSE_RESIDUAL * energy_scale(problem, spread)
+    residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
     run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
     return Density(problem, list(run)[-1].density.amplitude())

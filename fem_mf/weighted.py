@@ -24,7 +24,7 @@ from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, StopTest, solve
 from fem_mf.hjb_stage import HJBResult
 from fem_mf.log_density import LogDensity
-from fem_mf.options import Options
+from fem_mf.options import Options, mumps
 from fem_mf.problem import Problem
 from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import exact_measure
@@ -168,7 +168,7 @@ class _Evaluation:
         shift = min(self._shift, problem.min(potential) + 1.0 / self._a)
         stage._assemble(potential - shift)
         if stage._solver is None:
-            defaults = {"ksp_type": "cg", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
+            defaults = {"ksp_type": "cg", "pc_type": "lu", **mumps(problem.dim)}
             stage._solver = SpdSolver(stage._matrix, stage._prefix, defaults, stage._options)
         stage._solver.solve(stage._right, stage._solution, stage._tolerance)
         phi = np.array(stage._solution.array_r, dtype=np.float64)
