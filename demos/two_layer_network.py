@@ -19,10 +19,13 @@ G. Conforti, Z. Ren, S. Wang, arXiv:2302.05938.
 
     mpirun -n 2 python demos/two_layer_network.py --sigma 0.5
     mpirun -n 2 python demos/two_layer_network.py --dim 3
+    mpirun -n 3 python demos/two_layer_network.py --restart     # goes on after a stop
 
 Written to the output folder: series.xdmf (m, psi, u, V for ParaView and pyvista), history.csv, and
 pictures of the fit, of the history, of the law of the neurons and of the loss of finite networks of
-n neurons drawn from m, whose mean is F + (1/n) (1/K) Σ_j Var_m N(z_j; ·).
+n neurons drawn from m, whose mean is F + (1/n) (1/K) Σ_j Var_m N(z_j; ·). In checkpoint/ is what
+``--restart`` goes on from, with the same parameters: written every so many minutes, at the end, and
+when the scheduler says (SIGTERM) that the time is up.
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ HELPS = {
     "scheme": "of time stepping",
     "tolerance": "L² error of ψ that a step may make; 0 for constant steps",
     "every": "write every so many steps to the XDMF series, and the last one",
+    "minutes": "between checkpoints",
+    "restart": "go on from the checkpoint in the output folder",
     "samples": "repetitions of each finite network",
     "seed": "of the random neurons",
     "output": "folder for the results",
@@ -117,15 +122,21 @@ def train(
     run: dict[str, Any],
     t_end: float,
     every: int,
-) -> tuple[mf.State, dict[str, Array]]:
+    minutes: float,
+    saved: mf.Saved | None,
+) -> tuple[mf.State, dict[str, list[float]]]:
     """Run the flow, write everything; the last state, and the fit on a grid at several times."""
-    start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
-    snapshots = [0.0, 0.005 * t_end, 0.05 * t_end]
-    fits: dict[str, Array] = {}
+    start: mf.Density | mf.State
+    if saved is None:
+        start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
+        snapshots, fits = [0.0, 0.005 * t_end, 0.05 * t_end], {}
+    else:
+        start, fits, snapshots = saved.state(problem), saved.extra["fits"], saved.extra["snapshots"]
     flow = mf.SchrodingerFlow(problem, **run)
     with (
-        mf.XDMFSeries(folder / "series.xdmf", problem, every=every) as series,
-        mf.History(folder / "history.csv", problem.comm) as history,
+        mf.XDMFSeries(folder / "series.xdmf", problem, every=every, resume=saved) as series,
+        mf.History(folder / "history.csv", problem.comm, resume=saved) as history,
+        mf.Checkpoint(folder / "checkpoint", problem, minutes=minutes) as checkpoint,
     ):
         for state in mf.progress(flow.run(start, t_end), t_end, problem.comm, "training"):
             last = state.t == t_end
@@ -134,7 +145,8 @@ def train(
             series.write(state.t, state.density, force=last)
             if last or (snapshots and state.t >= snapshots[0] - 1e-9):
                 snapshots = snapshots[1:]
-                fits[f"t = {state.t:.3g}"] = network.predict(state.density, grid)
+                fits[f"t = {state.t:.3g}"] = network.predict(state.density, grid).tolist()
+            checkpoint.write(state, force=last, extra={"fits": fits, "snapshots": snapshots})
     return state, fits
 
 
@@ -204,6 +216,8 @@ def main(
     scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",
     tolerance: float = 1e-3,
     every: int = 2,
+    minutes: float = 10.0,
+    restart: bool = False,
     samples: int = 20,
     seed: int = 1,
     output: str = "results/two_layer_network",
@@ -217,7 +231,9 @@ def main(
     trap = mf.Potential(lambda x: 0.5 * kappa * np.sum(x**2, axis=0))
     # Trained neurons spread beyond the ground state of the trap alone: 2 more units of room.
     radius = radius or mf.truncation_radius(kappa, sigma, tol=1e-8, dim=dim, offset=2.0)
-    domain = build_mesh(dim, radius, h, cell, mesh)
+    folder = Path(output)
+    saved = mf.Checkpoint.read(folder / "checkpoint", comm) if restart else None
+    domain = saved.mesh if saved else build_mesh(dim, radius, h, cell, mesh)
     tensor = domain.topology.cell_name() in ("quadrilateral", "hexahedron")
     problem = mf.Problem(
         domain,
@@ -234,10 +250,9 @@ def main(
         len(points.y),
         radius,
     )
-    folder = Path(output)
     grid = np.linspace(points.z.min(), points.z.max(), 200)
     run = {"dt": dt, "scheme": scheme, "tolerance": tolerance or None}
-    state, fits = train(problem, network, grid, folder, run, t_end, every)
+    state, fits = train(problem, network, grid, folder, run, t_end, every, minutes, saved)
     loss = network.value(state.density)
     results = finite_networks(state.density, network, samples, seed)
     report(state, loss, results)

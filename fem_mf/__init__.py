@@ -26,6 +26,7 @@ except ImportError as error:
         f"into an environment (conda, Debian, docker image) that has it ({error})"
     ) from error
 
+from fem_mf.checkpoint import Checkpoint
 from fem_mf.checks import Convexity, check_derivative, probe_convexity
 from fem_mf.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
 from fem_mf.density import Density
@@ -38,7 +39,7 @@ from fem_mf.functionals import (
     MeanInteraction,
     Potential,
 )
-from fem_mf.hjb import HJBFlow, HJBState
+from fem_mf.hjb import HJBFlow
 from fem_mf.langevin import LangevinFlow, minimise_entropic
 from fem_mf.log_density import LogDensity
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
@@ -49,15 +50,17 @@ from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
 from fem_mf.problem import Problem
 from fem_mf.relative_entropy import DescentState, ExplicitDescent, RelativeEntropyDescent
+from fem_mf.saved import Saved
 from fem_mf.schrodinger import SchrodingerFlow
 from fem_mf.spectrum import decay_rate, gap, spectral_gap
-from fem_mf.state import State
+from fem_mf.state import HJBState, State
 from fem_mf.stationary import Minimum, minimise, minimise_nested
 from fem_mf.window import WindowMap
 
 __all__ = [
     "Anderson",
     "Bregman",
+    "Checkpoint",
     "Contact",
     "ConvergenceError",
     "Convexity",
@@ -81,6 +84,7 @@ __all__ = [
     "Potential",
     "Problem",
     "RelativeEntropyDescent",
+    "Saved",
     "SchrodingerFlow",
     "State",
     "WindowMap",

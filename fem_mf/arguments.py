@@ -8,6 +8,7 @@ import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.problem import Problem
+from fem_mf.state import State
 
 __all__ = ["check_run", "check_scheme", "check_step", "check_tolerances"]
 
@@ -33,9 +34,12 @@ def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
 
 
-def check_run(problem: Problem, start: Density, t_end: float) -> None:
-    """A start of the flow's own problem and a final time."""
-    if start.problem is not problem:
+def check_run(problem: Problem, start: Density | State, t_end: float) -> None:
+    """A start of the flow's own problem and a final time that is not before it."""
+    density = start.density if isinstance(start, State) else start
+    if density.problem is not problem:
         raise ValueError("the start belongs to another problem; build it on the flow's own")
     if not (np.isfinite(t_end) and t_end >= 0):
         raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+    if isinstance(start, State) and t_end < start.t:
+        raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}")

@@ -32,15 +32,14 @@ class ClassicalPart:
         problem: the problem.
         g: the part of V that does not depend on m, on the potential space, owned and ghosts.
         density: m_0 = e^{−u_0}.
-        start: v_0; None for u_0 where it is quadratic, else for the stationary v of a quadratic
-            that fits g.
+        start: v_0, a quadratic or its owned values; None for u_0 where it is quadratic, else for
+            the stationary v of a quadratic that fits g.
         tolerance: of Newton's method.
         options: PETSc options of Newton's method.
 
     Attributes:
         values: owned values of v now, up to a constant.
         rate: of ∂_t v at the end of the last step.
-        exact: whether v is in closed form.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class ClassicalPart:
         problem: Problem,
         g: Array,
         density: LogDensity,
-        start: Quadratic | None,
+        start: Quadratic | Array | None,
         tolerance: float,
         options: Options | None,
     ) -> None:
@@ -61,11 +60,12 @@ class ClassicalPart:
             start = Quadratic.fit(problem, density.log_values(), points)
         if start is None:
             start = stationary_quadratic(problem, g)
-        self.values: Array = start.evaluate(points)
+        fitted = start if isinstance(start, Quadratic) else Quadratic.fit(problem, start, points)
+        self.values: Array = start.evaluate(points) if isinstance(start, Quadratic) else start
         self.rate: Array = np.zeros_like(self.values)
         self._flow = None
-        if quadratic_g is not None:
-            self._flow = RiccatiFlow(quadratic_g, start, problem.sigma)
+        if quadratic_g is not None and fitted is not None:
+            self._flow = RiccatiFlow(quadratic_g, fitted, problem.sigma)
             return
         closure = MomentClosure(problem, [])
         closure.base = g
@@ -80,13 +80,8 @@ class ClassicalPart:
             options=options,
         )
 
-    @property
-    def exact(self) -> bool:
-        """Whether v is in closed form."""
-        return self._flow is not None
-
     def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
-        """Take a step; v at each of its stages, owned values. Collective."""
+        """Take a step, t after the start; v at each of its stages, owned values. Collective."""
         if self._flow is None:
             return self._integrate(dt, stages)
         values, elapsed = [], 0.0

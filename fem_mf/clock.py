@@ -17,10 +17,15 @@ _SMALLEST_STEP = 1e-12  # relative to the time span
 class Clock:
     """Time as an integer number of equal steps as long as they are equal; ends exactly."""
 
-    def __init__(self, dt: float, t_end: float) -> None:
-        self.t, self.step, self.last = 0.0, 0, 0.0
+    def __init__(self, dt: float, t_end: float, t: float = 0.0, step: int = 0) -> None:
+        self.t, self.step, self.last = t, step, 0.0
         self._dt, self._t_end = dt, t_end
-        self._origin, self._steps_from_origin = 0.0, 0
+        self._origin, self._steps_from_origin = t, 0
+
+    @property
+    def dt(self) -> float:
+        """The step to come, if the end leaves room for it."""
+        return self._dt
 
     @property
     def done(self) -> bool:

@@ -22,12 +22,12 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
-from fem_mf.parallel import all_ranks_agree
+from fem_mf.parallel import all_ranks_agree, on_root
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["History", "RunFile", "progress"]
+__all__ = ["History", "Instant", "RunFile", "progress"]
 
 
 class HasScalars(Protocol):
@@ -37,16 +37,30 @@ class HasScalars(Protocol):
         """The numbers of this step, in the order of the columns."""
 
 
-class RunFile(ABC):
-    """A file of a run that rank 0 looks after, closed at the end of a ``with`` block."""
+class Instant(Protocol):
+    """Where a run is: a state or a checkpoint."""
 
-    def __init__(self, path: str | os.PathLike[str], comm: MPI.Comm, suffix: str) -> None:
-        """Create the folder. Collective.
+    @property
+    def t(self) -> float:
+        """Time."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+
+
+class RunFile(ABC):
+    """A file or folder of a run that rank 0 looks after, closed at the end of a ``with`` block."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], comm: MPI.Comm, suffix: str | None = None
+    ) -> None:
+        """Create the folder it is in. Collective.
 
         Args:
             path: where; missing folders are created.
             comm: the communicator of the run.
-            suffix: how the path must end.
+            suffix: how the path must end, if it matters.
 
         Raises:
             ValueError: the path ends otherwise.
@@ -54,7 +68,7 @@ class RunFile(ABC):
         """
         self.path = Path(path)
         self._comm = comm
-        if self.path.suffix != suffix:
+        if suffix is not None and self.path.suffix != suffix:
             raise ValueError(f"'{self.path}' must end in '{suffix}'")
         self._on_disk(lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
 
@@ -95,25 +109,35 @@ class RunFile(ABC):
 class History(RunFile):
     """Scalars of a run as CSV: a header, then one line per step, on disk as soon as appended."""
 
-    def __init__(self, path: str | os.PathLike[str], comm: MPI.Comm) -> None:
-        """Create the file. Collective.
+    def __init__(
+        self, path: str | os.PathLike[str], comm: MPI.Comm, resume: Instant | None = None
+    ) -> None:
+        """Create the file, or go on with it. Collective.
 
         Args:
             path: the ``.csv`` file; missing folders are created, an existing file replaced.
             comm: the communicator of the run; rank 0 writes.
+            resume: the checkpoint or state from which the run goes on: lines before its time are
+                kept, later ones will be written again.
 
         Raises:
-            ValueError: the path has another suffix.
+            ValueError: the path has another suffix, or the file to go on with is none of a run.
             OSError: the file cannot be written; on every rank.
         """
         super().__init__(path, comm, ".csv")
         self._keys: list[str] | None = None
         self._file: TextIO | None = None
         self._closed = False
-        self._on_disk(self._open)
+        kept: list[str] = []
+        if resume is not None:
+            kept = on_root(comm, lambda: _lines_before(self.path, resume.t))
+        if kept:
+            self._keys = kept[0].split(",")
+        self._on_disk(lambda: self._open(kept))
 
-    def _open(self) -> None:
-        self._file = self.path.open("w", encoding="utf-8", newline="\n")
+    def _open(self, kept: list[str]) -> None:
+        self._replace("".join(line + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
 
     def append(self, row: HasScalars | Mapping[str, float]) -> None:
         """Write one line. Collective.
@@ -166,6 +190,19 @@ class History(RunFile):
             return {}
         columns = zip(*rows, strict=True)
         return dict(zip(header.split(","), map(_column, columns), strict=True))
+
+
+def _lines_before(path: Path, t: float) -> list[str]:
+    """The header of a history and its lines before a time; nothing where there is no file."""
+    if not path.exists():
+        return []
+    # What follows the last line end was cut off in the middle.
+    header, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+    names = header.split(",")
+    if "t" not in names:
+        raise ValueError(f"'{path}' has no column t: it is no history to go on with")
+    column = names.index("t")
+    return [header, *(line for line in lines if float(line.split(",")[column]) < t)]
 
 
 def _line(entries: Iterable[str]) -> str:

@@ -14,11 +14,9 @@ mass one after each step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dolfinx import fem
 
 from fem_mf.arguments import check_run, check_scheme, check_step, check_tolerances
 from fem_mf.classical import ClassicalPart
@@ -34,10 +32,10 @@ from fem_mf.options import Options
 from fem_mf.problem import Problem
 from fem_mf.regularity import Regularity
 from fem_mf.riccati import Quadratic
-from fem_mf.state import State
+from fem_mf.state import HJBState
 from fem_mf.weighted import WeightedStage
 
-__all__ = ["HJBFlow", "HJBState"]
+__all__ = ["HJBFlow"]
 
 _PREFIX = "fem_mf_hjb_"
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
@@ -46,39 +44,6 @@ _STAGES = {
     "backward-euler": ((1.0, ()),),
     "sdirk2": ((_GAMMA, ()), (_GAMMA, (1.0 - _GAMMA,))),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HJBState(State):
-    """One instant of the flow; see :class:`fem_mf.State` for what is not listed.
-
-    Attributes:
-        u: −log m.
-        v: of the decomposition, None without; its constant is that of w.
-        w: u − v with ∫w dm = 0, None without.
-        newton_iterations: of the step, all nonlinear solves together.
-        newton_most: of the hardest nonlinear solve of the step.
-        hessian_u: ‖∇²u‖∞.
-        growth_u: sup |∇u|/(1 + |x|).
-        theta_v: smallest eigenvalue of ∇²v; NaN without decomposition.
-        growth_v: sup |∇v|/(1 + |x|); NaN without decomposition.
-        lipschitz_w: ‖∇w‖∞; NaN without decomposition.
-        second_moment: ∫|x|² dm.
-        fourth_moment: ∫|x|⁴ dm.
-    """
-
-    u: fem.Function
-    v: fem.Function | None = None
-    w: fem.Function | None = None
-    newton_iterations: int = 0
-    newton_most: int = 0
-    hessian_u: float = float("nan")
-    growth_u: float = float("nan")
-    theta_v: float = float("nan")
-    growth_v: float = float("nan")
-    lipschitz_w: float = float("nan")
-    second_moment: float = float("nan")
-    fourth_moment: float = float("nan")
 
 
 class HJBFlow:
@@ -154,7 +119,7 @@ class HJBFlow:
 
     def run(
         self,
-        start: Density,
+        start: Density | HJBState,
         t_end: float,
         *,
         steady_residual: float | None = None,
@@ -163,7 +128,8 @@ class HJBFlow:
         """Integrate from t = 0; yields the start too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small.
+            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
+                of this flow, from which it goes on, with the v it has.
             t_end: final time, reached exactly (the last step is shortened).
             steady_residual: stop earlier, when ‖∂_t u‖ in L²(m) is at most this.
             v_start: v_0 of the decomposition; the default is u_0 where it is quadratic, else the
@@ -178,11 +144,19 @@ class HJBFlow:
             ConvergenceError: a step failed; states already yielded stay valid.
         """
         check_run(self.problem, start, t_end)
-        return self._run(log_density(start), float(t_end), steady_residual, v_start)
+        return self._run(start, float(t_end), steady_residual, v_start)
 
     def _run(
-        self, density: LogDensity, t_end: float, steady: float | None, v_start: Quadratic | None
+        self,
+        start: Density | HJBState,
+        t_end: float,
+        steady: float | None,
+        v_start: Quadratic | Array | None,
     ) -> Iterator[HJBState]:
+        state = start if isinstance(start, HJBState) else None
+        density = log_density(start.density if isinstance(start, HJBState) else start)
+        if state is not None and state.v is not None:
+            v_start = state.v.x.array[: self.problem.num_owned].copy()
         classical = None
         if self.decomposed:
             classical = ClassicalPart(
@@ -190,15 +164,24 @@ class HJBFlow:
             )
         y = self.closure.order(density)
         warn_if_truncated(self.problem, density)
-        state = self._state(density, classical, y, [], t=0.0, dt=0.0, step=0)
+        if state is None:
+            state = self._state(density, classical, y, [], t=0.0, dt=0.0, next_dt=self.dt, step=0)
         yield state
-        clock = Clock(self.dt, t_end)
+        clock = Clock(self.dt, t_end, state.t, state.step)
+        origin = state.t
         while not clock.done and (steady is None or not state.residual <= steady):
-            results = self._step(density, classical, y, clock.t, clock.next_step())
+            results = self._step(density, classical, y, clock.t - origin, clock.next_step())
             clock.accept()
             density, y = results[-1].density, results[-1].y
             state = self._state(
-                density, classical, y, results, t=clock.t, dt=clock.last, step=clock.step
+                density,
+                classical,
+                y,
+                results,
+                t=clock.t,
+                dt=clock.last,
+                next_dt=clock.dt,
+                step=clock.step,
             )
             yield state
         warn_if_truncated(self.problem, density)

@@ -128,12 +128,16 @@ class LangevinFlow:
         self._warned = False
 
     def run(
-        self, start: Density, t_end: float, steady_residual: float | None = None
+        self,
+        start: Density | LangevinState,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
     ) -> Iterator[LangevinState]:
         """Integrate from t = 0; yields the start too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem.
+            start: m_0, of the same problem; or a state of this flow, from which it goes on.
             t_end: final time, reached exactly (the last step is shortened).
             steady_residual: stop earlier, when the speed of m_t in W₂ is at most this.
 
@@ -150,20 +154,28 @@ class LangevinFlow:
             self._warned = True
         return self._run(start, float(t_end), steady_residual)
 
-    def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[LangevinState]:
-        m, y = start.amplitude() ** 2, self.closure.order(start)
-        state = self._state(m, None, t=0.0, dt=0.0, step=0)
-        warn_if_truncated(self.problem, state.density)
+    def _run(
+        self, start: Density | LangevinState, t_end: float, steady: float | None
+    ) -> Iterator[LangevinState]:
+        density = start.density if isinstance(start, LangevinState) else start
+        m, y = density.amplitude() ** 2, self.closure.order(density)
+        if isinstance(start, LangevinState):
+            state = start
+        else:
+            state = self._state(m, None, t=0.0, dt=0.0, next_dt=self.dt, step=0)
+        warn_if_truncated(self.problem, density)
         yield state
         past = Extrapolation(2, lambda y: float(np.sqrt(self.closure.dot(y, y))))
-        clock = Clock(self.dt, t_end)
+        clock = Clock(self.dt, t_end, state.t, state.step)
         while not clock.done and (steady is None or not state.residual <= steady):
             guess = past.predict(clock.t + clock.next_step())
             result = self._stage.solve(m, y if guess is None else guess, clock.last)
             clock.accept()
             m, y = result.m, result.y
             past.add(clock.t, y)
-            state = self._state(m, result, t=clock.t, dt=clock.last, step=clock.step)
+            state = self._state(
+                m, result, t=clock.t, dt=clock.last, next_dt=clock.dt, step=clock.step
+            )
             yield state
         warn_if_truncated(self.problem, state.density)
 
@@ -171,12 +183,19 @@ class LangevinFlow:
         """Where the flow ends, as one infinite step."""
         m, y = start.amplitude() ** 2, self.closure.order(start)
         result = self._stage.solve(m, y, np.inf)
-        state = self._state(result.m, result, t=np.inf, dt=np.inf, step=1)
+        state = self._state(result.m, result, t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
         warn_if_truncated(self.problem, state.density)
         return state
 
     def _state(
-        self, m: Array, result: LangevinResult | None, *, t: float, dt: float, step: int
+        self,
+        m: Array,
+        result: LangevinResult | None,
+        *,
+        t: float,
+        dt: float,
+        next_dt: float,
+        step: int,
     ) -> LangevinState:
         problem, edges = self.problem, self._stage.edges
         temperature = edges.temperature
@@ -193,6 +212,7 @@ class LangevinFlow:
         return LangevinState(
             t=t,
             dt=dt,
+            next_dt=next_dt,
             step=step,
             density=density,
             energy=float(problem.functional.value(density)) + entropic,

@@ -279,12 +279,31 @@ def _distribute(comm: MPI.Comm, build: Callable[[], RawMesh]) -> Mesh:
 
     # An error on rank 0 has reached every rank before the collective call below begins.
     cell, degree, num_nodes, gdim = on_root(comm, work)
-    element = basix.ufl.element(
-        "Lagrange", cell, degree, basix.LagrangeVariant.equispaced, shape=(gdim,)
-    )
     cells, points = np.empty((0, num_nodes), dtype=np.int64), np.empty((0, gdim))
     if held:
         cells, points = held[0].cells, held[0].points
+    return share_out(comm, cell, degree, cells, points)
+
+
+def share_out(
+    comm: MPI.Comm,
+    cell: str,
+    degree: int,
+    cells: npt.NDArray[np.int64],
+    points: npt.NDArray[np.float64],
+) -> Mesh:
+    """Make a mesh of the cells and points that the ranks hold, with a ghost layer. Collective.
+
+    Args:
+        comm: the communicator.
+        cell: of the mesh.
+        degree: of its geometry.
+        cells: ``(c, k)`` numbers of the points of this rank's cells, in the order of DOLFINx.
+        points: ``(n, d)`` this rank's; they are numbered rank after rank.
+    """
+    element = basix.ufl.element(
+        "Lagrange", cell, degree, basix.LagrangeVariant.equispaced, shape=(points.shape[1],)
+    )
     partitioner = None
     if comm.size > 1:
         partitioner = create_cell_partitioner(graph.partitioner(), GhostMode.shared_facet, 2)

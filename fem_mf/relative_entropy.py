@@ -20,10 +20,11 @@ import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
-from fem_mf.hjb import HJBFlow, HJBState
+from fem_mf.hjb import HJBFlow
 from fem_mf.log_density import LogDensity, log_density
 from fem_mf.observables import energy
 from fem_mf.problem import Problem
+from fem_mf.state import HJBState
 
 __all__ = ["DescentState", "ExplicitDescent", "RelativeEntropyDescent"]
 
@@ -63,12 +64,17 @@ class RelativeEntropyDescent:
         self._flow = HJBFlow(problem, step, "backward-euler", **options)
 
     def run(
-        self, start: Density, t_end: float, *, steady_residual: float | None = None
+        self,
+        start: Density | DescentState,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
     ) -> Iterator[DescentState]:
         """Iterate up to t = kh = t_end; yields the start too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small.
+            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
+                of this descent, from which it goes on.
             t_end: final time; the last step is shortened.
             steady_residual: stop earlier, see :meth:`fem_mf.HJBFlow.run`.
 
@@ -81,7 +87,7 @@ class RelativeEntropyDescent:
         """
         before: HJBState | None = None
         for state in self._flow.run(start, t_end, steady_residual=steady_residual):
-            yield _compare(state, before)
+            yield state if isinstance(state, DescentState) else _compare(state, before)
             before = state
 
 

@@ -103,12 +103,12 @@ class SchrodingerFlow:
         )
 
     def run(
-        self, start: Density, t_end: float, *, steady_residual: float | None = None
+        self, start: Density | State, t_end: float, *, steady_residual: float | None = None
     ) -> Iterator[State]:
         """Integrate from t = 0; yields the start too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem.
+            start: m_0, of the same problem; or a state of this flow, from which it goes on.
             t_end: final time, reached exactly (the last step is shortened).
             steady_residual: stop earlier, when ‖Hψ − λψ‖ is at most this.
 
@@ -122,13 +122,17 @@ class SchrodingerFlow:
         check_run(self.problem, start, t_end)
         return self._run(start, float(t_end), steady_residual)
 
-    def _run(self, start: Density, t_end: float, steady: float | None) -> Iterator[State]:
-        rate = self._rate_of(start)
+    def _run(self, start: Density | State, t_end: float, steady: float | None) -> Iterator[State]:
         self._forget()
-        state = self._state(start.copy(), rate, t=0.0, dt=0.0, step=0)
-        warn_if_truncated(self.problem, start)
+        if isinstance(start, State):
+            rate, state = self._rate_of(start.density), start
+        else:
+            rate = self._rate_of(start)
+            state = self._state(start.copy(), rate, t=0.0, dt=0.0, next_dt=self.dt, step=0)
+        warn_if_truncated(self.problem, state.density)
         yield state
-        clock = Clock(self.dt, t_end)
+        dt = self.dt if self.tolerance is None else state.next_dt
+        clock = Clock(dt, t_end, state.t, state.step)
         while not clock.done and (steady is None or state.residual > steady):
             rate, stages, rejected = self._accepted_step(rate, clock)
             state = self._state(
@@ -136,6 +140,7 @@ class SchrodingerFlow:
                 rate,
                 t=clock.t,
                 dt=clock.last,
+                next_dt=clock.dt,
                 step=clock.step,
                 fixed_point_iterations=sum(s.record.iterations for s in stages),
                 linear_iterations=sum(s.linear_iterations for s in stages),

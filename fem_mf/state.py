@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from dolfinx import fem
+
 from fem_mf.density import Density
 
-__all__ = ["State"]
+__all__ = ["HJBState", "State"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One instant of a flow.
+    """One instant of a flow, from which any run of that flow can go on.
 
     Attributes:
         t: time.
         dt: the step that led here (0 at the start).
+        next_dt: the step to come, if the end leaves room for it.
         step: number of accepted steps so far.
         density: m_t.
         energy: F^σ(m_t) (E1).
@@ -33,6 +36,7 @@ class State:
 
     t: float
     dt: float
+    next_dt: float
     step: int
     density: Density
     energy: float
@@ -50,3 +54,36 @@ class State:
         """The numbers, in the order of the attributes: one row of a history."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, (int, float))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HJBState(State):
+    """One instant of the flow; see :class:`State` for what is not listed.
+
+    Attributes:
+        u: −log m.
+        v: of the decomposition, None without; its constant is that of w.
+        w: u − v with ∫w dm = 0, None without.
+        newton_iterations: of the step, all nonlinear solves together.
+        newton_most: of the hardest nonlinear solve of the step.
+        hessian_u: ‖∇²u‖∞.
+        growth_u: sup |∇u|/(1 + |x|).
+        theta_v: smallest eigenvalue of ∇²v; NaN without decomposition.
+        growth_v: sup |∇v|/(1 + |x|); NaN without decomposition.
+        lipschitz_w: ‖∇w‖∞; NaN without decomposition.
+        second_moment: ∫|x|² dm.
+        fourth_moment: ∫|x|⁴ dm.
+    """
+
+    u: fem.Function
+    v: fem.Function | None = None
+    w: fem.Function | None = None
+    newton_iterations: int = 0
+    newton_most: int = 0
+    hessian_u: float = float("nan")
+    growth_u: float = float("nan")
+    theta_v: float = float("nan")
+    growth_v: float = float("nan")
+    lipschitz_w: float = float("nan")
+    second_moment: float = float("nan")
+    fourth_moment: float = float("nan")

@@ -1,5 +1,8 @@
 """The flagship: its numbers at a coarse size, its files, and a run on two ranks."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -40,6 +43,26 @@ def test_it_writes_its_files(run):
     folder, _ = run
     for name in [*FILES, "finite_networks.png"]:
         assert (folder / name).stat().st_size > 1000, name
+
+
+def test_it_goes_on_after_a_stop(run, tmp_path, monkeypatch):
+    folder, whole = run
+    write = mf.Checkpoint.write
+
+    def stop_at_step_5(self, state, **options):
+        if state.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(self, state, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(mf.Checkpoint, "write", stop_at_step_5)
+        two_layer_network.main(**COARSE, output=str(tmp_path))
+    result = two_layer_network.main(**COARSE, output=str(tmp_path), restart=True)
+    assert result["energy"] == pytest.approx(whole["energy"], rel=1e-10)
+    assert result["fits"].keys() == whole["fits"].keys()
+    here, there = (mf.History.read(path / "history.csv") for path in (tmp_path, folder))
+    assert here["step"].tolist() == there["step"].tolist()
+    np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-8)
 
 
 def test_three_parameters_per_neuron(tmp_path):

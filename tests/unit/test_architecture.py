@@ -46,7 +46,8 @@ LAYERS = [
     ],
     ["schrodinger", "hjb", "langevin", "stationary", "certificate"],
     ["relative_entropy", "window", "conditions"],
-    ["history", "sampled", "output", "plotting"],
+    ["history", "rows", "saved", "checkpoint", "series", "xdmf", "pvd", "sampled", "output"],
+    ["curves", "recorded", "perspective", "framing", "scenes", "film", "results", "plotting"],
     ["doctor", "__init__", "__main__"],
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
