@@ -14,7 +14,7 @@ import numpy as np
 from fem_mf.closure import MomentClosure
 from fem_mf.features import Array
 from fem_mf.fixed_point import Picard, StopTest
-from fem_mf.hjb_stage import HJBResult, HJBStage
+from fem_mf.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.log_density import LogDensity
 from fem_mf.options import Options
 from fem_mf.problem import Problem
@@ -96,10 +96,7 @@ class ClassicalPart:
     def _integrate(self, dt: float, stages: Stages) -> list[Array]:
         results: list[HJBResult] = []
         for factor, weights in stages:
-            start = self.values + dt * sum(
-                (c * r.rate for c, r in zip(weights, results, strict=True)),
-                np.zeros_like(self.values),
-            )
+            start = stage_start(self.values, dt, weights, results)
             guess = results[-1].unknown if results else self.values
             results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
         self.values, self.rate = results[-1].unknown, results[-1].rate

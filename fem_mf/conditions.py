@@ -19,7 +19,7 @@ from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from dolfinx import fem, la
+from dolfinx import fem
 from dolfinx.fem import petsc as fem_petsc
 
 from fem_mf.density import Density
@@ -30,7 +30,7 @@ from fem_mf.observables import first_order
 from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.solvers import SpdSolver
-from fem_mf.spaces import exact_measure
+from fem_mf.spaces import assemble_owned, exponential_measure
 
 __all__ = ["Bregman", "FirstOrderForms", "bregman", "first_order_forms"]
 
@@ -100,15 +100,13 @@ def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
     u, v = density.u(), problem.new_potential()
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
-    degree = 2 * problem.degree + problem.potential_degree + 6
-    m, dx = ufl.exp(-u), exact_measure(problem.mesh, degree)
+    m = ufl.exp(-u)
+    dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
     square = problem.sigma**2
     load: Any = (v + 0.25 * square * _inner(_grad(u), _grad(u))) * chi * m * dx
     load -= 0.5 * square * _inner(_grad(u), _grad(chi)) * m * dx
-    vector = fem.assemble_vector(fem.form(load))
-    vector.scatter_reverse(la.InsertMode.add)
-    tested = vector.array[: problem.num_owned].copy()
+    tested = assemble_owned(fem.form(load), problem.new_amplitude()).copy()
     mass: PETSc.Mat = _assemble_matrix(fem.form(delta * chi * m * dx))
     mass.assemble()
     eigenvalue = float(global_sum(problem.comm, tested.sum()))
@@ -144,8 +142,8 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
     part = float(functional.value(second)) - float(functional.value(first)) - linear
     difference = problem.new_amplitude()
     difference.x.array[:] = first.u().x.array - second.u().x.array
-    degree = 2 * problem.degree + problem.potential_degree + 6
     slope = _inner(_grad(difference), _grad(difference))
-    form = fem.form(slope * ufl.exp(-second.u()) * exact_measure(problem.mesh, degree))
+    dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
+    form = fem.form(slope * ufl.exp(-second.u()) * dx)
     fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
     return Bregman(functional=part, fisher=0.25 * problem.sigma**2 * fisher)

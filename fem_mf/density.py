@@ -16,6 +16,7 @@ from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import all_ranks_agree, global_sum
 from fem_mf.points import evaluate_at, interpolate_between, sample_square
 from fem_mf.problem import Problem
+from fem_mf.spaces import set_owned
 
 __all__ = ["Density"]
 
@@ -42,8 +43,7 @@ class Density:
         self._measure: Array | None = None
         self._mass_amplitude: Array | None = None
         if normalised:
-            self.psi.x.array[: problem.num_owned] = psi
-            self.psi.x.scatter_forward()
+            set_owned(self.psi, psi)
         else:
             self.set_amplitude(psi)
 
@@ -65,8 +65,7 @@ class Density:
         mass_psi = problem.apply_mass(positive)
         norm = float(np.sqrt(problem.dot(positive, mass_psi)))
         self._mass_amplitude = mass_psi / norm
-        self.psi.x.array[: problem.num_owned] = positive / norm
-        self.psi.x.scatter_forward()
+        set_owned(self.psi, positive / norm)
         self._measure = None
         return norm
 

@@ -27,7 +27,7 @@ from fem_mf.collocation import collocated_stiffness
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
 from fem_mf.solvers import SpdSolver
-from fem_mf.spaces import exact_measure, lumped_measure
+from fem_mf.spaces import assemble_owned, exact_measure, lumped_measure, set_owned
 
 __all__ = ["Discretisation"]
 
@@ -133,10 +133,8 @@ class Discretisation:
         self._potential: fem.Function = fem.Function(self.potential_space, name="V")
         self._weights: fem.Function = fem.Function(self.potential_space)
         if self.lumped:
-            fem.assemble_vector(self._y.x.array, fem.form(chi * self.dx_mass))
-            self._y.x.scatter_reverse(_ADD)
-            self.mass_diagonal: Array = self._y.x.array[: self.num_owned].copy()
-            self._y.x.array[: self.num_owned] = self.mass_diagonal
+            diagonal = assemble_owned(fem.form(chi * self.dx_mass), self._y)
+            self.mass_diagonal: Array = diagonal.copy()
             self.mass_matrix = PETSc.Mat().createDiagonal(self._y.x.petsc_vec.copy())
         else:
             self.mass_matrix = self._assemble(psi * chi * self.dx_mass, diagonal=0.0)
@@ -225,12 +223,9 @@ class Discretisation:
         """
         if self.lumped:
             return self._free(self.mass_diagonal * potential[: self.num_owned] * psi)
-        self._load(self._x, psi)
+        set_owned(self._x, psi)
         self._potential.x.array[:] = potential
-        self._y.x.array[:] = 0.0
-        fem.assemble_vector(self._y.x.array, self._action_form)
-        self._y.x.scatter_reverse(_ADD)
-        return self._free(self._y.x.array[: self.num_owned].copy())
+        return self._free(assemble_owned(self._action_form, self._y).copy())
 
     def assemble_potential(self, matrix: PETSc.Mat | None, potential: Array) -> PETSc.Mat:
         """The matrix ∫Vψχ (consistent mass), into ``matrix`` or into a new one. Collective."""
@@ -255,11 +250,8 @@ class Discretisation:
         """
         if self.lumped:
             return self.mass_diagonal * psi * psi
-        self._load(self._x, psi)
-        self._weights.x.array[:] = 0.0
-        fem.assemble_vector(self._weights.x.array, self._measure_form)
-        self._weights.x.scatter_reverse(_ADD)
-        return self._weights.x.array[: self.num_potential_owned].copy()
+        set_owned(self._x, psi)
+        return assemble_owned(self._measure_form, self._weights).copy()
 
     def integrate_square_times(self, psi: fem.Function, f: fem.Function) -> float:
         """∫ψ² f dx for two functions of ψ's space. Collective."""
@@ -272,7 +264,7 @@ class Discretisation:
 
     def boundary_mass(self, psi: Array) -> float:
         """∫ψ² dx over the cells that touch the boundary. Collective."""
-        self._load(self._x, psi)
+        set_owned(self._x, psi)
         return float(global_sum(self.comm, fem.assemble_scalar(self._boundary_form)))
 
     def potential_at_nodes(self, potential: Array) -> Array:
@@ -308,10 +300,6 @@ class Discretisation:
         self._x.x.array[:] = psi.x.array
         self._potential.interpolate(self._square)
         return self._potential.x.array.copy()
-
-    def _load(self, function: fem.Function, owned: Array) -> None:
-        function.x.array[: self.num_owned] = owned
-        function.x.scatter_forward()
 
     def _free(self, owned: Array) -> Array:
         owned[self.constrained] = 0.0

@@ -25,13 +25,14 @@ from fem_mf.closure import make_closure
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.hjb_stage import HJBResult, HJBStage
+from fem_mf.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.log_density import LogDensity, log_density
 from fem_mf.observables import energy, warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
 from fem_mf.regularity import Regularity
 from fem_mf.riccati import Quadratic
+from fem_mf.spaces import set_owned
 from fem_mf.state import HJBState
 from fem_mf.weighted import WeightedStage
 
@@ -211,9 +212,7 @@ class HJBFlow:
             drifts = classical.advance(t, dt, stages)
         shift = self._shift(now, y)
         for i, (factor, weights) in enumerate(stages):
-            start = w + dt * sum(
-                (c * r.rate for c, r in zip(weights, results, strict=True)), np.zeros_like(w)
-            )
+            start = stage_start(w, dt, weights, results)
             if classical is not None:
                 stage.set_drift(drifts[i])
             guess = results[-1].unknown if results else w
@@ -282,8 +281,7 @@ class HJBFlow:
         for name, values in (("v", v), ("w", w)):
             function = self.problem.new_amplitude()
             function.name = name
-            function.x.array[: self.problem.num_owned] = values
-            function.x.scatter_forward()
+            set_owned(function, values)
             parts[name] = function
         return {
             **parts,

@@ -17,7 +17,7 @@ solutions are exact for k ≥ 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ from fem_mf.log_density import LogDensity
 from fem_mf.nonlinear import NewtonSolver
 from fem_mf.options import Options, mumps
 from fem_mf.problem import Problem
-from fem_mf.spaces import exact_measure
+from fem_mf.spaces import assemble_owned, exact_measure, set_owned
 
-__all__ = ["HJBResult", "HJBStage"]
+__all__ = ["HJBResult", "HJBStage", "stage_start"]
 
 _ADD = la.InsertMode.add
 # Functions of several forms, of which their annotations know one.
@@ -68,6 +68,12 @@ class HJBResult:
     record: FixedPointRecord
     newton_iterations: int
     newton_most: int
+
+
+def stage_start(now: Array, dt: float, weights: Sequence[float], before: list[HJBResult]) -> Array:
+    """r of a stage: the value at the start of the step and the rates of the stages before it."""
+    rates = (c * result.rate for c, result in zip(weights, before, strict=True))
+    return np.asarray(now + dt * sum(rates, np.zeros_like(now)))
 
 
 class HJBStage:
@@ -142,16 +148,11 @@ class HJBStage:
         self._jacobian: Any = fem.form(ufl.derivative(residual, w, delta))
 
     def _load(self, x: PETSc.Vec) -> None:
-        self.w.x.array[: self.problem.num_owned] = x.array_r
-        self.w.x.scatter_forward()
+        set_owned(self.w, np.asarray(x.array_r, dtype=np.float64))
 
     def _assemble_residual(self, x: PETSc.Vec, f: PETSc.Vec) -> None:
         self._load(x)
-        work = self._work
-        work.x.array[:] = 0.0
-        fem.assemble_vector(work.x.array, self._residual)
-        work.x.scatter_reverse(_ADD)
-        f.array[:] = work.x.array[: self.problem.num_owned]
+        f.array[:] = assemble_owned(self._residual, self._work)
 
     def _assemble_jacobian(self, x: PETSc.Vec, matrix: PETSc.Mat) -> None:
         self._load(x)
@@ -219,8 +220,7 @@ class HJBStage:
 
     def set_drift(self, v: Array) -> None:
         """Set v by its owned values. Collective."""
-        self.drift.x.array[: self.problem.num_owned] = v
-        self.drift.x.scatter_forward()
+        set_owned(self.drift, v)
 
     def solve(self, start: Array, guess: Array, y: Array, a: float, shift: float) -> HJBResult:
         """Solve one stage; ``drift`` has been set. Collective.
@@ -260,8 +260,7 @@ class HJBStage:
         )
 
     def _prepare(self, start: Array, guess: Array, a: float, shift: float) -> _Evaluation:
-        self._start.x.array[: self.problem.num_owned] = start
-        self._start.x.scatter_forward()
+        set_owned(self._start, start)
         self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)
         self._solution.array[:] = guess
         return _Evaluation(self)

@@ -15,18 +15,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import ufl
-from dolfinx import fem, la
+from dolfinx import fem
 
 from fem_mf.density import Density
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import global_sum
 from fem_mf.points import evaluate_at
 from fem_mf.problem import Problem
-from fem_mf.spaces import exact_measure
+from fem_mf.spaces import assemble_owned, exponential_measure, set_owned
 
 __all__ = ["LogDensity", "log_density"]
 
-_EXTRA_DEGREE = 6  # of the quadrature of e^{−u}, which is no polynomial
 # ψ below e^{−U/2} of its maximum is where a density floors it: u beyond U is not known from ψ.
 _LARGEST_U = 90.0
 
@@ -41,8 +40,7 @@ class _Forms:
         if problem.lumped:
             dx = problem.dx_mass
         else:
-            degree = 2 * problem.degree + problem.potential_degree + _EXTRA_DEGREE
-            dx = exact_measure(problem.mesh, degree)
+            dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
         m = ufl.exp(-self.u)
         theta = ufl.TestFunction(problem.potential_space)
         self.measure = fem.form(m * theta * dx)
@@ -51,7 +49,6 @@ class _Forms:
         self.mean = fem.form(self.other * m * dx)
         self.square = fem.form(self.other**2 * m * dx)
         self._comm = problem.comm
-        self._owned = problem.num_potential_owned
 
     def integral(self, form: fem.Form) -> float:
         """A scalar form over all ranks. Collective."""
@@ -59,10 +56,7 @@ class _Forms:
 
     def nodal_measure(self) -> Array:
         """∫e^{−u}θ_i for every θ_i of the potential space, owned. Collective."""
-        self._load.x.array[:] = 0.0
-        fem.assemble_vector(self._load.x.array, self.measure)
-        self._load.x.scatter_reverse(la.InsertMode.add)
-        return self._load.x.array[: self._owned].copy()
+        return assemble_owned(self.measure, self._load).copy()
 
 
 _FORMS: WeakKeyDictionary[Problem, _Forms] = WeakKeyDictionary()
@@ -92,8 +86,7 @@ class LogDensity(Density):
             raise ValueError("u = −log m is not finite")
         self._log: fem.Function = problem.new_amplitude()
         self._log.name = "u"
-        self._log.x.array[: problem.num_owned] = u - lowest
-        self._log.x.scatter_forward()
+        set_owned(self._log, u - lowest)
         mass = self._bind(problem).integral(_forms(problem).mass)
         if not mass > 0.0:
             raise ValueError("e^{−u} has no mass on this mesh")
@@ -171,8 +164,7 @@ class LogDensity(Density):
 
     def _integrate(self, values: Array, form: Any) -> float:
         forms = self._bind(self.problem)
-        forms.other.x.array[: self.problem.num_owned] = values
-        forms.other.x.scatter_forward()
+        set_owned(forms.other, values)
         return forms.integral(form)
 
     def evaluate(self, points: npt.ArrayLike) -> Array:

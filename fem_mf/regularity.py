@@ -16,6 +16,7 @@ from dolfinx import fem
 
 from fem_mf.features import Array
 from fem_mf.problem import Problem
+from fem_mf.spaces import set_owned
 
 __all__ = ["Regularity"]
 
@@ -43,8 +44,7 @@ class Regularity:
 
     def _evaluate(self, expression: fem.Expression, values: Array) -> Array:
         problem = self.problem
-        self._f.x.array[: problem.num_owned] = values
-        self._f.x.scatter_forward()
+        set_owned(self._f, values)
         return np.asarray(expression.eval(problem.mesh, self._cells))
 
     def _slopes(self, values: Array) -> Array:

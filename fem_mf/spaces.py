@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from dolfinx import mesh
+from dolfinx import fem, la, mesh
 
 from fem_mf.features import Array
 
 __all__ = [
+    "assemble_owned",
     "cell_family",
     "exact_measure",
+    "exponential_measure",
     "lumped_measure",
     "owned_values",
+    "set_owned",
 ]
+
+_EXTRA_DEGREE = 6
+# A function of several forms, of which its annotations know one.
+_assemble_vector: Any = fem.assemble_vector
 
 
 def cell_family(domain: mesh.Mesh) -> str:
@@ -29,6 +38,11 @@ def exact_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:
     return ufl.Measure("dx", domain=domain, metadata={"quadrature_degree": degree})
 
 
+def exponential_measure(domain: mesh.Mesh, degree: int, potential_degree: int) -> ufl.Measure:
+    """Quadrature for e^{−u} times polynomials, u and V of the given degrees: never exact."""
+    return exact_measure(domain, 2 * degree + potential_degree + _EXTRA_DEGREE)
+
+
 def lumped_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:
     """Quadrature at the nodes of the Lagrange element of the given degree.
 
@@ -40,6 +54,24 @@ def lumped_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:
     else:
         metadata = {"quadrature_rule": "GLL", "quadrature_degree": 2 * degree - 1}
     return ufl.Measure("dx", domain=domain, metadata=metadata)
+
+
+def set_owned(function: fem.Function, values: Array) -> None:
+    """Set a scalar function by this rank's values. Collective."""
+    function.x.array[: function.function_space.dofmap.index_map.size_local] = values
+    function.x.scatter_forward()
+
+
+def assemble_owned(form: fem.Form, work: fem.Function) -> Array:
+    """Assemble a linear form; this rank's values, in a function that is written over. Collective.
+
+    Returns:
+        ``(num_owned,)``, not a copy.
+    """
+    work.x.array[:] = 0.0
+    _assemble_vector(work.x.array, form)
+    work.x.scatter_reverse(la.InsertMode.add)
+    return work.x.array[: work.function_space.dofmap.index_map.size_local]
 
 
 def owned_values(vector: PETSc.Vec) -> Array:

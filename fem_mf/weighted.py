@@ -27,7 +27,7 @@ from fem_mf.log_density import LogDensity
 from fem_mf.options import Options, mumps
 from fem_mf.problem import Problem
 from fem_mf.solvers import SpdSolver
-from fem_mf.spaces import exact_measure
+from fem_mf.spaces import assemble_owned, exponential_measure, set_owned
 
 __all__ = ["WeightedStage"]
 
@@ -35,7 +35,6 @@ _ADD = la.InsertMode.add
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 _grad: Any = ufl.grad
 _inner: Any = ufl.inner
-_EXTRA_DEGREE = 6  # of the quadrature of ρ, which is no polynomial
 
 
 class WeightedStage:
@@ -73,8 +72,7 @@ class WeightedStage:
         self._potential: fem.Function = problem.new_potential()
         one: Any = default_scalar_type(1.0)
         self._inertia, self._weight = (fem.Constant(problem.mesh, one) for _ in range(2))
-        degree = 2 * problem.degree + problem.potential_degree + _EXTRA_DEGREE
-        dx = exact_measure(problem.mesh, degree)
+        dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
         chi, phi = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
         rho, inertia, a = ufl.exp(-self.drift), self._inertia, self._weight
         diffusion: Any = default_scalar_type(0.5 * problem.sigma**2)
@@ -89,8 +87,7 @@ class WeightedStage:
 
     def set_drift(self, v: Array) -> None:
         """Set v by its owned values; only differences count. Collective."""
-        self.drift.x.array[: self.problem.num_owned] = v - self.problem.min(v)
-        self.drift.x.scatter_forward()
+        set_owned(self.drift, v - self.problem.min(v))
 
     def encode(self, w: Array) -> Array:
         """The unknown φ of w, by owned values."""
@@ -116,15 +113,10 @@ class WeightedStage:
         Raises:
             ConvergenceError: the fixed point or the linear solver failed, or φ is not positive.
         """
-        problem = self.problem
         self._inertia.value = np.asarray(1.0 / (1.0 + a))
         self._weight.value = np.asarray(a / (1.0 + a))
-        self._start.x.array[: problem.num_owned] = start
-        self._start.x.scatter_forward()
-        self._work.x.array[:] = 0.0
-        fem.assemble_vector(self._work.x.array, self._load_form)
-        self._work.x.scatter_reverse(_ADD)
-        self._right.array[:] = self._work.x.array[: problem.num_owned]
+        set_owned(self._start, start)
+        self._right.array[:] = assemble_owned(self._load_form, self._work)
         self._solution.array[:] = guess
         evaluation = _Evaluation(self, a, shift)
         record = solve(
