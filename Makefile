@@ -1,7 +1,7 @@
 # Every target sets up .venv first when it has to; nothing is installed by hand.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-serial test-parallel-2 test-parallel-3 lint format clean
+.PHONY: help setup demo test test-serial test-parallel-2 test-parallel-3 docs lint format image-test hosts-test clean
 
 # Overridable: make demo NP=4 ARGS="--sigma 0.5"
 NP ?= 2
@@ -35,12 +35,17 @@ demo: .venv/.ready ## run a demo: DEMO=two_layer_network NP=2 OUTPUT=results/...
 
 test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tests/parallel at 2 and 3 ranks
 
-# In two processes: MPI has 2,048 communicators for the meshes that one of them keeps.
+# In two processes: MPI has 2,048 communicators for the meshes that one of them keeps, and there are
+# two cores. What the first one says is shown when the second one is through.
 test-serial: .venv/.ready
 	@echo "== tests at 1 rank"
-	@$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/unit </dev/null $(say-if-stopped)
-	@$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/convergence tests/demos tests/parallel \
-		</dev/null $(say-if-stopped)
+	@mkdir -p .cache; \
+	$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/unit </dev/null >.cache/unit.log 2>&1 & unit=$$!; \
+	trap "kill $$unit 2>/dev/null" EXIT; status=0; \
+	$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) -p no:cacheprovider \
+		tests/convergence tests/demos tests/parallel </dev/null || status=$$?; \
+	wait $$unit || status=$$?; cat .cache/unit.log; \
+	[ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status
 
 # One job a file, for the same reason.
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
@@ -52,6 +57,11 @@ test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 # 124 is how `timeout` says that it had to stop the program, without a word.
 say-if-stopped = || { status=$$?; [ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status; }
 
+# -W: a warning stops it; -E: nothing is left over from the build before.
+docs: .venv/.ready ## the documentation, docs/_build/index.html
+	@$(LIMIT) 300 $(BIN)/python -m sphinx -W -E --keep-going -q docs docs/_build </dev/null $(say-if-stopped)
+	@echo "Open docs/_build/index.html"
+
 lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -61,6 +71,12 @@ format: .venv/.ready ## put the code into the form `make lint` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+image-test: ## build the container image and try it (docker/image-test.sh)
+	docker/image-test.sh $(ARGS)
+
+hosts-test: .venv/.ready ## one MPI job on two hosts made of network namespaces (needs root)
+	docker/hosts-test.sh $(ARGS)
+
 clean: ## remove caches and build products; keeps .venv and results
-	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf

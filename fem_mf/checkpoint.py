@@ -57,15 +57,15 @@ _WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Checkpoint(RunFile):
-    """Writes the state of a run every so many steps or minutes, and when the run is told to stop.
+    """Writes the state of a run every so many steps or minutes, and when told to stop. Collective.
 
     On SIGTERM or SIGUSR1, at any rank, the next call of ``write`` writes a checkpoint and ends the
     program with exit code 0 (``SystemExit`` on every rank, so that ``with`` blocks close their
     files). The handlers are in place until the checkpoint is closed.
 
     Args:
-        path: the folder; created, with its parents, when it is not there. A checkpoint in it stays
-            until the first new one is complete. Collective.
+        path: the folder, on a file system that all ranks share; created, with its parents, when it
+            is not there. A checkpoint in it stays until the first new one is complete.
         problem: the problem of the run, on a mesh of geometry degree 1 or 2.
         every: write at each ``every``-th step of the flow; None: not by steps.
         minutes: write when so many minutes have passed since the last time; None: not by time.
