@@ -1,17 +1,23 @@
-"""Pictures of densities, histories and fits, drawn on rank 0 with matplotlib.
+"""Pictures: densities in memory, and everything in a folder of results; the public face of drawing.
 
     plot_density("run/density.png", state.density, title="t = 1")
-    plot_history("run/history.png", History.read("run/history.csv"))
+    render("run")                                   # pictures, film and curves of what is there
+    film("run/series.xdmf", "run/m.mp4", field="m")
 
-matplotlib is optional (``pip install 'fem_mf[plot]'``) and imported only when something is drawn;
-no window is ever opened. The format follows the suffix of the path (png, pdf, svg).
+On the command line (``--help`` for the rest), also while the run goes on:
+
+    python -m fem_mf.plotting results/run --format gif --every 2
+
+matplotlib, pyvista and imageio are optional (``pip install 'fem_mf[plot]'``) and imported only when
+something is drawn; rank 0 draws, no window is ever opened and no display is needed. The format of
+pictures follows the suffix of the path.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
@@ -19,7 +25,10 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from fem_mf.curves import Path_, make_figure, plot_convergence, plot_fit, plot_history, save
+from fem_mf.film import FORMATS, Look, film, picture
 from fem_mf.parallel import on_root
+from fem_mf.results import render
 from fem_mf.sampled import Array, Sampled, gather, spread
 
 if TYPE_CHECKING:
@@ -29,11 +38,19 @@ if TYPE_CHECKING:
 
     from fem_mf.density import Density
 
-__all__ = ["Sampled", "gather", "plot_density", "plot_fit", "plot_history"]
+__all__ = [
+    "Look",
+    "Sampled",
+    "film",
+    "gather",
+    "picture",
+    "plot_convergence",
+    "plot_density",
+    "plot_fit",
+    "plot_history",
+    "render",
+]
 
-type Path_ = str | os.PathLike[str]
-
-_LOGARITHMIC = ("dissipation", "residual", "gap")
 _BINS = 50  # per axis of a marginal
 _SAMPLES = 2_000_000  # points that share the mass of a 3-d density, 800 per bin of a marginal
 
@@ -84,7 +101,7 @@ def _gather_m(density: Density, d: int) -> Sampled | None:
 
 
 def _curves(path: Path_, samples: dict[str, Sampled], title: str, points: Array | None) -> None:
-    figure = _figure(5.2, 3.4)
+    figure = make_figure(5.2, 3.4)
     axes = figure.subplots()
     for label, sample in samples.items():
         order = np.argsort(sample.points[:, 0])
@@ -95,11 +112,11 @@ def _curves(path: Path_, samples: dict[str, Sampled], title: str, points: Array 
     axes.set_ylim(bottom=0.0 if points is None else None)
     if any(samples):
         axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _colours(path: Path_, sample: Sampled, title: str, points: Array | None) -> None:
-    figure = _figure(5.0, 4.2)
+    figure = make_figure(5.0, 4.2)
     from matplotlib.tri import Triangulation
 
     axes = figure.subplots()
@@ -109,11 +126,11 @@ def _colours(path: Path_, sample: Sampled, title: str, points: Array | None) -> 
         axes.plot(*points.T, ".", color="white", markersize=2.5, markeredgewidth=0, alpha=0.7)
     axes.set(xlabel="x₁", ylabel="x₂", title=title)
     _finish_map(figure, axes, colours, "m(x)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _marginals(path: Path_, sample: Sampled, title: str, points: Array | None) -> None:
-    figure = _figure(10.5, 3.4)
+    figure = make_figure(10.5, 3.4)
     positions, masses = spread(sample, _SAMPLES)
     box = np.stack([sample.points.min(axis=0), sample.points.max(axis=0)], axis=1)
     panels = figure.subplots(1, 3)
@@ -130,7 +147,7 @@ def _marginals(path: Path_, sample: Sampled, title: str, points: Array | None) -
         axes.set(xlabel=names[0], ylabel=names[1])
         _finish_map(figure, axes, colours, f"m({names[0]}, {names[1]})")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _finish_map(figure: Figure, axes: Axes, colours: ScalarMappable, label: str) -> None:
@@ -140,111 +157,77 @@ def _finish_map(figure: Figure, axes: Axes, colours: ScalarMappable, label: str)
     figure.colorbar(colours, cax=axes.inset_axes((1.04, 0.0, 0.05, 1.0)), label=label)
 
 
-def plot_history(
-    path: Path_,
-    history: Mapping[str, npt.ArrayLike],
-    columns: Sequence[str] = ("energy", "dissipation"),
-    title: str = "",
-    lowest: float | None = None,
-    comm: MPI.Comm = MPI.COMM_SELF,
-) -> None:
-    """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
-
-    The energy is drawn above its lowest value, which the label tells; it, dissipation, residual
-    and gap have logarithmic axes.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw a folder of results: ``python -m fem_mf.plotting``. Collective on all ranks.
 
     Args:
-        path: the picture; missing folders are created.
-        history: what ``History.read`` returns; only rank 0's is used.
-        columns: a panel for each.
-        title: above the picture.
-        lowest: the minimal energy, if known (``minimise``); otherwise the smallest in the history,
-            towards which the curve bends down at its end.
-        comm: the communicator that calls.
+        arguments: the words of the command line, those of this process by default.
 
-    Raises:
-        ValueError: a column is missing.
-        ImportError: matplotlib is missing.
+    Returns:
+        The exit code: 0, 1 when there is nothing to draw or it cannot be drawn, 2 for a mistake
+        in the arguments.
     """
-
-    def draw() -> None:
-        missing = [name for name in ("t", *columns) if name not in history]
-        if missing:
-            raise ValueError(f"no column {missing} in a history of {list(history)}")
-        figure = _figure(3.8 * len(columns), 3.2)
-        panels = figure.subplots(1, len(columns), squeeze=False)[0]
-        for axes, name in zip(panels, columns, strict=True):
-            _history_panel(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
-        figure.suptitle(title)
-        _save(figure, path)
-
-    on_root(comm, draw)
-
-
-def _history_panel(axes: Axes, name: str, t: Array, values: Array, lowest: float | None) -> None:
-    label = name.replace("_", " ")
-    if name == "energy" and np.ptp(values) > 0.0:
-        lowest = float(values.min()) if lowest is None else lowest
-        label = f"energy {'+' if lowest < 0.0 else '−'} {abs(lowest):.8g}"
-        values = values - lowest
-    shown = values > 0.0
-    logarithmic = name in ("energy", *_LOGARITHMIC) and bool(shown.any())
-    if logarithmic:
-        t, values = t[shown], values[shown]
-        axes.set_yscale("log")
-    axes.plot(t, values, "." if len(t) == 1 else "-")
-    axes.set(xlabel="t", ylabel=label)
-    axes.grid(alpha=0.3)
-
-
-def plot_fit(
-    path: Path_,
-    z: npt.ArrayLike,
-    y: npt.ArrayLike,
-    grid: npt.ArrayLike,
-    curves: Mapping[str, npt.ArrayLike],
-    title: str = "",
-    labels: tuple[str, str] = ("z", "y"),
-    comm: MPI.Comm = MPI.COMM_SELF,
-) -> None:
-    """Draw data and regression curves. Collective on ``comm``, whose rank 0 draws.
-
-    Args:
-        path: the picture; missing folders are created.
-        z: ``(k,)`` inputs of the data.
-        y: ``(k,)`` outputs of the data.
-        grid: ``(n,)`` inputs of the curves, ascending.
-        curves: ``(n,)`` outputs by label.
-        title: above the picture.
-        labels: of the two axes.
-        comm: the communicator that calls.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-
-    def draw() -> None:
-        figure = _figure(5.6, 3.6)
-        axes = figure.subplots()
-        axes.plot(np.ravel(z), np.ravel(y), "o", color="0.45", markersize=3, label="data")
-        for label, values in curves.items():
-            axes.plot(np.ravel(grid), np.ravel(values), label=label)
-        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-        axes.legend(frameon=False)
-        _save(figure, path)
-
-    on_root(comm, draw)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """Make a figure that pyplot does not know: no window, and nothing to close."""
+    comm = MPI.COMM_WORLD
+    options: argparse.Namespace | int | str | None = None
+    if comm.rank == 0:
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit as stop:  # has said why
+            options = stop.code
+    options = comm.bcast(options, root=0)
+    if not isinstance(options, argparse.Namespace):
+        return int(options or 0)
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'fem_mf[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+        files = render(
+            options.results,
+            options.output,
+            field=options.field,
+            times=options.time,
+            kind=None if options.no_film else options.format,
+            fps=options.fps,
+            every=options.every,
+            look=Look(options.size, options.range, options.rescale, options.whole),
+            comm=comm,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        if not isinstance(cause, OSError | None):
+            raise  # a mistake of ours: with its traceback
+        if comm.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    if comm.rank == 0:
+        print(*files, sep="\n")
+    return 0
 
 
-def _save(figure: Figure, path: Path_) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fem_mf.plotting",
+        description="Pictures, a film and curves of a folder of results, without a display; "
+        "also while the run goes on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("results", help="folder with .xdmf or .pvd series and history.csv, or one of these files")
+    add("--output", metavar="DIR", help="folder for the pictures; that of the results if not given")
+    add("--field", default="m", help="m, psi, u or V")
+    add("--time", type=float, nargs="+", default=(), metavar="T", help="of the pictures")
+    add("--format", choices=[kind.removeprefix(".") for kind in FORMATS], default="mp4")
+    add("--no-film", action="store_true", help="pictures only")
+    add("--fps", type=float, default=15.0, help="images of the film per second")
+    add("--every", type=int, default=1, metavar="N", help="one image for so many steps")
+    add("--size", type=_size, default=Look.size, metavar="WxH", help="in pixels")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of colours and heights")
+    add("--rescale", action="store_true", help="a new range for each image")
+    add("--whole", action="store_true", help="the whole mesh, not only where there is mass")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

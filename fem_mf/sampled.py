@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
 
-__all__ = ["Array", "Sampled", "gather", "spread"]
+__all__ = ["Array", "Sampled", "gather", "spread", "subdivision"]
 
 type Array = npt.NDArray[np.float64]
 type Indices = npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | Non
     nodal.interpolate(function)
     index_map = space.dofmap.index_map
     num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
-    pieces = _subdivision(mesh.basix_cell(), degree, element.basix_element.points)
+    pieces = subdivision(mesh.basix_cell(), degree, element.basix_element.points)
     local_cells = space.dofmap.list[:num_cells][:, pieces].reshape(-1, pieces.shape[1])
     num_owned = index_map.size_local
     local = (
@@ -82,7 +82,7 @@ def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | Non
     return Sampled(points, cells, values)
 
 
-def _subdivision(cell: basix.CellType, degree: int, nodes: Array) -> Indices:
+def subdivision(cell: basix.CellType, degree: int, nodes: Array) -> Indices:
     """Cut a reference cell with equally spaced nodes into simplices of neighbouring nodes.
 
     Kuhn's subdivision: from each corner of the lattice walk one step along each axis, in every
