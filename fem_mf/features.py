@@ -71,8 +71,9 @@ class FeatureMatrix:
     """Φ ≈ Q R: ``basis`` Q is ``(n, r)`` on this rank's nodes, ``coordinates`` R is ``(r, K)``.
 
     Collective to build and in :meth:`moments`. Columns arrive in blocks, so that the full matrix
-    of a large data set never exists. The rank is decided on all ranks together; truncation is at
-    1e-14 of the largest singular value, which no result can see.
+    of a large data set never exists. Q holds singular directions, the strongest first, so that few
+    of them matter to a mean field even where the rank is full. The rank is decided on all ranks
+    together; truncation is at 1e-14 of the largest singular value, which no result can see.
     """
 
     def __init__(self, comm: MPI.Comm, num_owned: int, blocks: Iterable[Array]) -> None:
@@ -112,8 +113,6 @@ class FeatureMatrix:
         _, values, right = np.linalg.svd(stacked, full_matrices=False)
         values, right = self.comm.bcast((values, right), root=0)
         rank = max(1, int(np.count_nonzero(values > _RANK_TOLERANCE * values[0])))
-        if rank > 0.75 * basis.shape[1]:
-            return basis, coordinates
         return basis @ right[:rank].T, right[:rank] @ coordinates
 
     @property

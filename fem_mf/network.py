@@ -2,15 +2,18 @@
 
 F = NetworkLoss(z, y, neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
 F.predict(density, new_z)    # the network's output
+
+With labels y = ±1 and ``loss="logistic"`` it is a classifier, and f the log-odds of y = 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.functionals import Cylindrical
@@ -21,24 +24,43 @@ __all__ = ["NetworkLoss"]
 type Neuron = Callable[[Array, Any], Array]
 
 
-class NetworkLoss(Cylindrical):
-    """Quadratic loss of an infinitely wide two-layer network on data (z_j, y_j), j = 1..K.
+class _Loss(NamedTuple):
+    """ℓ(f, y) of outputs f for data y, and ∂ℓ/∂f; convex in f, so that F is convex in m."""
 
-    F(m) = (1/K) Σ_j (y_j − ∫N(z_j; x) dm)²,  V[m] = −(2/K) Σ_j (y_j − ∫N(z_j;·) dm) N(z_j; ·).
+    value: Callable[[Array, Array], Array]
+    slope: Callable[[Array, Array], Array]
+
+
+_LOSSES = {
+    "squared": _Loss(lambda f, y: (y - f) ** 2, lambda f, y: -2.0 * (y - f)),
+    # The functions of NumPy and SciPy that neither overflow nor cancel for large |f|.
+    "logistic": _Loss(lambda f, y: np.logaddexp(0.0, -y * f), lambda f, y: -y * expit(-y * f)),
+}
+
+
+class NetworkLoss(Cylindrical):
+    """Mean loss of an infinitely wide two-layer network on data (z_j, y_j), j = 1..K.
+
+    F(m) = (1/K) Σ_j ℓ(f(z_j), y_j),  V[m] = (1/K) Σ_j ∂_fℓ(f(z_j), y_j) N(z_j; ·),  where
+    f(z) = ∫N(z; x) dm is the output and ℓ convex in f: (y − f)², or log(1 + e^(−yf)) for labels.
 
     Args:
         z: the inputs, ``(K,)`` or ``(K, k)``.
-        y: the outputs, ``(K,)``.
+        y: the outputs, ``(K,)``; labels −1 and 1 for the logistic loss.
         neuron: ``neuron(x, z_j)`` of parameters ``x``, shape ``(3, n)``, and one datum (a number,
             or ``(k,)``), returning ``(n,)``.
+        loss: ``"squared"`` or ``"logistic"``.
 
     Raises:
-        ValueError: empty data, values that are not finite, or z and y of different length.
+        ValueError: empty data, values that are not finite, z and y of different length, an unknown
+            loss, or labels other than −1 and 1.
     """
 
     _label = "the neuron at datum"
 
-    def __init__(self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Neuron) -> None:
+    def __init__(
+        self, z: npt.ArrayLike, y: npt.ArrayLike, neuron: Neuron, loss: str = "squared"
+    ) -> None:
         self.z = np.asarray(z, dtype=np.float64)
         self.y = np.asarray(y, dtype=np.float64)
         if self.z.ndim not in (1, 2) or self.y.ndim != 1:
@@ -51,11 +73,18 @@ class NetworkLoss(Cylindrical):
             raise ValueError("NetworkLoss needs at least one datum; z and y are empty")
         if not (np.isfinite(self.z).all() and np.isfinite(self.y).all()):
             raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
+        if loss not in _LOSSES:
+            raise ValueError(f"loss is 'squared' or 'logistic', not {loss!r}")
+        if loss == "logistic" and not np.isin(self.y, (-1.0, 1.0)).all():
+            raise ValueError(
+                f"with loss='logistic' y are labels −1 or 1; got values {np.unique(self.y)[:5]}"
+            )
         self.neuron = neuron
+        value, slope = _LOSSES[loss]
         super().__init__(
             [_neuron_at(neuron, datum) for datum in self.z],
-            lambda f: float(np.mean((self.y - f) ** 2)),
-            lambda f: (-2.0 / len(self.y)) * (self.y - f),
+            lambda f: float(np.mean(value(f, self.y))),
+            lambda f: slope(f, self.y) / len(self.y),
             convex=True,
         )
 

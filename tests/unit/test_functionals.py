@@ -221,6 +221,34 @@ def test_network_predicts_at_new_inputs():
     np.testing.assert_allclose(functional.predict(density, Z), functional.predict(density))
 
 
+def test_logistic_loss():
+    labels = np.sign(np.cos(3.0 * Z))
+    functional = mf.NetworkLoss(Z, labels, lambda x, z: 5.0 * neuron(x, z), loss="logistic")
+    density = density_on(("quadrilaterals", 4, "lumped"), functional)
+    f = functional.predict(density)
+    assert functional.value(density) == pytest.approx(np.mean(np.log1p(np.exp(-labels * f))))
+    x = density.problem.potential_nodes
+    slopes = -labels / (1.0 + np.exp(labels * f)) / Z.size
+    expected = sum(c * 5.0 * neuron(x, z) for c, z in zip(slopes, Z, strict=True))
+    np.testing.assert_allclose(nodal(functional.derivative(density)), expected, atol=1e-13)
+    assert 1.9 < mf.check_derivative(functional, density).order < 2.1
+    assert mf.probe_convexity(functional, density) > 0
+
+
+def test_logistic_loss_of_outputs_far_from_zero():
+    functional = mf.NetworkLoss([1.0, 2.0], [-1.0, 1.0], neuron, loss="logistic")
+    far = np.array([1e4, 1e4])
+    assert functional.phi(far) == 5e3
+    np.testing.assert_array_equal(functional.gradient(far), [0.5, 0.0])
+
+
+def test_network_loss_refuses_an_unknown_loss_and_labels_of_another_kind():
+    with pytest.raises(ValueError, match="loss is 'squared' or 'logistic', not 'hinge'"):
+        mf.NetworkLoss(Z, Y, neuron, loss="hinge")
+    with pytest.raises(ValueError, match=r"y are labels −1 or 1; got values \[0\. 1\.\]"):
+        mf.NetworkLoss([1.0, 2.0], [0.0, 1.0], neuron, loss="logistic")
+
+
 @every_space
 def test_contact_is_exact(space):
     functional = mf.Contact(2.5)

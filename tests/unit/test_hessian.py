@@ -38,6 +38,11 @@ def network():
     return mf.NetworkLoss(Z, np.sin(2 * Z), lambda x, z: np.tanh(x[0] * z + x[1]))
 
 
+def classifier():
+    labels = np.where(np.cos(3 * Z) > 0, 1.0, -1.0)
+    return mf.NetworkLoss(Z, labels, lambda x, z: 4 * np.tanh(x[0] * z + x[1]), loss="logistic")
+
+
 def quartic():
     """A cylindrical functional whose curvature changes with the moments."""
     return mf.Cylindrical(
@@ -69,6 +74,7 @@ class Users:
 FUNCTIONALS = {
     "linear": lambda: mf.Potential(trap),
     "network": lambda: mf.Potential(trap) + network(),
+    "classifier": lambda: mf.Potential(trap) + classifier(),
     "quartic": quartic,
     "contact": lambda: mf.Potential(trap) + mf.Contact(20.0),
     "attractive contact": lambda: mf.Contact(-4.0) + mf.Potential(trap),

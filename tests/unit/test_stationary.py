@@ -39,6 +39,13 @@ def network():
     return mf.Potential(trap) + mf.NetworkLoss(Z, np.sin(2 * Z), neuron)
 
 
+def classifier():
+    labels = np.where(np.cos(3 * Z) > 0, 1.0, -1.0)
+    return mf.Potential(trap) + mf.NetworkLoss(
+        Z, labels, lambda x, z: 9.0 * neuron(x, z), loss="logistic"
+    )
+
+
 def one_dimensional():
     return mf.Potential(trap) + mf.NetworkLoss(
         Z, np.sin(2 * Z), lambda x, z: np.tanh(x[0] * z + 0.5)
@@ -803,3 +810,19 @@ def test_the_command_line_chooses_the_preconditioner():
         options.delValue("fem_mf_stationary_pc_type")
     assert slow.linear_iterations > 2 * best.linear_iterations
     assert slow.energy == pytest.approx(best.energy, abs=1e-12)
+
+
+def test_the_flow_of_a_classifier_leads_to_its_minimiser():
+    problem = quadrilaterals(classifier())
+    best = mf.minimise(problem)
+    assert best.convexity is mf.Convexity.PROVED
+    assert best.gap <= 1e-10
+    start = mf.Density.from_function(problem, gaussian([0.3, -0.2], 1.0))
+    ends = []
+    for accelerator in (mf.Newton(), mf.Anderson(depth=10)):
+        flow = mf.SchrodingerFlow(problem, 0.5, "sdirk2", accelerator=accelerator)
+        states = list(flow.run(start, 20.0))
+        assert np.all(np.diff([state.energy for state in states]) < 0)
+        ends.append(states[-1].energy)
+    assert ends[0] == pytest.approx(ends[1], abs=1e-10)
+    assert 0 < ends[0] - best.energy < 1e-3
