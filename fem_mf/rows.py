@@ -27,9 +27,7 @@ type Path_ = str | os.PathLike[str]
 type Blocks = list[list[int]]  # first row, row after the last, CRC-32 of the bytes between
 
 
-def write_rows(
-    comm: MPI.Intracomm, path: Path_, rows: npt.NDArray[np.float64 | np.int64]
-) -> Blocks:
+def write_rows(comm: MPI.Comm, path: Path_, rows: npt.NDArray[np.float64 | np.int64]) -> Blocks:
     """Write the rows of all ranks, in the order of the ranks, down to the disk. Collective.
 
     Args:
@@ -50,7 +48,7 @@ def write_rows(
     row_bytes = rows.itemsize * int(np.prod(rows.shape[1:]))
     error: Exception | None = None
     try:
-        file = MPI.File.Open(comm, path, MPI.MODE_WRONLY | MPI.MODE_CREATE)
+        file = MPI.File.Open(comm, path, MPI.MODE_WRONLY | MPI.MODE_CREATE)  # type: ignore[arg-type]
         file.Set_size(0)
         if comm.rank == 0:
             file.Write_at(0, header)
