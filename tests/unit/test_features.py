@@ -59,12 +59,14 @@ def test_functional_keeps_few_features_and_the_same_potential(problem):
     np.testing.assert_allclose(potential, -2 / 40 * full @ residual, rtol=0, atol=1e-12)
 
 
-def test_independent_features_are_kept_as_they_are():
+def test_independent_features_keep_their_rank_and_are_put_in_order():
     full = RNG.normal(size=(50, 12))
     matrix = FeatureMatrix(COMM, 50, [full[:, :6], full[:, 6:]])
     assert matrix.rank == 12
-    np.testing.assert_array_equal(matrix.basis, full)
-    np.testing.assert_array_equal(matrix.coordinates, np.eye(12))
+    np.testing.assert_allclose(matrix.basis @ matrix.coordinates, full, rtol=0, atol=1e-13)
+    gram = matrix.basis.T @ matrix.basis
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), rtol=0, atol=1e-12)
+    assert np.all(np.diff(np.diag(gram)) < 0)
 
 
 def test_more_features_than_nodes():

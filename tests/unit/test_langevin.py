@@ -385,7 +385,7 @@ def test_scalars_of_a_state_are_those_of_its_density():
         gibbs = mf.Density(problem, np.sqrt(gibbs), normalised=True)
         assert state.gap == pytest.approx(half * density.relative_entropy(gibbs), rel=1e-9)
         assert state.boundary_mass == pytest.approx(mf.boundary_mass(problem, density), rel=1e-9)
-        assert list(state.scalars())[:4] == ["t", "dt", "step", "energy"]
+        assert list(state.scalars())[:5] == ["t", "dt", "next_dt", "step", "energy"]
         assert {"gap", "clipped"} < set(state.scalars())
 
 

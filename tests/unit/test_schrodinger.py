@@ -184,7 +184,7 @@ def test_scalars_are_everything_but_the_density():
     problem, start = made("linear")
     *_, state = mf.SchrodingerFlow(problem, 0.5).run(start, 0.5)
     scalars = state.scalars()
-    assert list(scalars)[:4] == ["t", "dt", "step", "energy"]
+    assert list(scalars)[:5] == ["t", "dt", "next_dt", "step", "energy"]
     assert "density" not in scalars
     assert all(isinstance(v, int | float) for v in scalars.values())
     assert {k: getattr(state, k) for k in scalars} == scalars or np.isnan(state.contraction)
