@@ -102,7 +102,16 @@ def test_every_scalar_of_every_state(name):
     check_density(shared[-1].density, alone[-1].density)
 
 
-@pytest.mark.parametrize("name", ["triangles", "quadrilaterals", "disk", "tetrahedra", "walls"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "triangles",
+        pytest.param("quadrilaterals", marks=pytest.mark.chatty),
+        pytest.param("disk", marks=pytest.mark.chatty),
+        "tetrahedra",
+        "walls",
+    ],
+)
 def test_every_scalar_after_long_steps(name):
     shared, alone = runs(name, 10.0, 3)
     compare(shared, alone)
@@ -141,6 +150,7 @@ def test_adaptive_steps(name):
     compare(shared, alone)
 
 
+@pytest.mark.chatty
 def test_adaptive_steps_from_a_step_that_is_far_too_long():
     compare(*runs("interval", 1.0, 2, scheme="crank-nicolson", tolerance=1e-3))
 

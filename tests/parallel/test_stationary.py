@@ -151,7 +151,9 @@ def test_the_gap_of_any_density(name):
     np.testing.assert_allclose(*gaps, **TIGHT)
 
 
-@pytest.mark.parametrize("name", ["triangles", "quadrilaterals"])
+@pytest.mark.parametrize(
+    "name", ["triangles", pytest.param("quadrilaterals", marks=pytest.mark.chatty)]
+)
 def test_every_iterate_from_a_given_start(name):
     histories = []
     for best in both(name, network):
