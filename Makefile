@@ -47,13 +47,16 @@ test-serial: .venv/.ready
 	wait $$unit || status=$$?; cat .cache/unit.log; \
 	[ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status
 
-# One job a file, for the same reason. Three ranks on two cores take turns: a message costs
-# milliseconds there, and tests with very many of them run at one and two ranks only.
+# One job a file, for the same reason; those that make few meshes share one. Three ranks on two cores
+# take turns, and a message costs milliseconds: what sends very many runs at one and two ranks only.
+TOGETHER := $(wildcard $(patsubst %,tests/parallel/test_%.py,bad_input launch memory meshing output))
+ALONE := $(filter-out $(TOGETHER),$(wildcard tests/parallel/test_*.py))
 CHOICE_3 := -m "not chatty"
+
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 	@echo "== tests/parallel at $* ranks"
-	@for file in tests/parallel/test_*.py; do \
-		$(LIMIT) 300 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $(CHOICE_$*) $$file \
+	@for files in "$(TOGETHER)" $(ALONE); do \
+		$(LIMIT) 300 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $(CHOICE_$*) $$files \
 		</dev/null $(say-if-stopped); done
 
 # 124 is how `timeout` says that it had to stop the program, without a word.
