@@ -30,7 +30,7 @@ type Path_ = str | os.PathLike[str]
 _LOGARITHMIC = ("dissipation", "residual", "gap")
 _FIRST = ("energy", *_LOGARITHMIC)
 # Where a run is, not how far it has converged.
-_CLOCK = ("t", "step")
+_CLOCK = ("t", "step", "next_dt")
 
 
 def plot_history(
