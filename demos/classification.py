@@ -76,7 +76,7 @@ HELPS = {
     "minimiser": "find where the flow leads, with a certificate",
     "every": "write every so many steps to the XDMF series, and the last one",
     "minutes": "between checkpoints",
-    "restart": "go on from the checkpoint in the output folder",
+    "restart": "go on from the checkpoint in the output folder, on its mesh",
     "seed": "of the split of the data and of the random neurons",
     "output": "folder for the results",
 }

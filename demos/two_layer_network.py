@@ -68,7 +68,7 @@ HELPS = {
     "tolerance": "L² error of ψ that a step may make; 0 for constant steps",
     "every": "write every so many steps to the XDMF series, and the last one",
     "minutes": "between checkpoints",
-    "restart": "go on from the checkpoint in the output folder",
+    "restart": "go on from the checkpoint in the output folder, on its mesh",
     "samples": "repetitions of each finite network",
     "seed": "of the random neurons",
     "output": "folder for the results",
@@ -234,6 +234,8 @@ def main(
     folder = Path(output)
     saved = mf.Checkpoint.read(folder / "checkpoint", comm) if restart else None
     domain = saved.mesh if saved else build_mesh(dim, radius, h, cell, mesh)
+    if domain.geometry.dim != dim:
+        raise ValueError(f"--dim {dim} needs a mesh of that dimension, not {domain.geometry.dim}")
     tensor = domain.topology.cell_name() in ("quadrilateral", "hexahedron")
     problem = mf.Problem(
         domain,

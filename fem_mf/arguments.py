@@ -37,9 +37,14 @@ def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
 def check_run(problem: Problem, start: Density | State, t_end: float) -> None:
     """A start of the flow's own problem and a final time that is not before it."""
     density = start.density if isinstance(start, State) else start
+    if not isinstance(density, Density):
+        raise ValueError(
+            "the start is a Density, such as Density.from_function(problem, m), or a state of the "
+            f"flow, not {type(start).__name__}"
+        )
     if density.problem is not problem:
         raise ValueError("the start belongs to another problem; build it on the flow's own")
     if not (np.isfinite(t_end) and t_end >= 0):
         raise ValueError(f"t_end must be a non-negative number, not {t_end}")
     if isinstance(start, State) and t_end < start.t:
-        raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}")
+        raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")

@@ -52,16 +52,16 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint"]
 
 _LOG = logging.getLogger(__name__)
-# What schedulers send before the time is up. The launcher of MPICH hands both on to all ranks.
-_WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
+# What schedulers send before the time is up, and Ctrl-C; MPICH's launcher hands them on.
+_WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Checkpoint(RunFile):
     """Writes the state of a run every so many steps or minutes, and when told to stop. Collective.
 
-    On SIGTERM or SIGUSR1, at any rank, the next call of ``write`` writes a checkpoint and ends the
-    program with exit code 0 (``SystemExit`` on every rank, so that ``with`` blocks close their
-    files). The handlers are in place until the checkpoint is closed.
+    On SIGTERM, SIGUSR1 or Ctrl-C, at any rank, the next call of ``write`` writes a checkpoint and
+    ends the program with exit code 0 (``SystemExit`` on every rank, so that ``with`` blocks close
+    their files); a second Ctrl-C does not wait. The handlers are in place until ``close``.
 
     Args:
         path: the folder, on a file system that all ranks share; created, with its parents, when it
@@ -105,6 +105,8 @@ class Checkpoint(RunFile):
                 self._handlers[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self._signal = number
 
     def _next_number(self) -> int:

@@ -101,7 +101,8 @@ class Saved:
         if abs(now - then) > _SAME * max(1.0, abs(then)):
             raise ValueError(
                 f"the checkpoint '{self.path}' belongs to another functional: its density had "
-                f"F = {then:.10g} there and has {now:.10g} here"
+                f"F = {then:.10g} there and has {now:.10g} here; go on with the same parameters "
+                "and data"
             )
         known = {**self._content["numbers"], **functions, "density": density}
         return kind(**{f.name: known[f.name] for f in fields(kind) if f.name in known})
@@ -113,8 +114,9 @@ class Saved:
         different = [f"{k} = {there[k]!r}, not {here[k]!r}" for k in here if here[k] != there[k]]
         if different:
             raise ValueError(
-                f"the checkpoint '{self.path}' belongs to a problem with {', '.join(different)}; "
-                "state.density.on(problem) takes a density from one problem to another"
+                f"the checkpoint '{self.path}' belongs to a problem with {', '.join(different)}: "
+                "go on with the same parameters; in a script, state.density.on(problem) takes the "
+                "density of the old problem to another"
             )
 
     def _function(self, problem: Problem, name: str) -> fem.Function:
@@ -134,7 +136,10 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no checkpoint in '{path}': it has no {MANIFEST}") from None
+        raise FileNotFoundError(
+            f"no checkpoint in '{path}': it has no {MANIFEST}; start the run "
+            "without it, or name the folder of the run that wrote one"
+        ) from None
     except UnicodeDecodeError as caught:
         raise ValueError(f"the checkpoint '{file}' is damaged: {caught}") from None
     try:

@@ -82,6 +82,11 @@ def test_two_ranks_from_the_command_line(run, mpirun, tmp_path):
     assert history["energy"][-1] == pytest.approx(alone["energy"], rel=1e-8)
 
 
+def test_a_mesh_of_another_dimension_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="--dim 3 needs a mesh"):
+        two_layer_network.main(dim=3, cell="quadrilateral", output=str(tmp_path))
+
+
 def test_an_unknown_option_is_an_error(mpirun):
     job = mpirun(2, ["demos/two_layer_network.py", "--sigmaa", "1"], timeout=60)
     assert job.returncode == 2

@@ -287,7 +287,7 @@ def test_a_state_of_this_run_is_a_start_too() -> None:
         flow.run(states[-1], 0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_warning_to_any_rank_stops_all(shared_tmp_path: Path, number: signal.Signals) -> None:
     problem = mf.Problem(square(COMM), network(), 0.7, degree=1, mass="lumped")
     start = mf.Density.from_function(problem, gaussian([0.5, -0.2], 1.4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -271,6 +272,13 @@ def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path: Path) -> None:
     assert "SIGTERM: stopped at t = " in log
     saved = mf.Checkpoint.read(tmp_path / "checkpoint", COMM)
     assert mf.History.read(history)["step"][-1] == saved.step > 0
+
+
+def test_a_second_ctrl_c_does_not_wait(states: list[mf.State], tmp_path: Path) -> None:
+    with checkpoint_of(states, tmp_path / "c"):
+        os.kill(os.getpid(), signal.SIGINT)  # noted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_killed_runs_lose_nothing() -> None:
