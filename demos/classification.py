@@ -28,14 +28,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import fem_mf as mf  # first: it loads MPI
 
 from mpi4py import MPI  # isort: skip
-import imageio.v3 as imageio
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -49,6 +47,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from common import CONSOLE, parse
+from fem_mf.film import write_film
+from fem_mf.framing import pixels
 from fem_mf.plotting import plot_density, plot_history
 
 type Array = npt.NDArray[np.float64]
@@ -246,11 +246,11 @@ def draw_film(
     path: Path, task: Task, maps: dict[float, Array], history: dict[str, npt.NDArray[Any]]
 ) -> None:
     """A frame for every step: the decision boundary, and the losses so far; called on rank 0."""
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained", dpi=100)  # multiples of 16 pixels
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained", dpi=100)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     limits = history["t"][1], history["t"][-1]
-    frames = []
-    for t, outputs in maps.items():
+
+    def frame(t: float, outputs: Array) -> npt.NDArray[np.uint8]:
         left.clear()
         right.clear()
         draw_map(left, task, outputs, t)
@@ -262,10 +262,9 @@ def draw_film(
         right.set(xscale="log", xlim=limits, ylim=(0.0, 1.1 * np.log(2.0)))
         right.set(xlabel="t", ylabel="mean logistic loss")
         right.legend(frameon=False, loc="lower left")
-        with BytesIO() as pixels:
-            figure.savefig(pixels, format="rgba")
-            frames.append(np.frombuffer(pixels.getvalue(), np.uint8).reshape(480, 960, 4))
-    imageio.imwrite(path, np.stack(frames)[..., :3], fps=8)
+        return pixels(figure)
+
+    write_film(path, (frame(t, outputs) for t, outputs in maps.items()), fps=8)
 
 
 def report(state: mf.State, rows: dict[str, Scores], minimum: mf.Minimum | None) -> None:

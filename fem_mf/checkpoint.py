@@ -41,6 +41,7 @@ from dolfinx import fem
 
 from fem_mf.history import RunFile
 from fem_mf.log_density import LogDensity
+from fem_mf.parallel import on_root
 from fem_mf.problem import Problem
 from fem_mf.rows import write_rows
 from fem_mf.saved import FORMAT, MANIFEST, Saved, describe
@@ -99,7 +100,7 @@ class Checkpoint(RunFile):
         self._mesh: dict[str, Any] | None = None
         self._nodal: fem.Expression | None = None
         self._function: fem.Function = problem.new_amplitude()
-        self._number = problem.comm.bcast(self._next_number() if problem.comm.rank == 0 else 0)
+        self._number = on_root(problem.comm, self._next_number)
         if threading.current_thread() is threading.main_thread():
             for number in _WARNINGS:
                 self._handlers[number] = signal.signal(number, self._note)
@@ -143,7 +144,7 @@ class Checkpoint(RunFile):
 
         Raises:
             SystemExit: a warning signal has come; the checkpoint is written.
-            ValueError: the state is of another problem, or the checkpoint is closed.
+            ValueError: the state is of another problem.
             OSError: the disk refuses; the checkpoint before this one is still good.
         """
         if state.density.problem is not self._problem:

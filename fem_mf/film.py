@@ -9,7 +9,7 @@ meanwhile, or have been killed. Needs ``pip install 'fem_mf[plot]'``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "load_imageio",
     "make_film",
     "picture",
+    "write_film",
     "write_picture",
 ]
 
@@ -145,7 +146,7 @@ def check_film(out: Path, fps: float, every: int, look: Look) -> None:
 
 
 def make_film(out: Path, scene: Scene, steps: Sequence[int], fps: float) -> None:
-    """Draw steps and write the film, with a progress bar; an older film is replaced at the end.
+    """Draw steps and write the film, with a progress bar.
 
     Args:
         out: the film.
@@ -153,8 +154,20 @@ def make_film(out: Path, scene: Scene, steps: Sequence[int], fps: float) -> None
         steps: their numbers, at least one.
         fps: images per second.
     """
-    imageio = load_imageio()
     frames = [_Frame(scene.series.times[step], step) for step in steps]
+    bar = progress(frames, frames[-1].t, MPI.COMM_SELF, out.name)
+    write_film(out, (scene.draw(frame.step) for frame in bar), fps)
+
+
+def write_film(out: Path, images: Iterable[Image], fps: float) -> None:
+    """Write images as a film; missing folders are created, an older film is replaced at the end.
+
+    Args:
+        out: the film, ``.mp4`` or ``.gif``.
+        images: of one size, for an mp4 with even numbers of pixels; drawn one after the other.
+        fps: images per second.
+    """
+    imageio = load_imageio()
     settings: dict[str, Any] = {"duration": 1000.0 / fps, "loop": 0}
     if out.suffix == ".mp4":
         # Without the last, imageio would change the size of the images.
@@ -163,8 +176,8 @@ def make_film(out: Path, scene: Scene, steps: Sequence[int], fps: float) -> None
     draft = out.with_name(f"{out.stem}-new{out.suffix}")
     try:
         with imageio.get_writer(draft, **settings) as writer:
-            for frame in progress(frames, frames[-1].t, MPI.COMM_SELF, out.name):
-                writer.append_data(scene.draw(frame.step))
+            for image in images:
+                writer.append_data(image)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)

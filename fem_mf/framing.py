@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyvista
     from matplotlib.figure import Figure
 
-__all__ = ["BAR", "COLOURS", "Look", "Scene", "add_bar"]
+__all__ = ["BAR", "COLOURS", "Look", "Scene", "add_bar", "pixels"]
 
 COLOURS = "viridis"
 BAR = 0.16  # of the width, for the colours
@@ -97,7 +97,7 @@ class Scene(ABC):
         self._paint(figure, self._read(step), limits)
         title = f"t = {self.series.times[step]:.{self._digits}f}"
         figure.text(0.03, 0.97, title, ha="left", va="top", fontsize=13)
-        return _pixels(figure)
+        return pixels(figure)
 
     @abstractmethod
     def _paint(
@@ -137,7 +137,8 @@ def _union(boxes: Sequence[tuple[float, ...]]) -> Any:
     return tuple(union.tolist())
 
 
-def _pixels(figure: Figure) -> Image:
+def pixels(figure: Figure) -> Image:
+    """Draw a figure as an image, ``(height, width, 3)`` bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)

@@ -49,6 +49,7 @@ _use_own_cache()
 # First, since it loads MPI before everything that is linked with it.
 import fem_mf  # noqa: F401  # isort: skip
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx.jit
 import pytest
@@ -65,6 +66,18 @@ _PATIENCE = 20.0  # seconds a rank that failed waits for the others
 def shared_tmp_path(tmp_path: Path) -> Path:
     """One empty folder for all ranks: rank 0's. Collective."""
     return Path(_COMM.bcast(str(tmp_path), root=0))
+
+
+@pytest.fixture
+def database() -> Iterator[PETSc.Options]:
+    """The PETSc options, empty of ours before and after."""
+    options = PETSc.Options()
+    before = options.getAll()
+    assert not any(key.startswith("fem_mf") for key in before)
+    yield options
+    for key in options.getAll():
+        if key not in before:
+            options.delValue(key)
 
 
 type MpiRun = Callable[..., subprocess.CompletedProcess[str]]

@@ -4,7 +4,6 @@ import logging
 from itertools import pairwise
 
 from mpi4py import MPI
-from petsc4py import PETSc
 
 import numpy as np
 import pytest
@@ -541,18 +540,6 @@ def test_what_was_yielded_survives_a_failure():
 
 
 # -- PETSc options -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def database():
-    """The PETSc options, empty of ours before and after."""
-    options = PETSc.Options()
-    before = options.getAll()
-    assert not any(key.startswith("fem_mf") for key in before)
-    yield options
-    for key in options.getAll():
-        if key not in before:
-            options.delValue(key)
 
 
 @pytest.mark.parametrize("name", ["network", "contact"])
