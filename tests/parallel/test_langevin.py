@@ -15,26 +15,10 @@ import pytest
 import fem_mf as mf
 from fem_mf.edge_averaged import EdgeOperator
 from tests.exact import gaussian
+from tests.ranks import COMM, TIGHT, compare_scalars, contact, network, once
 
-COMM = MPI.COMM_WORLD
-TIGHT = {"rtol": 1e-10, "atol": 1e-10}
-Z = np.linspace(-1.5, 1.5, 10)
 # What tells of the way to the solution, not of the solution.
 COUNTERS = ("fixed_point_iterations", "linear_iterations", "contraction")
-
-
-def trap(x):
-    return 0.15 * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) + 0.1 * np.sin(x[0])
-
-
-def network():
-    return mf.Potential(trap) + mf.NetworkLoss(
-        Z, np.cos(2 * Z), lambda x, z: np.tanh(x[0] * z + x[1])
-    )
-
-
-def contact():
-    return mf.Potential(trap) + mf.MeanInteraction(0.5, 0.3) + mf.Contact(3.0)
 
 
 MESHES = {
@@ -55,27 +39,19 @@ _MADE: dict = {}
 
 def both(name, functional):
     """A start on all ranks, and on one, made once. Collective."""
-    key = name, functional
-    if key not in _MADE:
-        _MADE[key] = []
-        for comm in (COMM, MPI.COMM_SELF):
-            problem = mf.Problem(MESHES[name](comm), functional(), 0.6, 1, mass="lumped")
-            mean = np.array([0.8, -0.5, 0.2])[: problem.dim]
-            _MADE[key].append(mf.Density.from_function(problem, gaussian(mean, 1.3)))
-    return _MADE[key]
+
+    def start(comm):
+        problem = mf.Problem(MESHES[name](comm), functional(), 0.6, 1, mass="lumped")
+        mean = np.array([0.8, -0.5, 0.2])[: problem.dim]
+        return mf.Density.from_function(problem, gaussian(mean, 1.3))
+
+    return once(_MADE, (name, functional), start)
 
 
 def compare(shared, alone):
     """Two runs, state by state. Collective."""
-    assert len(shared) == len(alone)
-    for here, there in zip(shared, alone, strict=True):
-        own, reference = here.scalars(), there.scalars()
-        assert list(own) == list(reference)
-        for name in own:
-            if name not in COUNTERS:
-                np.testing.assert_allclose(own[name], reference[name], **TIGHT, err_msg=name)
-        assert abs(here.fixed_point_iterations - there.fixed_point_iterations) <= 3
-        assert len(set(COMM.allgather(repr(own)))) == 1  # to the last bit
+    compare_scalars(shared, alone, COUNTERS)
+    for here in shared:
         assert COMM.allreduce(here.density.psi.x.array.min(initial=1.0), MPI.MIN) > 0
     here, there = shared[-1].density, alone[-1].density
     np.testing.assert_allclose(here.mean(), there.mean(), **TIGHT)

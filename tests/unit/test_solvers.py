@@ -39,17 +39,6 @@ class System:
         return np.abs(self.solution.array - self.exact).max()
 
 
-@pytest.fixture
-def database():
-    """The PETSc options, without ours after the test."""
-    options = PETSc.Options()
-    before = options.getAll()
-    yield options
-    for key in options.getAll():
-        if key not in before:
-            options.delValue(key)
-
-
 @pytest.mark.parametrize(
     "options",
     [
