@@ -35,6 +35,9 @@ class Closure(Protocol):
     def order(self, density: Density) -> Array:
         """y of a density."""
 
+    def gauge(self, y: Array, at: Array) -> float:
+        """∫(V(y) − V_0) dm for the m of the mean field ``at``; 0 where that is not free."""
+
     def potential(self, y: Array) -> Array:
         """V on the potential space, owned and ghosts."""
 
@@ -101,7 +104,11 @@ class MomentClosure:
 
     def work(self, y: Array, density: Density) -> float:
         """w·y."""
-        return float(self.coefficients(y) @ y)
+        return self.gauge(y, y)
+
+    def gauge(self, y: Array, at: Array) -> float:
+        """w(y)·at."""
+        return float(self.coefficients(y) @ at)
 
     def stiffness(self, y: Array) -> Array:
         """∂w/∂y, ``(r, r)``, by forward differences of the user's gradient."""
@@ -141,7 +148,10 @@ class MomentClosure:
 
 
 class FieldClosure:
-    """Nodal values of m on ψ's space, distributed; for contact terms and users' functionals."""
+    """ψ|ψ| at the nodes of ψ's space, distributed; for contact terms and users' functionals.
+
+    It is m, with the sign of ψ where a coarse mesh leaves ψ negative.
+    """
 
     basis: Array | None = None
 
@@ -151,12 +161,18 @@ class FieldClosure:
         self._density = Density(problem, np.ones(problem.num_owned))
 
     def order(self, density: Density) -> Array:
-        """m at the owned nodes."""
-        return density.amplitude() ** 2
+        """ψ|ψ| at the owned nodes."""
+        psi = density.amplitude()
+        return psi * np.abs(psi)
+
+    def gauge(self, y: Array, at: Array) -> float:
+        """Zero: the integral would need another evaluation of V."""
+        return 0.0
 
     def potential(self, y: Array) -> Array:
-        """V[m], m the positive part of y, normalised. Collective."""
-        self._density.set_amplitude(np.sqrt(np.maximum(y, 0.0)))
+        """V[m], ψ the signed root of y, normalised. Collective."""
+        psi = np.copysign(np.sqrt(np.abs(y)), y)
+        self._density.set_amplitude(psi, signed=True)
         return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
 
     def value(self, y: Array, density: Density) -> float:

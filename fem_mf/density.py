@@ -30,8 +30,9 @@ class Density:
 
     Args:
         problem: the problem it lives on.
-        psi: ``(num_owned,)`` owned values of the amplitude, of any norm; only |ψ| matters.
-        normalised: promise that ψ is positive and of mass one already.
+        psi: ``(num_owned,)`` owned values of the amplitude, of any norm; |ψ| is taken.
+        normalised: promise that ψ is of mass one already; it is then kept as it is, with the small
+            negative values that solvers leave where a mesh does not resolve ψ.
 
     Raises:
         ValueError: ψ is zero, or not finite.
@@ -47,10 +48,14 @@ class Density:
         else:
             self.set_amplitude(psi)
 
-    def set_amplitude(self, psi: Array) -> float:
+    def set_amplitude(self, psi: Array, *, signed: bool = False) -> float:
         """Replace ψ in place by |ψ| normalised, and return its former norm. Collective.
 
         For solvers that reuse one object; everybody else makes a new density.
+
+        Args:
+            psi: owned values.
+            signed: keep the signs of ψ.
         """
         problem = self.problem
         largest = problem.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
@@ -60,12 +65,12 @@ class Density:
             raise ValueError(
                 "the density is zero everywhere on the mesh; does its support meet it?"
             )
-        positive = np.maximum(np.abs(psi), _FLOOR * largest)
-        positive[problem.constrained] = 0.0
-        mass_psi = problem.apply_mass(positive)
-        norm = float(np.sqrt(problem.dot(positive, mass_psi)))
+        values = psi.copy() if signed else np.maximum(np.abs(psi), _FLOOR * largest)
+        values[problem.constrained] = 0.0
+        mass_psi = problem.apply_mass(values)
+        norm = float(np.sqrt(problem.dot(values, mass_psi)))
         self._mass_amplitude = mass_psi / norm
-        set_owned(self.psi, positive / norm)
+        set_owned(self.psi, values / norm)
         self._measure = None
         return norm
 
@@ -108,7 +113,7 @@ class Density:
 
     def copy(self) -> Density:
         """An independent density with the same values."""
-        return Density(self.problem, self.amplitude())
+        return Density(self.problem, self.amplitude(), normalised=True)
 
     def amplitude(self) -> Array:
         """Owned values of ψ, ``(num_owned,)``."""
@@ -126,7 +131,8 @@ class Density:
 
     def u(self) -> fem.Function:
         """u = −log m at the nodes of ψ's space (finite also where ψ = 0 is imposed)."""
-        return self._new("u", -2.0 * np.log(np.maximum(self.psi.x.array, np.finfo(float).tiny)))
+        psi = np.maximum(np.abs(self.psi.x.array), np.finfo(float).tiny)
+        return self._new("u", -2.0 * np.log(psi))
 
     def _new(self, name: str, values: Array) -> fem.Function:
         function = self.problem.new_amplitude()

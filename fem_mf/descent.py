@@ -4,6 +4,9 @@
     for iterate in descent.run(density, residual=1e-8):
         print(iterate.energy, iterate.residual)
 
+The same method computes a minimising movement (D7), argmin F^σ(ψ²) + (2/τ)‖ψ − r‖²: the term of the
+anchor r adds to energy and gradient, and (2/τ)⟨ψ, r⟩ to the second derivative.
+
 Each step solves with the Hessian by truncated conjugate gradients in the energy-adaptive metric
 P = H[m] − s (:mod:`fem_mf.tangent`) and searches along the great circle that starts in the
 direction found: the angle is halved until the energy falls, and doubled while a step that was cut
@@ -14,19 +17,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fem_mf.closure import MomentClosure
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.hessian import Hessian
-from fem_mf.observables import FirstOrder, energy, first_order
+from fem_mf.observables import FirstOrder, dual_norm, energy, energy_scale, first_order
 from fem_mf.options import Options
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
-from fem_mf.spectrum import Metric, energy_scale
+from fem_mf.spectrum import Metric
+from fem_mf.stage_data import Anchor
 from fem_mf.tangent import NotPositiveError, TangentStep, newton_direction
 
 __all__ = ["Descent", "Iterate"]
@@ -39,6 +44,7 @@ _HALVINGS = {"newton": 8, "gradient": 40}
 _ROUNDING = 1e-14
 _FORCING = 0.1  # of the conjugate gradients, far from the minimiser
 _STALLED = 2  # Newton steps in a row without progress
+_KEPT = 0.1  # reduction of the residual by which the Hessian of a movement is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +54,9 @@ class Iterate:
     Attributes:
         density: ψ of norm one; its nodal values may be negative where they are below what the mesh
             resolves (a density for every use that depends on m = ψ² only).
-        condition: its first-order data.
-        energy: F^σ(m).
+        condition: its first-order data; for a movement with gradient and residual of its own
+            energy, and with λ of H[m].
+        energy: F^σ(m), for a movement with the term of the anchor.
         angle: of the step that led here, in radians; 0 at the start.
         linear_iterations: products with the Hessian in that step.
     """
@@ -72,30 +79,61 @@ class Descent:
     Args:
         problem: the problem.
         options: PETSc options of the preconditioner.
+        moments: those of the functional's cylindrical terms, where the caller has them already.
     """
 
-    def __init__(self, problem: Problem, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options | None = None,
+        moments: MomentClosure | None = None,
+    ) -> None:
         self.problem = problem
-        self.hessian = Hessian(problem, negligible=1e-4)
+        self.hessian = Hessian(problem, 1e-4, moments)
         self.metric = Metric(problem, options)
         self._diagonal = owned_values(problem.stiffness.getDiagonal()).copy()
         self._iterations_when_fresh: int | None = None
         self._stale = True
         self._frozen = False  # whether the metric is that of H[m] alone
+        self._anchor: Anchor | None = None
+        self._weight = 0.0  # 2/τ
 
-    def run(self, start: Density, *, residual: float, max_iterations: int) -> Iterator[Iterate]:
+    def run(
+        self,
+        start: Density,
+        *,
+        residual: float,
+        max_iterations: int,
+        anchor: Anchor | None = None,
+        length: float = np.inf,
+    ) -> Iterator[Iterate]:
         """Iterate until ‖H[m]ψ − λψ‖ is at most ``residual``; yields the start too. Collective.
+
+        Args:
+            start: ψ; its signs are kept.
+            residual: of the gradient in L²; for a movement relative to 2/τ + λ − min V, so that
+                it is about the error of ψ.
+            max_iterations: Newton steps.
+            anchor: r of a minimising movement (D7).
+            length: τ.
 
         Raises:
             ConvergenceError: too many iterations, or rounding hides all further progress.
         """
+        if 2.0 / length != self._weight:
+            self._stale = True
+        self._anchor, self._weight = anchor, 2.0 / length
         iterate = self._evaluate(*self._measured(start.amplitude()))
+        self._outdated = True
+        if anchor is not None:
+            residual *= self._weight + energy_scale(self.problem, iterate.condition)
         yield iterate
         stalled = 0
         for _ in range(max_iterations):
             if iterate.residual <= residual:
                 return
             before, iterate = iterate, self._step(iterate, residual)
+            self._outdated = anchor is None or iterate.residual > _KEPT * before.residual
             yield iterate
             small = iterate.angle < 1e-6 and iterate.residual > 0.5 * before.residual
             stalled = stalled + 1 if small else 0
@@ -113,24 +151,53 @@ class Descent:
 
     def _measured(self, psi: Array) -> tuple[Density, float]:
         """ψ normalised, signs and all, and its energy. Collective."""
-        density = Density(self.problem, psi / self.problem.norm(psi), normalised=True)
-        return density, energy(self.problem, density)
+        problem = self.problem
+        density = Density(problem, psi / problem.norm(psi), normalised=True)
+        value = energy(problem, density)
+        if self._anchor is not None:
+            value += self._weight * self._anchor.squared_distance(
+                problem, density.amplitude(), density.mass_amplitude()
+            )
+        return density, value
 
     def _evaluate(
         self, density: Density, value: float, angle: float = 0.0, linear_iterations: int = 0
     ) -> Iterate:
+        condition = first_order(self.problem, density)
+        if self._anchor is not None:
+            condition = self._pulled(density, condition)
         return Iterate(
             density=density,
-            condition=first_order(self.problem, density),
+            condition=condition,
             energy=value,
             angle=angle,
             linear_iterations=linear_iterations,
         )
 
+    def _pulled(self, density: Density, condition: FirstOrder) -> FirstOrder:
+        """First-order data with the part −(2/τ)(r − ⟨ψ, r⟩ψ) of the anchor in the gradient."""
+        assert self._anchor is not None
+        problem, load = self.problem, self._anchor.load
+        across = load - problem.dot(density.amplitude(), load) * density.mass_amplitude()
+        gradient = condition.gradient - self._weight * across
+        gradient[problem.constrained] = 0.0
+        residual = dual_norm(problem, gradient)
+        return replace(condition, gradient=gradient, residual=residual)
+
+    def _pull(self, now: Iterate) -> float:
+        """(2/τ)⟨ψ, r⟩, what the anchor adds to the second derivative. Collective."""
+        if self._anchor is None:
+            return 0.0
+        return self._weight * self.problem.dot(now.density.amplitude(), self._anchor.load)
+
     def _step(self, now: Iterate, residual: float) -> Iterate:
-        self.hessian.update(now.density, now.condition)
+        if self._outdated:
+            self.hessian.update(now.density, now.condition, self._pull(now))
         step = self._direction(now, residual)
         found = self._search(now, step, "newton")
+        if found is None and not self._outdated:  # the Hessian was kept for too long
+            self._outdated = True
+            return self._step(now, residual)
         if found is None:
             _LOG.debug("a Newton step does not descend; a gradient step instead")
             self._rebuild(now)
@@ -149,7 +216,7 @@ class Descent:
         fresh = self._stale
         if fresh:
             self._rebuild(now)
-        scale = energy_scale(self.problem, now.condition)
+        scale = energy_scale(self.problem, now.condition) + self._weight
         tolerance = min(_FORCING, np.sqrt(now.residual / scale))
         tolerance = max(tolerance, min(_FORCING, 0.1 * residual / now.residual))
         margin = 0.1
@@ -184,7 +251,9 @@ class Descent:
         potential = self.hessian.potential
         if self.problem.min(potential - now.condition.potential) < 0.0:
             potential = now.condition.potential
-        self.metric.rebuild(potential, now.condition.eigenvalue, margin, self.hessian.sparse)
+        eigenvalue = now.condition.eigenvalue
+        shift = np.inf if self._anchor is None else eigenvalue - self._pull(now)
+        self.metric.rebuild(potential, eigenvalue, margin, self.hessian.sparse, shift)
         self._stale, self._iterations_when_fresh = False, None
         self._frozen = potential is now.condition.potential
 

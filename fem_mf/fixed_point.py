@@ -25,17 +25,12 @@ __all__ = [
     "Anderson",
     "FixedPointRecord",
     "Picard",
-    "StepRefused",
     "StopTest",
     "solve",
 ]
 
 
 _LEAST = 1e-12  # contraction factors below mean nothing
-
-
-class StepRefused(Exception):
-    """Raised by an evaluation that is not defined so far from the last iterate."""
 
 
 class Unknown(Protocol):
@@ -137,23 +132,37 @@ class StopTest:
     Attributes:
         tolerance: relative tolerance.
         max_iterations: evaluations of T before giving up.
+        patience: evaluations of T after which an iteration is given up if, at its average rate so
+            far, it would need more than three times as many in all; None to wait.
+        extrapolate: whether to count on the contraction of T; else the residual itself must reach
+            the tolerance.
     """
 
     tolerance: float = 1e-10
     max_iterations: int = 100
+    patience: int | None = None
+    extrapolate: bool = True
 
-    def __call__(self, residual: float, size: float, previous: float = 0.0) -> bool:
+    def __call__(self, residual: float, size: float, contraction: float = 1.0) -> bool:
         """Whether an iterate is converged.
 
         Args:
             residual: ‖T(y) − y‖.
             size: ‖y‖.
-            previous: the residual of the iterate from which a plain step led here, 0 for none.
+            contraction: factor by which T contracts, 1 where it is not known.
         """
-        error = residual
-        if residual < 0.5 * previous:
-            error = min(residual, 2.0 * residual**2 / previous)
-        return error <= self.tolerance * max(1.0, size)
+        factor = 2.0 * contraction if self.extrapolate and contraction < 0.5 else 1.0
+        return factor * residual <= self.tolerance * max(1.0, size)
+
+    def hopeless(self, residuals: list[float], size: float) -> bool:
+        """Whether to give up, after these residuals."""
+        if not np.isfinite(residuals[-1]) or len(residuals) >= self.max_iterations:
+            return True
+        if self.patience is None or len(residuals) < self.patience:
+            return False
+        gained = np.log(min(residuals) / residuals[0]) / (len(residuals) - 1)
+        wanted = np.log(self.tolerance * max(1.0, size) / residuals[0])
+        return not gained < 0.0 or bool(wanted / gained > 3 * self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +172,8 @@ class FixedPointRecord:
     Attributes:
         y: the last iterate evaluated.
         residuals: ‖T(y_k) − y_k‖ of every evaluation.
-        contraction: ratio of the first two residuals, of T when the first step was plain; else NaN.
+        contraction: ratio of the first two (slow) residuals, of T when the first step was plain;
+            else NaN.
         shortened: steps that the safeguard shortened.
     """
 
@@ -187,23 +197,28 @@ def _contraction(residuals: list[float], floor: float) -> float:
 
 
 class _Residual:
-    """T(y) − y and its norm; every evaluation is recorded."""
+    """T(y) − y, its norm and its slow norm; every evaluation is recorded."""
 
     def __init__(
         self,
         evaluate: Callable[[Array, float], Array],
         accelerator: Accelerator,
         unknown: Unknown,
+        slow: Callable[[Array], float] | None,
     ) -> None:
         self._evaluate, self._accelerator, self._unknown = evaluate, accelerator, unknown
+        self._slow = slow
         self.norms: list[float] = []
+        self.slow_norms: list[float] = []
 
-    def __call__(self, point: Array) -> tuple[Array, float]:
+    def __call__(self, point: Array) -> tuple[Array, float, float]:
         residual = self._evaluate(point, self.norms[-1] if self.norms else np.inf) - point
         norm = float(np.sqrt(self._unknown.dot(residual, residual)))
+        slow = norm if self._slow is None else self._slow(residual)
         self.norms.append(norm)
+        self.slow_norms.append(slow)
         self._accelerator.record(point, residual)
-        return residual, norm
+        return residual, norm, slow
 
 
 def _failure(norms: list[float], norm: float, stop: StopTest) -> ConvergenceError:
@@ -223,6 +238,7 @@ def solve(
     unknown: Unknown,
     safeguard: bool = True,
     contraction: float = 1.0,
+    slow: Callable[[Array], float] | None = None,
 ) -> FixedPointRecord:
     """Solve y = T(y). Collective when ``evaluate`` and ``unknown.dot`` are.
 
@@ -235,6 +251,8 @@ def solve(
         unknown: inner product and dual coefficients of y.
         safeguard: shorten steps that overshoot.
         contraction: known factor of the plain iteration, by which the first iterate is judged.
+        slow: norm of the part of a residual whose contraction is measured, where another part
+            contracts much faster; the default is the whole norm.
 
     Returns:
         The record.
@@ -243,37 +261,33 @@ def solve(
         ConvergenceError: no convergence in ``stop.max_iterations`` evaluations.
     """
     accelerator.reset()
-    residual_at = _Residual(evaluate, accelerator, unknown)
+    residual_at = _Residual(evaluate, accelerator, unknown, slow)
     norms = residual_at.norms
     plain_steps: list[bool] = []
     shortened = 0
 
-    residual, norm = residual_at(y)
+    residual, norm, part = residual_at(y)
     size = float(np.sqrt(unknown.dot(y, y)))
-    damping = 1.0
-    before = norm / max(contraction, _LEAST) if contraction < 1.0 else 0.0
-    while not stop(norm, size, before):
+    damping, factor = 1.0, contraction
+    while not stop(norm, size, factor):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)
         rejections = 0
         while True:
-            plain = step is residual
+            plain, damping_used = step is residual, damping
             if plain:
                 step = damping * residual
-            if len(norms) >= stop.max_iterations or not np.isfinite(norm):
+            if stop.hopeless(norms, size):
                 raise _failure(norms, norm, stop)
-            try:
-                trial_residual, trial_norm = residual_at(y + step)
-            except StepRefused:
-                step, shortened = 0.25 * step, shortened + 1
-                continue
+            trial_residual, trial_norm, trial_part = residual_at(y + step)
             enough = accelerator.trusted_ratio * norm
             # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
-            if plain and damping == 1.0:
-                contraction, before = max(3.0 * trial_norm / norm, _LEAST), norm
+            if plain and damping == 1.0 and part > 0.0:
+                factor = trial_part / part
+                contraction = max(3.0 * factor, _LEAST)
             else:
-                before = trial_norm / contraction if contraction < 1.0 else 0.0
-            if not safeguard or trial_norm < enough or stop(trial_norm, size, before):
+                factor = contraction
+            if not safeguard or trial_norm < enough or stop(trial_norm, size, factor):
                 break
             moved = unknown.coefficients(y + step) - coefficients
             start, end = unknown.dot(residual, moved), unknown.dot(trial_residual, moved)
@@ -291,13 +305,15 @@ def solve(
         if plain and trial_norm < 0.5 * norm:
             damping = min(1.0, 2.0 * damping)
         y = y + step
-        plain_steps.append(plain and before == norm)
-        residual, norm = trial_residual, trial_norm
+        plain_steps.append(plain and damping_used == 1.0)
+        residual, norm, part = trial_residual, trial_norm, trial_part
         size = float(np.sqrt(unknown.dot(y, y)))
     floor = 1e-13 * max(1.0, size)
     return FixedPointRecord(
         y=y,
         residuals=tuple(norms),
-        contraction=_contraction(norms, floor) if plain_steps[:1] == [True] else float("nan"),
+        contraction=_contraction(residual_at.slow_norms, floor)
+        if plain_steps[:1] == [True]
+        else float("nan"),
         shortened=shortened,
     )

@@ -25,7 +25,7 @@ from fem_mf.closure import MomentClosure
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.functionals import Contact, Cylindrical, FunctionalLike, flatten
-from fem_mf.observables import FirstOrder
+from fem_mf.observables import FirstOrder, energy_scale
 from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 
@@ -93,19 +93,25 @@ class Hessian:
 
     Args:
         problem: the problem.
-        negligible: directions of the mean field weaker than this, relative to the strongest, are
-            left out.
+        negligible: directions of the mean field whose curvature is below this multiple of the
+            scale λ − min V of H[m] (plus ``shift``) are left out.
+        moments: those of the functional's cylindrical terms, where the caller has them already.
 
     Attributes:
         sparse: the operator of H[m] + 2βm, the part of J that is a matrix.
         potential: V[m] + 2βm, the potential of that part.
     """
 
-    def __init__(self, problem: Problem, negligible: float = 1e-10) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        negligible: float = 1e-10,
+        moments: MomentClosure | None = None,
+    ) -> None:
         self.problem, self._negligible = problem, negligible
         terms = flatten(problem.functional)
         cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
-        self._moments = MomentClosure(problem, cylindrical)
+        self._moments = MomentClosure(problem, cylindrical) if moments is None else moments
         self._beta = sum(c * f.beta for c, f in terms if isinstance(f, Contact))
         self._others: list[tuple[float, FunctionalLike]] = [
             (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
@@ -116,27 +122,29 @@ class Hessian:
         self._loads = np.empty((problem.num_owned, 0))  # b_j
         self._eigenvalue, self._psi = 0.0, np.zeros(problem.num_owned)
 
-    def update(self, density: Density, condition: FirstOrder) -> None:
+    def update(self, density: Density, condition: FirstOrder, shift: float = 0.0) -> None:
         """Linearise at a density. Collective.
 
         Args:
             density: ψ.
             condition: its first-order data.
+            shift: to add to J, (2/τ)⟨ψ, r⟩ for a minimising movement (D7).
         """
         problem = self.problem
-        self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue
+        self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue - shift
         self.potential = condition.potential
         if self._beta:
             m = problem.square_on_potential_space(density.psi)
             self.potential = condition.potential + 2.0 * self._beta * m
         self.sparse.update(self.potential)
-        self._update_moments(density)
+        scale = energy_scale(problem, condition) + shift
+        self._update_moments(density, self._negligible * scale)
 
     def curvatures_at(self, density: Density) -> Array:
         """The s_j at a density, negative only where F is not convex. Collective."""
-        return self._diagonalise(density)[0]
+        return self._diagonalise(density, 0.0)[0]
 
-    def _diagonalise(self, density: Density) -> tuple[Array, Array]:
+    def _diagonalise(self, density: Density, smallest: float) -> tuple[Array, Array]:
         """s_j, and the φ_j as combinations of the features, orthonormal in L²(m) up to constants.
 
         Redundant features and a curvature that sees few of them leave a handful of directions.
@@ -148,12 +156,12 @@ class Hessian:
         stiffness = self._moments.stiffness(self._moments.order(density))
         scaled = frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame
         values, directions = np.linalg.eigh(scaled * np.outer(deviations, deviations))
-        keep = np.abs(values) > self._negligible * np.abs(values).max(initial=0.0)
+        keep = np.abs(values) > max(smallest, _REDUNDANT * np.abs(values).max(initial=0.0))
         return values[keep], frame @ (directions[:, keep] / deviations[:, None])
 
-    def _update_moments(self, density: Density) -> None:
+    def _update_moments(self, density: Density, smallest: float) -> None:
         assert self._moments.basis is not None
-        self._curvatures, combinations = self._diagonalise(density)
+        self._curvatures, combinations = self._diagonalise(density, smallest)
         features = np.ascontiguousarray((self._moments.basis @ combinations).T)
         loads = [self.problem.apply_potential(feature, self._psi) for feature in features]
         self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])

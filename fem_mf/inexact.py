@@ -36,8 +36,8 @@ class InnerTolerance:
             return self._rtol
         ratio = 0.01 if np.isnan(self.contraction) else float(np.clip(self.contraction, 1e-6, 0.1))
         residual = ratio * previous if np.isfinite(previous) else self._first_residual
-        previous = residual / (ratio if np.isfinite(previous) else self.expected_contraction)
-        if self._stop(residual, size, previous):
+        factor = ratio if np.isfinite(previous) else self.expected_contraction
+        if self._stop(residual, size, factor):
             return self._rtol
         return float(np.clip(0.1 * ratio * residual / max(self._gain, 1e-300), self._rtol, 1e-3))
 

@@ -23,7 +23,9 @@ __all__ = [
     "dual_norm",
     "eigenvalue",
     "energy",
+    "energy_scale",
     "first_order",
+    "flat_scale",
     "hamiltonian",
     "residual",
 ]
@@ -76,6 +78,18 @@ def dual_norm(problem: Problem, load: Array) -> float:
     # The error of ⟨load, M⁻¹load⟩ by conjugate gradients is the square of that of the solution.
     function = problem.solve_mass(load, rtol=1e-8)
     return float(np.sqrt(max(problem.dot(load, function), 0.0)))
+
+
+def energy_scale(problem: Problem, condition: FirstOrder) -> float:
+    """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
+    spread = condition.eigenvalue - problem.min(condition.potential)
+    return max(spread, flat_scale(problem))
+
+
+def flat_scale(problem: Problem) -> float:
+    """σ² divided by the squared width of the mesh. Collective the first time."""
+    volume = problem.mean_mass * problem.space.dofmap.index_map.size_global
+    return float(problem.sigma**2 * volume ** (-2.0 / problem.dim))
 
 
 def energy(problem: Problem, density: Density) -> float:

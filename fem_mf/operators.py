@@ -22,7 +22,7 @@ from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
 
-__all__ = ["PotentialFloor", "PotentialOperator"]
+__all__ = ["PotentialOperator"]
 
 # Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
 # memory is better spent elsewhere and ∫Vψχ is assembled anew.
@@ -138,37 +138,3 @@ class PotentialOperator:
         free = mass > 0
         ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
         return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))
-
-
-class PotentialFloor:
-    """min V[m] as the mean field changes: exact, or bounded from the last exact one for nothing.
-
-    |V(y) − V(y')| ≤ Σ_j |w_j(y) − w_j(y')| max|Q_j|.
-
-    Args:
-        problem: the problem.
-        closure: gives V.
-    """
-
-    def __init__(self, problem: Problem, closure: Closure) -> None:
-        self._problem, self._closure = problem, closure
-        self._reach: Array | None = None
-        if closure.basis is not None:
-            local = np.abs(closure.basis).max(axis=0, initial=0.0)
-            self._reach = np.max(problem.comm.allgather(local), axis=0)
-        self._weights: Array | None = None
-        self._smallest = -np.inf
-
-    def exact(self, y: Array) -> float:
-        """Min V(y) over the nodes. Collective."""
-        self._smallest = self._problem.min(self._closure.potential(y))
-        if self._reach is not None:
-            self._weights = self._closure.coefficients(y)
-        return self._smallest
-
-    def bound(self, y: Array) -> float:
-        """A number below min V(y). Collective where there is no cheap one."""
-        if self._reach is None or self._weights is None:
-            return self.exact(y)
-        change = np.abs(self._closure.coefficients(y) - self._weights)
-        return self._smallest - float(change @ self._reach)

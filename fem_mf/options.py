@@ -115,7 +115,11 @@ def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
         dim: of the mesh.
     """
     if dofs <= _DIRECT_DOFS[dim]:
-        return {"ksp_type": "preonly", "pc_type": "cholesky", **mumps(dim)}
+        # With approximate minimum fill MUMPS' Cholesky solves returned infinity on three ranks (3k
+        # dofs, d = 2); METIS is right, and repeated factorisations are no slower (0.48 s against
+        # 0.63 s at 199k dofs of degree 2).
+        ordering = {"mat_mumps_icntl_7": 5}
+        return {"ksp_type": "preonly", "pc_type": "cholesky", **mumps(dim), **ordering}
     if dofs <= _INCOMPLETE_DOFS[dim]:
         return {"ksp_type": "preonly", "pc_type": "bjacobi", "sub_pc_type": "icc"}
     return {"ksp_type": "preonly", **_MULTIGRID}

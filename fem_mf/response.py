@@ -1,7 +1,11 @@
-"""The response of the moments of m to the potential: the linear algebra of a Newton step.
+"""The response of a movement's fixed point to the potential: linear algebra of a Newton step.
 
-With (2/a + H − s)ψ = (2/a) r and m = ψ²/‖ψ‖², a change Σ_j δw_j Q_j of V changes the moments by
-−R δw, R_ij = 2⟨Q_iψ, z_j⟩ − 2 y_i ⟨ψ, z_j⟩ with (2/a + H − s) z_j = Q_jψ and ψ normalised.
+With (c + H[y]) ψ̂ = (2/a) r, n = ‖ψ̂‖ and ψ = ψ̂/n, a change Σ_j δw_j Q_j + δc of the operator, the
+constant being the feature Q_r = 1, changes ψ by −Σ_j δw_j (z_j − ⟨ψ, z_j⟩ψ), (c + H) z_j = Q_jψ.
+For the unknown of :mod:`fem_mf.movement` this is a change −R δw with the rows
+
+    R_ij = 2⟨Q_iψ, z_j⟩ − 2 y_i ⟨ψ, z_j⟩,
+    R_rj = ((2/a)(1 − 2/n)(⟨r, z_j⟩ − ⟨ψ, z_j⟩⟨ψ, r⟩) + Σ_i w_i R_ij)/unit.
 """
 
 from __future__ import annotations
@@ -35,8 +39,11 @@ def response(
     *,
     y: Array,
     a: float,
+    anchor: Array,
+    norm: float,
+    unit: float,
 ) -> Array:
-    """R, ``(r, r)``; columns of features too weak to matter are left zero. Collective.
+    """R, ``(r + 1, r + 1)``; columns of features too weak to matter stay zero. Collective.
 
     Args:
         problem: the problem.
@@ -46,26 +53,33 @@ def response(
         solver: of the operator.
         vectors: a work vector for right-hand sides, and one to make the solutions' like.
         y: the mean field.
-        a: the stage's step.
+        a: the length of the stage.
+        anchor: M r.
+        norm: n.
+        unit: of c.
     """
     right, z = vectors[0], vectors[1].duplicate()
-    psi = density.amplitude()
-    loads = operator.basis_loads(psi)
-    mass, moments = problem.apply_mass(psi), operator.order(density)
-    columns = np.zeros((len(loads), len(loads)))
-    for j in _strong(closure, density, y, a):
+    psi, mass = density.amplitude(), density.mass_amplitude()
+    loads = [*operator.basis_loads(psi), mass]
+    local = np.zeros((len(loads) + 1, len(loads)))
+    for j in [*_strong(closure, density, y, a), len(loads) - 1]:
         right.array[:] = loads[j]
         z.set(0.0)
         solver.solve(right, z, 1e-3, typical=False)
         values = owned_values(z)
-        columns[:, j] = [values @ load for load in loads]
-        columns[:, j] -= moments * (values @ mass)
+        local[:-1, j] = [values @ load for load in loads]
+        local[-1, j] = values @ anchor
     z.destroy()
-    return 2.0 * global_sum(problem.comm, columns)
+    products = global_sum(problem.comm, local)
+    moments, along = operator.order(density), products[-2]
+    rows = 2.0 * (products[:-2] - np.outer(moments, along))
+    across = products[-1] - along * problem.dot(psi, anchor)
+    last = 2.0 / a * (1.0 - 2.0 / norm) * across + closure.coefficients(y) @ rows
+    return np.vstack((rows, last / unit))
 
 
 def _strong(closure: MomentClosure, density: Density, y: Array, a: float) -> npt.NDArray[np.intp]:
     """Features whose potential a step can feel: the others contract without Newton's help."""
-    # R_jj is at most 2a ∫Q_j² dm, since the operator is at least 1/a.
+    # R_jj is at most 2a ∫Q_j² dm where the operator is at least 1/a, as in resolved steps.
     bound = 2.0 * a * closure.second_moments(density)
     return np.flatnonzero(bound * np.abs(np.diag(closure.stiffness(y))) > _STRONG)

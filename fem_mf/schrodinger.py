@@ -4,10 +4,11 @@
     for state in flow.run(start, t_end=10.0):
         print(state.t, state.energy)
 
-ψ is advanced without normalisation and rescaled after each step, which loses no order (theory §3).
-Inside a step a fixed point on the mean field surrounds linear solves of
-(2/a + H[m] − s)ψ = (2/a) r; see :mod:`fem_mf.stages`. A constant step too long for its scheme is
-replaced by a guarded backward Euler step, for which energy decreases whatever dt (D7).
+Every stage of a step is a minimising movement (D7): it keeps the norm of ψ by a multiplier, and is
+solved by a fixed point on the mean field around linear solves, or by Newton's method on the sphere
+(:mod:`fem_mf.stages`). Backward Euler is one movement: the energy falls by at least
+(2/dt)‖ψ⁺ − ψ‖² in a step of any length. A constant step too long for a scheme of order two is one
+movement of the same length: time is never shortened.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.schemes import SCHEMES, Rate, backward_euler
+from fem_mf.schemes import SCHEMES, Instant, backward_euler, resolved_step
+from fem_mf.spaces import owned_values
 from fem_mf.stage_data import Guess, StageResult
 from fem_mf.stages import ImplicitStage
 from fem_mf.state import State
@@ -38,7 +40,8 @@ __all__ = ["SchrodingerFlow"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
-_POSITIVE = 1.0 - 1e-12
+_ROUNDING = 1e-13  # relative error allowed in the energy inequality of a movement
+_MOST_MOVEMENTS = 64  # parts into which a step that fails is divided
 
 
 class SchrodingerFlow:
@@ -47,18 +50,21 @@ class SchrodingerFlow:
     Args:
         problem: the problem.
         dt: time step, > 0; the first one when ``tolerance`` is given.
-        scheme: ``"backward-euler"`` (order 1, energy decreasing for every dt), ``"crank-nicolson"``
-            (order 2) or ``"sdirk2"`` (order 2, L-stable).
+        scheme: ``"backward-euler"`` (order 1, energy decreasing for every dt), ``"sdirk2"``
+            (order 2, L-stable) or ``"crank-nicolson"`` (order 2; it does not damp the components
+            that dt does not resolve, so use it for resolved steps only).
         tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
             make, by which dt is chosen and steps are rejected.
-        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. The default
-            is Newton where every term of F is cylindrical, else Anderson.
-        fixed_point_tolerance: relative, on the moments (or on m).
-        max_iterations: of one fixed point.
-        safeguard: shorten fixed-point steps that overshoot.
-        linear_tolerance: relative, of the linear solves.
-        petsc_options: of the linear solver, without prefix; ``-fem_mf_schrodinger_...`` on the
-            command line goes before them.
+        accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
+            ``Newton()``. The default is Newton where every term of F is cylindrical, else Anderson.
+        fixed_point_tolerance: relative tolerance of the moments (or of m) and of the length of a
+            stage; for Newton's method the tolerance of ψ.
+        max_iterations: evaluations of one fixed point, and Newton steps of one stage.
+        safeguard: whether fixed-point steps that overshoot are shortened.
+        linear_tolerance: relative tolerance of the linear solves.
+        petsc_options: of the linear solver of the fixed point, without prefix;
+            ``-fem_mf_schrodinger_...`` on the command line takes precedence. The preconditioner of
+            Newton's method listens to ``-fem_mf_stationary_...``.
 
     Raises:
         ValueError: naming the argument.
@@ -124,85 +130,151 @@ class SchrodingerFlow:
 
     def _run(self, start: Density | State, t_end: float, steady: float | None) -> Iterator[State]:
         self._forget()
-        if isinstance(start, State):
-            rate, state = self._rate_of(start.density), start
-        else:
-            rate = self._rate_of(start)
-            state = self._state(start.copy(), rate, t=0.0, dt=0.0, next_dt=self.dt, step=0)
+        self._warned = False
+        now = self._start(start.density if isinstance(start, State) else start.copy())
+        state = start if isinstance(start, State) else None
+        if state is None:
+            state = self._state(now, t=0.0, dt=0.0, next_dt=self.dt, step=0)
         warn_if_truncated(self.problem, state.density)
         yield state
         dt = self.dt if self.tolerance is None else state.next_dt
         clock = Clock(dt, t_end, state.t, state.step)
         while not clock.done and (steady is None or state.residual > steady):
-            rate, stages, rejected = self._accepted_step(rate, clock)
+            now, stages, counts = self._accepted_step(now, clock)
             state = self._state(
-                Density(self.problem, rate.psi, normalised=True),
-                rate,
+                now,
                 t=clock.t,
                 dt=clock.last,
                 next_dt=clock.dt,
                 step=clock.step,
-                fixed_point_iterations=sum(s.record.iterations for s in stages),
+                fixed_point_iterations=sum(s.iterations for s in stages),
                 linear_iterations=sum(s.linear_iterations for s in stages),
                 contraction=self._stage.tolerance.contraction,
-                rejected=rejected,
+                **counts,
             )
             yield state
         warn_if_truncated(self.problem, state.density)
 
     # -- one step -------------------------------------------------------------------------------
 
-    def _accepted_step(self, now: Rate, clock: Clock) -> tuple[Rate, list[StageResult], int]:
+    def _accepted_step(
+        self, now: Instant, clock: Clock
+    ) -> tuple[Instant, list[StageResult], dict[str, int]]:
+        """The next instant, the stages that led there, and what is counted."""
         rejected = 0
         while True:
             dt = clock.next_step()
+            replaced = 0
             try:
-                stages = self._step(now, clock.t, dt)
-            except ConvergenceError:
-                if self.tolerance is None or not clock.may_shrink:
-                    raise
-                clock.reject(0.5)
-                rejected += 1
-                continue
-            then = self._advance(stages[-1])
+                then, stages = self._scheme_step(now, clock.t, dt)
+            except ConvergenceError as error:
+                if self.tolerance is not None:
+                    if not clock.may_shrink:
+                        raise
+                    clock.reject(0.5)
+                    rejected += 1
+                    continue
+                then, stages = self._movements(now, dt)
+                replaced = len(stages)
+                self._warn(now, clock.t, dt, replaced, error)
             if self.tolerance is None:
-                self._remember(clock.t + dt, stages)
                 clock.accept()
-                return then, stages, rejected
+                break
             # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
-            error = 0.5 * dt * self.problem.norm(then.velocity - now.velocity)
-            factor = 0.9 * np.sqrt(self.tolerance / max(error, 1e-300))
-            if error <= self.tolerance or not clock.may_shrink:
-                self._remember(clock.t + dt, stages)
+            error_of_step = 0.5 * dt * self.problem.norm(then.velocity - now.velocity)
+            factor = 0.9 * np.sqrt(self.tolerance / max(error_of_step, 1e-300))
+            if error_of_step <= self.tolerance or not clock.may_shrink:
                 clock.accept(float(np.clip(factor, 0.3, 3.0)))
-                return then, stages, rejected
+                break
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
+        if replaced:
+            self._forget()
+        else:
+            self._remember(clock.t, stages)
+        return then, stages, {"rejected": rejected, "replaced": replaced}
 
-    def _step(self, now: Rate, t: float, dt: float) -> list[StageResult]:
-        """The stages of a step: of the scheme where dt resolves the flow, else guarded."""
-        try:
-            return SCHEMES[self.scheme](self._stage, now, dt, self._guesses(now, t + dt))
-        except ConvergenceError as error:
-            if self.tolerance is not None:
-                raise
-            _LOG.info("t = %.6g: a guarded backward Euler step of %.3g (%s)", t, dt, error)
-        self._forget()
-        return backward_euler(self._stage, now, dt, [Guess(now.psi, now.y)], guarded=True)
+    def _scheme_step(self, now: Instant, t: float, dt: float) -> tuple[Instant, list[StageResult]]:
+        stages = SCHEMES[self.scheme](self._stage, now, dt, self._guesses(now, t + dt))
+        then = self._reached(stages[-1])
+        if self.scheme == "backward-euler":
+            self._check_descent(now, then, stages[0])
+        return then, stages
 
-    def _guesses(self, now: Rate, t: float) -> list[Guess]:
+    def _movements(self, now: Instant, dt: float) -> tuple[Instant, list[StageResult]]:
+        """A step as one minimising movement, or as several that have its length together."""
+        parts = 2 if self.scheme == "backward-euler" else 1
+        while True:
+            then, stages = now, []
+            try:
+                for _ in range(parts):
+                    guess = Guess(then.psi, then.y, then.eigenvalue)
+                    (stage,) = backward_euler(self._stage, then, dt / parts, [guess])
+                    before, then = then, self._reached(stage)
+                    self._check_descent(before, then, stage)
+                    stages.append(stage)
+                return then, stages
+            except ConvergenceError:
+                if parts >= _MOST_MOVEMENTS:
+                    raise
+                parts *= 2
+
+    def _check_descent(self, before: Instant, after: Instant, stage: StageResult) -> None:
+        """F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), which may fail where F is not convex. Collective."""
+        problem, weight = self.problem, 2.0 / stage.length
+        moved = weight * stage.anchor.squared_distance(problem, after.psi, after.mass_psi)
+        scale = max(1.0, abs(before.energy), abs(before.eigenvalue))
+        diagonal = owned_values(self._stage.operator.constant_diagonal)
+        allowance = _ROUNDING * scale + 10.0 * np.finfo(float).eps * abs(
+            problem.dot(diagonal * after.psi, after.psi)
+        )
+        allowance += 10.0 * self._stage.stop.tolerance**2 * (weight + scale)
+        if not after.energy + moved <= before.energy + allowance:
+            raise ConvergenceError(
+                f"the energy of a minimising movement rose by {after.energy - before.energy:.1e}: "
+                "F is not convex there; reduce dt"
+            )
+
+    def _warn(self, now: Instant, t: float, dt: float, parts: int, error: Exception) -> None:
+        _LOG.info("t = %.6g: %d minimising movement(s) in place of a step: %s", t, parts, error)
+        if self._warned:
+            return
+        self._warned = True
+        if self.scheme == "backward-euler":
+            _LOG.warning(
+                "t = %.6g: a step of %.3g was divided into %d; choose a smaller dt", t, dt, parts
+            )
+            return
+        _LOG.warning(
+            "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
+            "movements of the same length, of order 1 (column 'replaced'); %s resolves dt up to "
+            "about %.1g there",
+            *(t, dt, self.scheme, self.scheme),
+            resolved_step(self.problem, now, self.scheme, dt),
+        )
+
+    def _guesses(self, now: Instant, t: float) -> list[Guess]:
         # Stage values are less accurate than those at the end of a step, but as smooth in time:
         # each stage has a past of its own.
         guesses = []
-        for amplitudes, moments in self._pasts:
-            psi, y = amplitudes.predict(t), moments.predict(t)
-            guesses.append(Guess(now.psi if psi is None else psi, now.y if y is None else y))
+        for past in self._pasts:
+            psi, y, shift = (values.predict(t) for values in past)
+            guesses.append(
+                Guess(
+                    now.psi if psi is None else psi,
+                    now.y if y is None else y,
+                    now.eigenvalue if shift is None else float(shift[0]),
+                    predicted=shift is not None,
+                )
+            )
         return guesses
 
     def _remember(self, t: float, stages: list[StageResult]) -> None:
-        for (amplitudes, moments), stage in zip(self._pasts, stages, strict=False):
-            amplitudes.add(t, stage.psi)
-            moments.add(t, stage.y)
+        for past, stage in zip(self._pasts, stages, strict=False):
+            for values, value in zip(
+                past, (stage.psi, stage.y, np.array([stage.shift])), strict=True
+            ):
+                values.add(t, value)
 
     def _forget(self) -> None:
         def field_norm(psi: Array) -> float:
@@ -211,53 +283,67 @@ class SchrodingerFlow:
         def y_norm(y: Array) -> float:
             return float(np.sqrt(self.closure.dot(y, y)))
 
-        self._pasts = [(Extrapolation(3, field_norm), Extrapolation(4, y_norm)) for _ in range(2)]
+        self._pasts = [
+            (
+                Extrapolation(3, field_norm),
+                Extrapolation(4, y_norm),
+                Extrapolation(4, lambda s: float(abs(s[0]))),
+            )
+            for _ in range(2)
+        ]
 
-    def _rate_of(self, start: Density) -> Rate:
-        psi = start.amplitude()
-        load = hamiltonian(self.problem, start)
+    # -- instants -------------------------------------------------------------------------------
+
+    def _start(self, density: Density) -> Instant:
+        psi, mass_psi = density.amplitude(), density.mass_amplitude()
+        load = hamiltonian(self.problem, density)
         eigenvalue = self.problem.dot(psi, load)
         velocity = -0.5 * (self.problem.solve_mass(load) - eigenvalue * psi)
-        mass_psi = self.problem.apply_mass(psi)
-        return Rate(
-            psi=psi,
-            mass_psi=mass_psi,
-            velocity=velocity,
-            mass_velocity=-0.5 * (load - eigenvalue * mass_psi),
-            eigenvalue=eigenvalue,
-            y=self.closure.order(start),
-        )
+        mass_velocity = -0.5 * (load - eigenvalue * mass_psi)
+        y = self.closure.order(density)
+        return self._instant(density, psi, mass_psi, velocity, mass_velocity, y)
 
-    def _advance(self, last: StageResult) -> Rate:
-        # The rate −½(H − s)ψ of the last stage, rescaled with ψ, and its part along ψ, which is
-        # ½(s − λ), taken out: no further solve is needed for the residual of the flow.
-        if last.positivity < _POSITIVE:  # the rate is that of ψ, but |ψ| goes on
-            return self._rate_of(Density(self.problem, last.unit, normalised=True))
-        psi, mass_psi = last.unit, last.mass_unit
-        rate = last.rate / last.norm
-        along = self.problem.dot(mass_psi, rate)
-        velocity = rate - along * psi
-        return Rate(
-            psi=psi,
-            mass_psi=mass_psi,
-            velocity=velocity,
-            mass_velocity=self.problem.apply_mass(velocity),
-            eigenvalue=last.shift - 2.0 * along,
-            y=last.y,
-        )
+    def _reached(self, stage: StageResult) -> Instant:
+        """ψ at the end of a stage: the equation gives −½(H − λ)ψ = (⟨ψ, r⟩ψ − r)/a."""
+        psi, mass_psi, anchor = stage.psi, stage.mass_psi, stage.anchor
+        velocity = (stage.overlap * psi - anchor.base) / stage.length
+        mass_velocity = (stage.overlap * mass_psi - anchor.load) / stage.length
+        density = Density(self.problem, psi, normalised=True)
+        return self._instant(density, psi, mass_psi, velocity, mass_velocity, stage.y)
 
-    def _state(self, density: Density, rate: Rate, **numbers: float | int) -> State:
-        problem, psi = self.problem, rate.psi
+    def _instant(
+        self,
+        density: Density,
+        psi: Array,
+        mass_psi: Array,
+        velocity: Array,
+        mass_velocity: Array,
+        y: Array,
+    ) -> Instant:
+        problem = self.problem
         constant = problem.dot(psi, problem.multiply(self._stage.operator.constant, psi))
-        dissipation = 4.0 * problem.dot(rate.velocity, rate.mass_velocity)
-        return State(
+        return Instant(
             density=density,
-            energy=constant + self.closure.value(rate.y, density),
-            eigenvalue=constant + self.closure.work(rate.y, density),
-            residual=float(np.sqrt(dissipation)),
+            psi=psi,
+            mass_psi=mass_psi,
+            velocity=velocity,
+            mass_velocity=mass_velocity,
+            y=y,
+            energy=constant + self.closure.value(y, density),
+            eigenvalue=constant + self.closure.work(y, density),
+        )
+
+    def _state(self, now: Instant, **numbers: float | int) -> State:
+        problem = self.problem
+        dissipation = 4.0 * problem.dot(now.velocity, now.mass_velocity)
+        return State(
+            density=now.density,
+            energy=now.energy,
+            eigenvalue=now.eigenvalue,
+            residual=float(np.sqrt(max(dissipation, 0.0))),
             dissipation=dissipation,
-            mass=problem.dot(psi, rate.mass_psi),
-            boundary_mass=problem.boundary_mass(psi),
+            mass=problem.dot(now.psi, now.mass_psi),
+            boundary_mass=problem.boundary_mass(now.psi),
             **numbers,  # type: ignore[arg-type]
         )
 

@@ -18,7 +18,7 @@ from fem_mf.eigensolvers import lowest_states, shell_matrix
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.hessian import FrozenOperator, Hessian
-from fem_mf.observables import FirstOrder, dual_norm, first_order
+from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order, flat_scale
 from fem_mf.options import Options, default_preconditioner
 from fem_mf.problem import Problem
 from fem_mf.solvers import Preconditioner
@@ -60,6 +60,7 @@ class Metric:
         eigenvalue: float,
         margin: float = 0.1,
         assembled: FrozenOperator | None = None,
+        shift: float = np.inf,
     ) -> None:
         """Take the operator of V (on the potential space), shifted to be positive. Collective.
 
@@ -68,14 +69,15 @@ class Metric:
             eigenvalue: λ ≥ min V, which gives the scale.
             margin: distance of s from min V, in units of λ − min V.
             assembled: an operator that may have this V already.
+            shift: the largest s to take, −c of a minimising movement (D7).
         """
         problem = self.problem
         lowest = problem.min(potential)
-        spread = _scale(problem, eigenvalue - lowest)
+        spread = max(eigenvalue - lowest, flat_scale(problem))
         if assembled is None or assembled.potential is not potential:
             assembled = self._operator
             assembled.update(potential)
-        self._operator.shifted(assembled, lowest - margin * spread)
+        self._operator.shifted(assembled, min(lowest - margin * spread, shift))
         if self._preconditioner is None:
             dofs = problem.space.dofmap.index_map.size_global
             defaults = default_preconditioner(dofs, problem.dim)
@@ -95,16 +97,6 @@ class Metric:
         self._right.array[:] = load
         self.apply(self._right, self._solution)
         return np.array(self._solution.array, dtype=np.float64)
-
-
-def energy_scale(problem: Problem, condition: FirstOrder) -> float:
-    """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
-    return _scale(problem, condition.eigenvalue - problem.min(condition.potential))
-
-
-def _scale(problem: Problem, spread: float) -> float:
-    volume = problem.mean_mass * problem.space.dofmap.index_map.size_global
-    return float(max(spread, problem.sigma**2 * volume ** (-2.0 / problem.dim)))
 
 
 def certify_gap(

@@ -1,44 +1,52 @@
-"""One implicit stage of the Schrödinger flow: the kernel that every time scheme shares.
+"""One implicit stage of the Schrödinger flow: a minimising movement of any length (D7).
 
-Given r, find ψ with  (2/a)(ψ − r) + (H[m] − s)ψ = 0,  m = ψ²/‖ψ‖²,  H[m] = −σ²Δ + V[m].
+Given an anchor r and a length a, find ψ of norm one and the multiplier s with
 
-The scalar s is free (theory §3: any gauge gives the same trajectory). With s = λ, the eigenvalue at
-the start of the step, ψ keeps its norm to first order and dt means what it says; the operator must
-then be positive, which it is for steps that resolve the flow. A guarded stage takes s = min V + 1/a
-where that is lower, and lowers it further when V falls on the way: its operator is positive for
-every m and every step size (D7).
+    (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   H[m] = −σ²Δ + V[m],
+
+the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
+field and the multiplier (:mod:`fem_mf.movement`) around linear solves; where that iteration does
+not contract, or its operator is not positive, by Newton's method on the sphere
+(:mod:`fem_mf.descent`), the one that computes minimisers. Both give the same ψ.
 
     stage = ImplicitStage(problem, closure, ...)
-    result = stage.solve(start, guess, a, shift)
+    result = stage.solve(anchor, guess, a, origin)
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
 from fem_mf.closure import Closure, MomentClosure
 from fem_mf.density import Density
+from fem_mf.descent import Descent
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, StepRefused, StopTest, solve
+from fem_mf.fixed_point import Accelerator, StopTest, solve
 from fem_mf.inexact import InnerTolerance
+from fem_mf.movement import MovementUnknown
 from fem_mf.newton import Newton
-from fem_mf.operators import PotentialFloor, PotentialOperator
+from fem_mf.observables import flat_scale
+from fem_mf.operators import PotentialOperator
 from fem_mf.options import Options, default_options
 from fem_mf.problem import Problem
 from fem_mf.response import response
 from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import owned_values
-from fem_mf.stage_data import Guess, StageResult, StageStart
+from fem_mf.stage_data import Anchor, Guess, StageResult
 
 __all__ = ["ImplicitStage"]
 
+_LOG = logging.getLogger(__name__)
 
-# ⟨ψ, |ψ|⟩/‖ψ‖² below which ψ is not that of a density: strict where a guarded step can replace it.
-_POSITIVE = {False: 1.0 - 1e-4, True: 1.0 - 1e-2}
-_UNGUARDED = 30  # evaluations of a fixed point before a guarded step is tried instead
+_POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which ψ is an excited state, or the mesh too coarse
+# Newton's method takes over when a fixed point would need more than about three times as many
+# evaluations: it costs about as much as thirty of them.
+_PATIENCE = 10
+_LONGEST_WAIT = 64  # stages solved by Newton's method before the fixed point is tried again
 
 
 class ImplicitStage:
@@ -47,8 +55,8 @@ class ImplicitStage:
     Args:
         problem: the problem.
         closure: the mean field.
-        accelerator: of the fixed point.
-        stop: its stop test.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating; its limit holds for Newton steps as well.
         safeguard: whether overshooting steps are shortened.
         linear_tolerance: relative tolerance of the last linear solve of a stage.
         prefix: of the PETSc options.
@@ -71,22 +79,25 @@ class ImplicitStage:
         self.closure = closure
         self.operator = PotentialOperator(problem, closure)
         self.density = Density(problem, np.ones(problem.num_owned))
-        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self.unknown = MovementUnknown(closure)
+        self._accelerator, self._safeguard = accelerator, safeguard
+        self.stop = replace(stop, patience=_PATIENCE)
         self.rtol, self._prefix, self._options = linear_tolerance, prefix, options
         self._stiffness = self.operator.largest_ratio()
         self._solver: SpdSolver | None = None
         self._defaults: dict[str, str | int | float] = {}
         self.right = self.operator.matrix.createVecLeft()
         self.solution = self.operator.matrix.createVecRight()
-        self.linear = closure.basis is not None and closure.basis.shape[1] == 0
         self.tolerance = InnerTolerance(self.rtol, stop)
-        self.floor = PotentialFloor(problem, closure)
         self._evaluation: _Evaluation | None = None
+        self._descent: Descent | None = None
+        self._turns = _Turns()
+        self._scale = 0.0  # λ − min V, where the flow began
         if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
-            accelerator.bind(self._response, closure.stiffness)
+            accelerator.bind(self._response, self._curvature)
 
     def solver(self, a: float) -> SpdSolver:
-        """The linear solver that suits a stage of this step."""
+        """The linear solver that suits a stage of this length."""
         dofs = self.problem.space.dofmap.index_map.size_global
         condition = 4.0 * (1.0 + 0.5 * a * self._stiffness)
         defaults = default_options(condition, dofs, self.problem.dim)
@@ -97,178 +108,234 @@ class ImplicitStage:
             self._solver = SpdSolver(self.operator.matrix, self._prefix, defaults, self._options)
         return self._solver
 
-    def solve(
-        self,
-        start: StageStart,
-        guess: Guess,
-        a: float,
-        shift: float,
-        *,
-        guarded: bool = False,
-    ) -> StageResult:
+    def solve(self, anchor: Anchor, guess: Guess, a: float, origin: Array) -> StageResult:
         """Solve one stage. Collective.
 
         Args:
-            start: r.
-            guess: ψ and y to start from.
-            a: the stage's step, > 0.
-            shift: s.
-            guarded: lower s where the operator might not stay positive otherwise.
+            anchor: r.
+            guess: initial guess of the fixed point.
+            a: the length of the stage, > 0.
+            origin: owned values of ψ, of norm one, from which Newton's method descends.
 
         Returns:
             The stage's solution.
 
         Raises:
-            ConvergenceError: the fixed point or the linear solver failed, or ψ is not positive.
+            ConvergenceError: neither method converged, or ψ is not positive.
         """
-        y = guess.y
+        if self._turns.fixed_point(a):
+            try:
+                result = self.by_fixed_point(anchor, guess, a)
+                self._turns.worked()
+                return result
+            except ConvergenceError as error:
+                _LOG.debug("%s; Newton's method instead", error)
+                self._turns.failed(a)
+        try:
+            return self.by_newton(anchor, a, origin)
+        except ConvergenceError as error:
+            raise ConvergenceError(
+                f"a stage of length {a:.3g} did not converge: {error}; or use a smaller dt"
+            ) from None
+
+    def by_fixed_point(self, anchor: Anchor, guess: Guess, a: float) -> StageResult:
+        """Solve one stage by the fixed point on (y, c); see :meth:`solve`. Collective."""
         self.solution.array[:] = guess.psi
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
-        stop = self._stop
-        if not guarded:  # a step that needs more is too long for the gauge of λ
-            stop = replace(stop, max_iterations=min(_UNGUARDED, stop.max_iterations))
-        evaluation = self._evaluation = _Evaluation(self, start, y, a, shift, guarded)
-        record = None
-        while record is None:
-            try:
-                record = solve(
-                    evaluation,
-                    y,
-                    accelerator=self._accelerator,
-                    stop=stop,
-                    unknown=self.closure,
-                    safeguard=self._safeguard,
-                    contraction=self.tolerance.expected_contraction,
-                )
-            except _ShiftLowered as lowered:  # another map y -> T(y): begin again, from here
-                y = lowered.y
-        if self.tolerance.floor == 0.0:
-            self.tolerance.floor = self.closure.sensitivity(self.density)
+        if self._scale == 0.0:
+            lowest = self.problem.min(self.closure.potential(guess.y))
+            self._scale = max(guess.shift - lowest, flat_scale(self.problem))
+        c = 2.0 / a - guess.shift
+        if not guess.predicted:
+            c = self._positive(c, guess.y, a)
+        # How fast a long step contracts, and what its solves do to y, says nothing of the next one.
+        resolved = a * self._scale <= 1.0
+        evaluation = self._evaluation = _Evaluation(self, anchor, a, inexact=resolved)
+        record = solve(
+            evaluation,
+            self.unknown.begin(guess.y, c, 2.0 / a + self._scale),
+            accelerator=self._accelerator,
+            stop=replace(self.stop, extrapolate=resolved),
+            unknown=self.unknown,
+            safeguard=self._safeguard,
+            contraction=self.tolerance.expected_contraction,
+            slow=self.unknown.slow,
+        )
+        if self.tolerance.floor == 0.0:  # ψ moves the moments, and n at least as fast
+            self.tolerance.floor = max(1.0, self.closure.sensitivity(self.density))
         y = evaluation.polish()
         factor = record.contraction
         if np.isnan(factor) and isinstance(self._accelerator, Newton):
             factor = self._accelerator.radius
         self.tolerance.learn(record, factor)
-        psi = owned_values(self.solution).copy()
-        mass_unit = self.density.mass_amplitude()
-        positivity = self.problem.dot(psi, mass_unit) / evaluation.norm
-        if positivity < _POSITIVE[guarded]:
-            raise ConvergenceError(
-                "ψ changes sign: dt is too long for this scheme, or the mesh too coarse for m "
-                "(mass='lumped' keeps ψ positive on coarse meshes)"
-            )
-        return StageResult(
-            psi=psi,
-            unit=self.density.amplitude(),
-            norm=evaluation.norm,
-            positivity=positivity,
-            mass_unit=mass_unit,
-            rate=(psi - start.base) / a,
-            shift=evaluation.shift,
+        return self._result(
+            self.density,
+            anchor,
+            a,
+            overlap=evaluation.overlap,
+            eigenvalue=evaluation.eigenvalue,
             y=y,
-            record=record,
+            iterations=record.iterations,
             linear_iterations=evaluation.linear_iterations,
         )
 
-    def _response(self, y: Array) -> Array:
-        """R at y, ``(r, r)``: minus the derivative of T by the potential's coefficients w."""
+    def by_newton(self, anchor: Anchor, a: float, origin: Array) -> StageResult:
+        """Solve one stage by Newton's method on the sphere; see :meth:`solve`. Collective."""
+        if self._descent is None:
+            moments = self.closure if isinstance(self.closure, MomentClosure) else None
+            self._descent = Descent(self.problem, moments=moments)
+        *_, last = iterates = list(
+            self._descent.run(
+                Density(self.problem, origin, normalised=True),
+                residual=self.stop.tolerance,
+                max_iterations=self.stop.max_iterations,
+                anchor=anchor,
+                length=a,
+            )
+        )
+        return self._result(
+            last.density,
+            anchor,
+            a,
+            overlap=self.problem.dot(last.density.amplitude(), anchor.load),
+            eigenvalue=last.condition.eigenvalue,
+            y=self.operator.order(last.density),
+            iterations=len(iterates),
+            linear_iterations=sum(iterate.linear_iterations for iterate in iterates),
+        )
+
+    def _positive(self, c: float, y: Array, a: float) -> float:
+        """An initial guess of c for which c + H[y] is positive: min V is below its spectrum."""
+        if 1.0 / a <= c:  # V is non-negative, or s is a good guess of a short step
+            return c
+        return max(c, 1.0 / a - self.problem.min(self.closure.potential(y)))
+
+    def _result(
+        self,
+        density: Density,
+        anchor: Anchor,
+        a: float,
+        *,
+        overlap: float,
+        eigenvalue: float,
+        y: Array,
+        iterations: int,
+        linear_iterations: int,
+    ) -> StageResult:
+        psi, mass_psi = density.amplitude(), density.mass_amplitude()
+        if not self.problem.dot(np.abs(psi), mass_psi) >= _POSITIVE:
+            raise ConvergenceError(
+                "ψ changes sign: the mesh is too coarse for m; refine it (mass='lumped' with "
+                "degree 1 keeps ψ positive on coarse meshes)"
+            )
+        return StageResult(
+            psi=psi,
+            mass_psi=mass_psi,
+            anchor=anchor,
+            length=a,
+            overlap=overlap,
+            shift=eigenvalue + 2.0 / a * (1.0 - overlap),
+            y=y,
+            iterations=iterations,
+            linear_iterations=linear_iterations,
+        )
+
+    def _curvature(self, z: Array) -> Array:
+        assert isinstance(self.closure, MomentClosure)
+        return self.unknown.curvature(z, self.closure.stiffness(z[:-1]))
+
+    def _response(self, z: Array) -> Array:
+        """R at z: minus the derivative of an evaluation by the potential's coefficients and c."""
         assert isinstance(self.closure, MomentClosure) and self._solver is not None
         assert self._evaluation is not None
-        self._evaluation(y, np.inf)
-        vectors = (self.right, self.solution)
+        self._evaluation(z, np.inf)
         return response(
             self.problem,
             self.closure,
             self.operator,
             self.density,
             self._solver,
-            vectors,
-            y=y,
+            (self.right, self.solution),
+            y=z[:-1],
             a=self._evaluation.a,
+            anchor=self._evaluation.anchor.load,
+            norm=self._evaluation.norm,
+            unit=self.unknown.unit,
         )
 
 
 class _Evaluation:
-    """The map y -> T(y) of one stage, with the gauge that keeps its operator positive."""
+    """The map z -> T(z) of one stage."""
 
-    _REFUSALS = 3  # steps sent back before the gauge is lowered instead
+    def __init__(self, stage: ImplicitStage, anchor: Anchor, a: float, *, inexact: bool) -> None:
+        self.stage, self.anchor, self.a, self._inexact = stage, anchor, a, inexact
+        self.linear_iterations, self.norm, self.overlap = 0, 1.0, 1.0
+        self._rtol, self._y, self._c = stage.rtol, np.empty(0), 0.0
+        self._z = np.empty(0)
 
-    def __init__(
-        self,
-        stage: ImplicitStage,
-        start: StageStart,
-        y: Array,
-        a: float,
-        shift: float,
-        guarded: bool,
-    ) -> None:
-        self.stage, self.a = stage, a
-        self._start, self._wanted, self._guarded = start, shift, guarded
-        self.shift = min(shift, stage.floor.exact(y) + 1.0 / a) if guarded else shift
-        self.linear_iterations, self.norm = 0, 1.0
-        self._rtol, self._refused = 1.0, 0
-        self._moments = y
+    @property
+    def eigenvalue(self) -> float:
+        """λ = ⟨ψ, H[y]ψ⟩, from the equation."""
+        return 2.0 / self.a * self.overlap / self.norm - self._c
 
-    def __call__(self, y: Array, previous: float) -> Array:
+    def __call__(self, z: Array, previous: float) -> Array:
         stage = self.stage
+        self._y, self._c = stage.unknown.split(z)
         self._rtol = stage.rtol
-        if self._guarded:
-            self._guard(y, np.isfinite(previous))
-        if not stage.linear:
-            size = float(np.sqrt(stage.closure.dot(y, y)))
-            self._rtol = stage.tolerance(previous, size)
-        stage.operator.update(2.0 / self.a - self.shift, y)
-        try:
-            return self._solve()
-        except ConvergenceError:
-            self._refuse(np.isfinite(previous))
-            raise
-
-    def _refuse(self, possible: bool) -> None:
-        """Send a step back that went too far, unless that has been tried."""
-        if possible and self._refused < self._REFUSALS:
-            self._refused += 1
-            raise StepRefused
-
-    def _guard(self, y: Array, may_refuse: bool) -> None:
-        slack = 1.75 / self.a
-        if self.shift <= self.stage.floor.bound(y) + slack:
-            return
-        smallest = self.stage.floor.exact(y)
-        if self.shift <= smallest + slack:
-            return
-        self._refuse(may_refuse)
-        # With a margin, so that it does not have to be lowered again and again.
-        self.shift = smallest + 1.0 / self.a - 0.5 * abs(self._wanted - smallest)
-        self._refused = 0
-        raise _ShiftLowered(y)
+        if self._inexact:
+            self._rtol = stage.tolerance(previous, float(np.sqrt(stage.unknown.dot(z, z))))
+        stage.operator.update(self._c, self._y)
+        return self._solve()
 
     def _solve(self) -> Array:
-        stage = self.stage
-        stage.right.array[:] = (2.0 / self.a) * self._start.load
+        stage, load = self.stage, self.anchor.load
+        stage.right.array[:] = (2.0 / self.a) * load
         solver = stage.solver(self.a)
         self.linear_iterations += solver.solve(stage.right, stage.solution, self._rtol)
+        solution = owned_values(stage.solution)
         try:
-            self.norm = stage.density.set_amplitude(owned_values(stage.solution))
+            self.norm = stage.density.set_amplitude(solution, signed=True)
         except ValueError as error:
-            raise ConvergenceError(f"a stage lost the density: {error}; use a smaller dt") from None
-        self._moments = stage.operator.order(stage.density)
-        return self._moments
+            raise ConvergenceError(f"time step failed: {error}; reduce dt") from None
+        self.overlap = stage.problem.dot(solution, load) / self.norm
+        if not self.overlap > 0.0:
+            raise ConvergenceError("time step failed: c + H[m] is not positive; reduce dt")
+        y = stage.operator.order(stage.density)
+        c = self._c + 2.0 / self.a * self.overlap * (1.0 - 1.0 / self.norm)
+        self._z = stage.unknown.join(y, c, self._y)
+        return self._z
 
     def polish(self) -> Array:
         """Finish the last linear solve to the full tolerance; y of the result."""
-        stage, before = self.stage, self._moments
-        rtol, self._rtol = self._rtol, stage.rtol
+        stage, before, rtol = self.stage, self._z, self._rtol
+        if not self._inexact:
+            return before[:-1]
+        self._rtol = stage.rtol
         after = self._solve() if rtol > stage.rtol else before
         change = after - before
-        stage.tolerance.measure(float(np.sqrt(stage.closure.dot(change, change))), rtol)
-        return after
+        stage.tolerance.measure(float(np.sqrt(stage.unknown.dot(change, change))), rtol)
+        return after[:-1]
 
 
-class _ShiftLowered(Exception):
-    """The gauge had to change at an iterate y, and with it the fixed-point map."""
+class _Turns:
+    """Whose turn it is: the fixed point, unless it failed lately at steps of this length."""
 
-    def __init__(self, y: Array) -> None:
-        super().__init__("gauge lowered")
-        self.y = y
+    def __init__(self) -> None:
+        self._failures, self._wait, self._length = 0, 0, 0.0
+
+    def fixed_point(self, a: float) -> bool:
+        """Whether to try the fixed point at a stage of this length."""
+        if self._wait == 0 or a < 0.5 * self._length:
+            return True
+        self._wait -= 1
+        return False
+
+    def worked(self) -> None:
+        """The fixed point converged."""
+        self._failures = self._wait = 0
+
+    def failed(self, a: float) -> None:
+        """It did not: the next time is twice as far off as the last."""
+        self._failures += 1
+        self._wait, self._length = min(2**self._failures, _LONGEST_WAIT), a

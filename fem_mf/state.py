@@ -32,6 +32,8 @@ class State:
         contraction: ratio of the first two fixed-point residuals of a stage, the last measured
             (steps whose first iterate is converged measure none); NaN before that.
         rejected: steps rejected by the error control before this one.
+        replaced: minimising movements (D7), of the same length together, that took the place of
+            a step too long for its scheme; 0 when the step is the scheme's own.
     """
 
     t: float
@@ -49,6 +51,7 @@ class State:
     linear_iterations: int = 0
     contraction: float = float("nan")
     rejected: int = 0
+    replaced: int = 0
 
     def scalars(self) -> dict[str, float | int]:
         """The numbers, in the order of the attributes: one row of a history."""

@@ -23,10 +23,16 @@ from fem_mf.coarse import coarse_problem, from_grid
 from fem_mf.density import Density
 from fem_mf.descent import Descent, Iterate
 from fem_mf.errors import ConvergenceError
-from fem_mf.observables import FirstOrder, energy, first_order, warn_if_truncated
+from fem_mf.observables import (
+    FirstOrder,
+    energy,
+    energy_scale,
+    first_order,
+    warn_if_truncated,
+)
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.spectrum import certify_gap, energy_scale
+from fem_mf.spectrum import certify_gap
 
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]
 

@@ -9,7 +9,7 @@ import fem_mf as mf
 from tests.exact import breathing_precision, gaussian, gaussian_energy, moving_gaussian, rate
 
 ORDERS = {"backward-euler": 1, "crank-nicolson": 2, "sdirk2": 2}
-STEPS = {1: [1 / 32, 1 / 64, 1 / 128], 2: [1 / 8, 1 / 16, 1 / 32]}
+STEPS = {1: [1 / 32, 1 / 64, 1 / 128], 2: [1 / 16, 1 / 32, 1 / 64]}
 EXACT = {"fixed_point_tolerance": 1e-11}
 X1 = {"sigma": 0.7, "kappa": 1.0, "strength": 0.8, "target": 0.5}
 X2 = {"sigma": 0.8, "kappa": 0.5, "strength": 0.6}

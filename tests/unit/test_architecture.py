@@ -24,6 +24,7 @@ LAYERS = [
         "newton",
         "inexact",
         "stage_data",
+        "movement",
         "response",
         "extrapolation",
         "stages",
@@ -52,7 +53,7 @@ LAYERS = [
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
-MAX_FILE_LINES = 320
+MAX_FILE_LINES = 400
 MAX_BODY_LINES = 60
 
 FILES = sorted(PACKAGE.glob("*.py"))

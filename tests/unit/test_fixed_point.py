@@ -10,7 +10,8 @@ import pytest
 from scipy.optimize import brentq
 
 import fem_mf as mf
-from fem_mf.fixed_point import StepRefused, StopTest, solve
+from fem_mf.fixed_point import StopTest, solve
+from fem_mf.stage_data import Anchor, Guess
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD
@@ -170,17 +171,33 @@ def test_nonlinear_scalar_map():
         run(toy, mf.Picard(), safeguard=False)
 
 
-def test_refused_steps_are_shortened():
-    class Fenced(Affine):
-        def __call__(self, y, previous):
-            if np.abs(y - self.solution).max() > 2.0:
-                raise StepRefused
-            return super().__call__(y, previous)
+def test_a_hopeless_iteration_is_given_up_early():
+    slow = affine(3, 2.5)  # converges, but only because steps are shortened
+    patient = run(slow, mf.Picard(), max_iterations=1000)
+    assert patient.iterations > 15
+    with pytest.raises(mf.ConvergenceError, match="after 5 iterations"):
+        run(slow, mf.Picard(), max_iterations=1000, patience=5)
+    quick = affine(3, 0.02)
+    assert run(quick, mf.Picard(), patience=5).iterations == run(quick, mf.Picard()).iterations
 
-    base = affine(3, 2.5)
-    toy = Fenced(base.response, base.curvature, base.target)
-    record = run(toy, mf.Picard(), max_iterations=1000)
-    np.testing.assert_allclose(record.y, toy.solution, rtol=0, atol=1e-9)
+
+def test_the_contraction_is_that_of_the_slow_part():
+    # The first component contracts by 1e-4, the second by 0.4: what is left is the second's.
+    factors, target = np.array([1e-4, 0.4]), np.array([1.0, 1e-4])
+
+    class Toy(Affine):
+        def __call__(self, y, previous):
+            return target + factors * (y - target)
+
+    toy = Toy(np.eye(2), np.eye(2), target)
+    stop = StopTest(tolerance=1e-6)
+
+    def error(**options):
+        record = solve(toy, np.zeros(2), accelerator=mf.Picard(), stop=stop, unknown=toy, **options)
+        return np.abs(toy(record.y, np.inf) - target).max()
+
+    assert error() > 1e-6
+    assert error(slow=lambda residual: abs(float(residual[1]))) <= 1e-6
 
 
 @every_accelerator
@@ -196,8 +213,9 @@ def test_stop_test():
     assert stop(0.9e-6, 0.1) and not stop(1.1e-6, 0.1)
     assert stop(0.9e-4, 100.0) and not stop(1.1e-4, 100.0)
     # after a contraction by 1e-3, T(y) is a thousand times closer than y
-    assert stop(1e-5, 1.0, previous=1e-2)
-    assert not stop(1e-5, 1.0, previous=1.1e-5)
+    assert stop(1e-5, 1.0, contraction=1e-3)
+    assert not stop(1e-5, 1.0, contraction=0.9)
+    assert not StopTest(tolerance=1e-6, extrapolate=False)(1e-5, 1.0, contraction=1e-3)
 
 
 def test_bad_accelerators():
@@ -244,7 +262,7 @@ def test_contraction_is_proportional_to_the_step(problem, start, scheme):
     assert factors[0] < 0.1
 
 
-@pytest.mark.parametrize("dt", [0.02, 0.1, 0.3, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("dt", [0.02, 0.1, 0.3, 1.0, 10.0])
 def test_anderson_never_needs_more_iterations_than_picard(problem, start, dt):
     counts = {}
     for accelerator in (mf.Picard(), mf.Anderson()):
@@ -267,9 +285,14 @@ def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
         )
         return state
 
-    with pytest.raises(mf.ConvergenceError, match=r"after 100 iterations .*the default acceler"):
-        last(accelerator=mf.Picard(), safeguard=False)
-    states = [last(accelerator=mf.Picard()), last(accelerator=mf.Anderson()), last()]
+    flow = mf.SchrodingerFlow(problem, 100.0, accelerator=mf.Picard(), safeguard=False)
+    now = flow._start(narrow)
+    anchor, guess = Anchor(base=now.psi, load=now.mass_psi), Guess(now.psi, now.y, now.eigenvalue)
+    with pytest.raises(mf.ConvergenceError, match=r"did not converge|not positive"):
+        flow._stage.by_fixed_point(anchor, guess, 100.0)
+    # In a flow Newton's method takes over.
+    plain = last(accelerator=mf.Picard(), safeguard=False)
+    states = [last(accelerator=mf.Picard()), last(accelerator=mf.Anderson()), last(), plain]
     for state in states:
         assert state.residual < 1e-9
         assert state.energy == pytest.approx(states[0].energy, abs=1e-8)
@@ -302,7 +325,7 @@ def test_strong_coupling_on_the_motorcycle_data():
     problem = mf.Problem(mesh, functional, sigma=0.5, degree=6, mass="lumped")
     start = mf.Density.from_function(problem, gaussian([1.0, 0.0], 1.0))
     states = list(mf.SchrodingerFlow(problem, dt=0.2).run(start, 2.0))
-    assert max(s.fixed_point_iterations for s in states) <= 12
+    assert max(s.fixed_point_iterations for s in states) <= 15  # of Newton's method
     energies = [s.energy for s in states]
     assert energies == sorted(energies, reverse=True)
     assert energies[-1] < 0.05 * energies[0]

@@ -82,7 +82,9 @@ def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
         assert state.density.mass() == pytest.approx(1.0, abs=1e-13)
         free = np.ones(problem.num_owned, dtype=bool)
         free[problem.constrained] = False
-        assert psi_of(state)[: problem.num_owned][free].min() > 0
+        # Signs are kept where the mesh, or the linear solver, does not resolve ψ.
+        psi = psi_of(state)[: problem.num_owned][free]
+        assert psi.min() > (0.0 if "M-matrices" in name else -1e-8 * psi.max())
         assert state.dissipation == pytest.approx(state.residual**2, rel=1e-12)
 
 
@@ -343,10 +345,12 @@ def test_what_was_yielded_survives_a_failure():
         problem, 1.0, accelerator=mf.Picard(), max_iterations=2, safeguard=False
     )
     states = []
-    with pytest.raises(mf.ConvergenceError, match="did not converge"):
-        states.extend(flow.run(start, 3.0))
-    for state in flow.run(start, 0.0):
-        assert mf.energy(problem, state.density) == pytest.approx(mf.energy(problem, start))
+    with pytest.raises(mf.ConvergenceError, match=r"did not converge.*max_iterations"):
+        for state in flow.run(start, 3.0):
+            states.append((state, state.energy))
+    assert [state.t for state, _ in states] == [0.0]
+    for state, energy in states:
+        assert mf.energy(problem, state.density) == pytest.approx(energy, rel=1e-12)
 
 
 # -- PETSc options -----------------------------------------------------------------------------
@@ -399,13 +403,13 @@ def test_the_command_line_goes_before_the_argument(database):
         return final(problem, start, 0.1, 0.1, **options).linear_iterations
 
     jacobi = {"ksp_type": "cg", "pc_type": "jacobi"}
-    assert iterations(petsc_options=jacobi) > 2
+    assert iterations(petsc_options=jacobi) > 4
     database[PREFIX + "pc_type"] = "lu"
-    assert iterations(petsc_options=jacobi) <= 2
-    assert iterations() <= 2
+    assert iterations(petsc_options=jacobi) <= 4
+    assert iterations() <= 4
     assert database.getAll()[PREFIX + "pc_type"] == "lu"  # the user's own stays
     database[PREFIX + "pc_type"] = "hypre"
     with pytest.raises(ValueError, match="refused"):
         iterations()
     database.delValue(PREFIX + "pc_type")
-    assert iterations(petsc_options=jacobi) > 2
+    assert iterations(petsc_options=jacobi) > 4
