@@ -20,10 +20,10 @@ import numpy as np
 
 from fem_mf.errors import ConvergenceError
 
-__all__ = ["States", "lowest_states", "shell_matrix"]
+__all__ = ["LEAST_UNKNOWNS", "States", "lowest_states", "shell_matrix"]
 
 _MAX_ITERATIONS = 2000
-_LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
+LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def lowest_states(
         ConvergenceError: LOBPCG did not reach the tolerance.
     """
     size = matrix.getSize()[0]
-    if size < _LEAST_UNKNOWNS * len(start):
+    if size < LEAST_UNKNOWNS * len(start):
         raise ValueError(
             f"{size} degrees of freedom are too few for {len(start)} eigenpairs: refine the mesh"
         )
@@ -114,8 +114,11 @@ def lowest_states(
     eps.setInitialSpace(vectors)
     if deflate is not None:
         eps.setDeflationSpace([_vector(matrix, deflate)])
-    eps.solve()
-    found = int(eps.getConverged())
+    try:
+        eps.solve()
+        found = int(eps.getConverged())
+    except (PETSc.Error, SystemError):
+        found = 0  # below rounding the block becomes singular: LAPACK says so on some processors
     if found < len(start):
         iterations = eps.getIterationNumber()
         eps.destroy()

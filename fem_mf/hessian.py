@@ -140,6 +140,11 @@ class Hessian:
         scale = energy_scale(problem, condition) + shift
         self._update_moments(density, self._negligible * scale)
 
+    @property
+    def directions(self) -> int:
+        """How many directions of the mean field are kept."""
+        return self._curvatures.size
+
     def curvatures_at(self, density: Density) -> Array:
         """The s_j at a density, negative only where F is not convex. Collective."""
         return self._diagonalise(density, 0.0)[0]
