@@ -5,12 +5,15 @@ With ρ = e^{−v} equation (W2) is linear in φ and symmetric in L²(ρ). Given
     ∫ρ(φ − r)χ/a + (σ²/2)∫ρ∇φ·∇χ + ½∫ρ(G[m] − s)φχ = 0,    m ∝ ρφ²:
 
 a third discretisation of the same curve, without Newton iterations, and with a boundary where ρ,
-not an assumption about φ, makes the flux vanish. It takes the place of
+not an assumption about φ, makes the flux vanish. The multiplier s keeps the norm of φ in L²(ρ), so
+that a step of any length is a minimising movement there (D7) and a is time. It takes the place of
 :class:`fem_mf.hjb_stage.HJBStage` in ``HJBFlow(..., decomposed=True, weighted=True)``.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,15 +24,22 @@ from dolfinx.fem import petsc as fem_petsc
 from fem_mf.closure import Closure
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, StopTest, solve
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
 from fem_mf.hjb_stage import HJBResult
 from fem_mf.log_density import LogDensity
+from fem_mf.movement import MovementUnknown
+from fem_mf.observables import flat_scale
 from fem_mf.options import Options, mumps
+from fem_mf.parallel import global_sum
 from fem_mf.problem import Problem
 from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import assemble_owned, exponential_measure, set_owned
 
 __all__ = ["WeightedStage"]
+
+_LOG = logging.getLogger(__name__)
+_PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.stages
+_MOST_UPDATES = 100  # of c at one mean field
 
 _ADD = la.InsertMode.add
 _assemble_matrix: Any = fem_petsc.assemble_matrix
@@ -66,6 +76,7 @@ class WeightedStage:
         self.problem, self.closure = problem, closure
         self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
         self._tolerance, self._prefix, self._options = tolerance, prefix, options
+        self.unknown = MovementUnknown(closure)
         self.drift: fem.Function = problem.new_amplitude()
         self._start: fem.Function = problem.new_amplitude()
         self._work: fem.Function = problem.new_amplitude()
@@ -77,9 +88,10 @@ class WeightedStage:
         rho, inertia, a = ufl.exp(-self.drift), self._inertia, self._weight
         diffusion: Any = default_scalar_type(0.5 * problem.sigma**2)
         half = fem.Constant(problem.mesh, diffusion)
-        form = rho * (inertia + 0.5 * a * self._potential) * phi * chi * dx
+        form = rho * 0.5 * a * self._potential * phi * chi * dx
         form += rho * a * half * _inner(_grad(phi), _grad(chi)) * dx
         self._form: Any = fem.form(form)
+        self._norm_form = fem.form(rho * self._work**2 * dx)
         self._load_form = fem.form(rho * inertia * self._start * chi * dx)
         self._matrix = fem_petsc.create_matrix(self._form)
         self._right, self._solution = self._matrix.createVecLeft(), self._matrix.createVecRight()
@@ -102,10 +114,10 @@ class WeightedStage:
 
         Args:
             start: owned values of r.
-            guess: owned values of φ to begin from.
+            guess: owned values of φ to begin from; its norm in L²(ρ) is kept.
             y: the mean field to begin from.
-            a: the stage's step, > 0.
-            shift: s; lowered where the operator might not stay positive otherwise.
+            a: the length of the stage, > 0.
+            shift: initial guess of s.
 
         Returns:
             The stage's solution.
@@ -118,16 +130,23 @@ class WeightedStage:
         set_owned(self._start, start)
         self._right.array[:] = assemble_owned(self._load_form, self._work)
         self._solution.array[:] = guess
-        evaluation = _Evaluation(self, a, shift)
-        record = solve(
-            evaluation,
-            y,
-            accelerator=self._accelerator,
-            stop=self._stop,
-            unknown=self.closure,
-            safeguard=self._safeguard,
-        )
-        phi = np.array(self._solution.array_r, dtype=np.float64)
+        evaluation = _Evaluation(self, a, guess, shift)
+        try:
+            c, unit = evaluation.positive(y)
+            record = self._fixed_point(
+                evaluation,
+                self.unknown.begin(y, c, unit),
+                stop=replace(self._stop, patience=_PATIENCE),
+                unknown=self.unknown,
+                slow=self.unknown.slow,
+            )
+        except ConvergenceError as error:
+            _LOG.debug("%s; the multiplier is solved for at every mean field instead", error)
+            self._solution.array[:] = guess
+            record = self._fixed_point(
+                evaluation.with_multiplier, y, stop=self._stop, unknown=self.closure
+            )
+        phi = evaluation.phi
         assert evaluation.density is not None
         return HJBResult(
             unknown=phi,
@@ -139,6 +158,26 @@ class WeightedStage:
             newton_most=0,
         )
 
+    def _fixed_point(self, evaluate: Any, start: Array, **settings: Any) -> FixedPointRecord:
+        return solve(
+            evaluate,
+            start,
+            accelerator=self._accelerator,
+            safeguard=self._safeguard,
+            **settings,
+        )
+
+    def norm(self, phi: Array) -> float:
+        """‖φ‖ in L²(ρ), by owned values. Collective."""
+        set_owned(self._work, phi)
+        square = global_sum(self.problem.comm, fem.assemble_scalar(self._norm_form))
+        return float(np.sqrt(square))
+
+    def product_with_start(self, phi: Array) -> float:
+        """⟨φ, r⟩ in L²(ρ), by owned values. Collective."""
+        load = np.asarray(self._right.array_r, dtype=np.float64)
+        return self.problem.dot(phi, load) / float(self._inertia.value)
+
     def _assemble(self, potential: Array) -> None:
         self._potential.x.array[:] = potential
         self._matrix.zeroEntries()
@@ -147,26 +186,78 @@ class WeightedStage:
 
 
 class _Evaluation:
-    """The map y -> T(y): potential of y, linear solve, mean field of the new density."""
+    """The map z -> T(z): potential of y plus c, linear solve, mean field of the new density."""
 
-    def __init__(self, stage: WeightedStage, a: float, shift: float) -> None:
+    def __init__(self, stage: WeightedStage, a: float, guess: Array, shift: float) -> None:
         self.stage, self._a, self._shift = stage, a, shift
+        self._norm = stage.norm(guess)
+        self._stretch = 1.0
         self.density: LogDensity | None = None
-        self.moments = np.empty(0)
+        self.moments, self.phi = np.empty(0), guess
 
-    def __call__(self, y: Array, previous: float) -> Array:
+    def positive(self, y: Array) -> tuple[float, float]:
+        """A c for which the operator is positive at y, and the unit of c. Collective."""
         stage, problem = self.stage, self.stage.problem
-        potential = stage.closure.potential(y) - stage.closure.base
-        shift = min(self._shift, problem.min(potential) + 1.0 / self._a)
-        stage._assemble(potential - shift)
+        lowest = problem.min(stage.closure.potential(y) - stage.closure.base)
+        unit = 2.0 / self._a + max(self._shift - lowest, flat_scale(problem))
+        return max(2.0 / self._a - self._shift, 1.0 / self._a - lowest), unit
+
+    def __call__(self, z: Array, previous: float) -> Array:
+        y, c = self.stage.unknown.split(z)
+        c = self._solve(y, c)
+        self._measure()
+        return self.stage.unknown.join(self.moments, c, y)
+
+    def with_multiplier(self, y: Array, previous: float) -> Array:
+        """The map y -> T(y), the norm of φ being kept at every y.
+
+        ‖φ‖ falls as c grows and is what it must be at one c above all that are not positive: a
+        bracket around it makes the updates of c safe, wherever they begin.
+        """
+        c, unit = self.positive(y)
+        low, high = -np.inf, np.inf
+        for _ in range(_MOST_UPDATES):
+            try:
+                better = self._solve(y, c)
+            except ConvergenceError:
+                low, better = c, np.inf
+            else:
+                if abs(better - c) <= 10.0 * self.stage._tolerance * unit:  # of the linear solves
+                    break
+                low, high = (c, high) if self._stretch > 1.0 else (low, c)
+            if not low < better < high:
+                better = 0.5 * (low + high) if np.isfinite(low + high) else c + unit
+            c = better
+        else:
+            raise ConvergenceError(
+                "the multiplier of a weighted stage did not converge: use a smaller dt"
+            )
+        self._measure()
+        return self.moments
+
+    def _solve(self, y: Array, c: float) -> float:
+        """Set φ to the solution at y and c, scaled to the norm to keep, and return a better c."""
+        stage, problem = self.stage, self.stage.problem
+        stage._assemble(stage.closure.potential(y) - stage.closure.base + c)
         if stage._solver is None:
             defaults = {"ksp_type": "cg", "pc_type": "lu", **mumps(problem.dim)}
             stage._solver = SpdSolver(stage._matrix, stage._prefix, defaults, stage._options)
         stage._solver.solve(stage._right, stage._solution, stage._tolerance)
         phi = np.array(stage._solution.array_r, dtype=np.float64)
         if not problem.min(phi) > 0.0:
-            raise ConvergenceError("φ is not positive: use a smaller dt or a finer mesh")
-        u = stage.drift.x.array[: problem.num_owned] - 2.0 * np.log(phi)
+            stage._solution.array[:] = self.phi
+            raise ConvergenceError(
+                "φ is not positive: use a smaller dt, scheme='backward-euler' (for steps of any "
+                "length), or a finer mesh"
+            )
+        self._stretch = stage.norm(phi) / self._norm
+        self.phi = phi / self._stretch
+        overlap = stage.product_with_start(self.phi) / self._norm**2
+        return c + 2.0 / self._a * overlap * (1.0 - 1.0 / self._stretch)
+
+    def _measure(self) -> None:
+        """The density of φ and its mean field."""
+        stage, problem = self.stage, self.stage.problem
+        u = stage.drift.x.array[: problem.num_owned] - 2.0 * np.log(self.phi)
         self.density = LogDensity(problem, u)
         self.moments = stage.closure.order(self.density)
-        return self.moments
