@@ -230,7 +230,8 @@ class _Evaluation:
             c = better
         else:
             raise ConvergenceError(
-                "the multiplier of a weighted stage did not converge: use a smaller dt"
+                "the multiplier of a weighted stage did not converge: use a smaller dt, or "
+                "scheme='backward-euler', whose steps may be of any length"
             )
         self._measure()
         return self.moments

@@ -1,0 +1,273 @@
+"""Minimising movements (D7): steps of any length whose time is true, by two methods."""
+
+import logging
+from itertools import pairwise
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+import fem_mf as mf
+from fem_mf.stage_data import Anchor, Guess
+from tests.exact import gaussian, rate
+
+COMM = MPI.COMM_WORLD
+Z = np.linspace(-np.pi, np.pi, 40)
+LENGTHS = [1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6]
+
+
+def half_square(x):
+    return 0.5 * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2)
+
+
+def trap(kappa):
+    return mf.Potential(lambda x: kappa * half_square(x))
+
+
+def n2(scale=1.0, h=0.8, **options):
+    loss = mf.NetworkLoss(Z, np.sin(Z), lambda x, z: scale * np.tanh(x[0] * z + x[1]))
+    return mf.Problem(mf.disk(COMM, 7.0, h), trap(0.1) + loss, 0.5, **options)
+
+
+def breathing():
+    square = mf.Cylindrical(
+        [lambda x: 2.0 * half_square(x)], lambda y: 0.3 * y[0] ** 2, lambda y: 0.6 * y, convex=True
+    )
+    return mf.Problem(mf.disk(COMM, 6.0, 0.8), trap(0.5) + square, 0.8, 3)
+
+
+def n3():
+    loss = mf.NetworkLoss(Z, np.sin(Z), lambda x, z: x[2] * np.tanh(x[0] * z + x[1]))
+    mesh = mf.box(COMM, 5.5, 1.7, dim=3, cell="hexahedron")
+    return mf.Problem(mesh, trap(0.5) + loss, 0.5, 4, mass="lumped")
+
+
+CONVEX = {
+    "X1": lambda: mf.Problem(
+        mf.disk(COMM, 6.0, 0.6), trap(1.0) + mf.MeanInteraction(2.0, [1.5, -1.0]), 0.7, 3
+    ),
+    "X2": breathing,
+    "N2": n2,
+    "N2 x 30": lambda: n2(30.0),
+    "contact": lambda: mf.Problem(
+        mf.box(COMM, 9.0, 1.0, cell="quadrilateral"), trap(1.0) + mf.Contact(1e3), 0.7, 4,
+        mass="lumped",
+    ),
+    "walls": lambda: n2(boundary="dirichlet"),
+    "M-matrices": lambda: n2(degree=1, mass="lumped"),
+}  # fmt: skip
+STARTS = {
+    "centred": gaussian([0.0, 0.0, 0.0], 1.0),
+    "far bump": gaussian([3.0, -2.5, 0.0], 6.0),
+    "flat": lambda x: np.ones(x.shape[1]),
+}
+_MADE: dict = {}
+
+
+def made(name, make=None):
+    if name not in _MADE:
+        _MADE[name] = (make or CONVEX[name])()
+    return _MADE[name]
+
+
+def one_step(problem, start, length, **options):
+    """The state before and after one step."""
+    before, after = mf.SchrodingerFlow(problem, length, **options).run(start, length)
+    return before, after
+
+
+def check_inequality(before, after, length):
+    """F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), evaluated anew from the densities."""
+    problem = before.density.problem
+    moved = after.density.amplitude() - before.density.amplitude()
+    energies = [mf.energy(problem, s.density) for s in (before, after)]
+    slack = energies[0] - energies[1] - 2.0 / length * problem.norm(moved) ** 2
+    assert slack >= -1e-12 * max(1.0, abs(energies[0]))
+    assert energies[1] < energies[0]
+    assert after.t == length and after.mass == pytest.approx(1.0, abs=1e-13)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", CONVEX)
+def test_the_energy_falls_by_the_distance_moved(name, length, start):
+    problem = made(name)
+    density = mf.Density.from_function(problem, STARTS[start])
+    before, after = one_step(problem, density, length)
+    check_inequality(before, after, length)
+    assert after.replaced == 0  # it is one movement of this length
+
+
+@pytest.mark.parametrize("length", [1e-2, 10.0, 1e4])
+def test_in_three_dimensions(length):
+    problem = made("N3", n3)
+    assert problem.space.dofmap.index_map.size_global > 15_000
+    density = mf.Density.from_function(problem, STARTS["far bump"])
+    before, after = one_step(problem, density, length)
+    check_inequality(before, after, length)
+    assert after.replaced == 0
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    ("functional", "start"),
+    [
+        (mf.Potential(lambda x: 0.25 * (x[0] ** 2 - 1) ** 2) + mf.MeanInteraction(-0.8), 0.1),
+        (trap(1.0) + mf.Contact(-10.0), 0.5),
+    ],
+    ids=["two wells", "attraction"],
+)
+def test_where_the_functional_is_not_convex_the_inequality_is_checked(functional, start, length):
+    problem = mf.Problem(mf.interval(COMM, 4.0, 0.1), functional, 0.5, 2)
+    density = mf.Density.from_function(problem, gaussian(start, 2.0))
+    states = list(mf.SchrodingerFlow(problem, length).run(density, 3 * length))
+    for before, after in pairwise(states):
+        assert after.energy <= before.energy + 1e-12
+        moved = after.density.amplitude() - before.density.amplitude()
+        # Several movements in one step fall by at least as much as one of the whole length.
+        fallen = 2.0 / length * problem.norm(moved) ** 2
+        assert after.energy + fallen <= before.energy + 1e-11
+    assert states[-1].t == pytest.approx(3 * length)
+
+
+@pytest.mark.parametrize("length", [1e-3, 1e-2, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("name", ["N2", "X1", "contact", "X2"])
+def test_the_fixed_point_and_newton_give_the_same_step(name, length):
+    problem = made(name)
+    density = mf.Density.from_function(problem, STARTS["centred"])
+    flow = mf.SchrodingerFlow(problem, length, fixed_point_tolerance=1e-12)
+    now, stage = flow._start(density), flow._stage
+    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    newton = stage.by_newton(anchor, length, now.psi)
+    assert newton.shift == pytest.approx(
+        mf.eigenvalue(problem, mf.Density(problem, newton.psi, normalised=True))
+        + 2.0 / length * (1.0 - newton.overlap),
+        rel=1e-8,
+    )
+    try:
+        fixed = stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
+    except mf.ConvergenceError:
+        assert length * 20.0 > 0.5  # steps that resolve the flow are always solved by it
+        return
+    assert problem.norm(fixed.psi - newton.psi) <= 1e-10
+    assert fixed.overlap == pytest.approx(newton.overlap, abs=1e-11)
+
+
+@pytest.mark.parametrize("length", [0.05, 1.0, 50.0])
+def test_against_an_optimiser(length):
+    """SciPy's BFGS on the movement's own functional, written out for a lumped mass."""
+    sigma, target = 0.6, 0.8
+    functional = trap(1.0) + mf.MeanInteraction(0.7, target)
+    problem = mf.Problem(mf.interval(COMM, 4.0, 0.25), functional, sigma, 1, mass="lumped")
+    stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
+    mass, x = problem.mass_diagonal, problem.nodes[0]
+    start = mf.Density.from_function(problem, gaussian(-1.0, 2.0))
+    r = start.amplitude()
+
+    def value_and_slope(free):
+        norm = np.sqrt(mass @ free**2)
+        psi = free / norm
+        mean, moved = mass @ (x * psi**2), psi - r
+        value = sigma**2 * psi @ stiffness @ psi + mass @ (0.5 * x**2 * psi**2)
+        value += 0.35 * (mean - target) ** 2 + 2.0 / length * mass @ moved**2
+        slope = 2.0 * sigma**2 * stiffness @ psi + 4.0 / length * mass * moved
+        slope += mass * psi * (x**2 + 1.4 * (mean - target) * x)
+        return value, (slope - mass * psi * (psi @ slope)) / norm
+
+    found = minimize(
+        value_and_slope, r, jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000}
+    )
+    expected = found.x / np.sqrt(mass @ found.x**2)
+    _, after = one_step(problem, start, length)
+    np.testing.assert_allclose(after.density.amplitude(), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["N2", "X1", "N2 x 30"])
+def test_long_movements_end_at_distance_one_over_their_length(name):
+    problem = made(name)
+    density = mf.Density.from_function(problem, STARTS["centred"])
+    minimum = mf.minimise(problem, tol=1e-12).density.amplitude()
+    lengths = [1e2, 1e3, 1e4]
+    distances = [
+        problem.norm(one_step(problem, density, length)[1].density.amplitude() - minimum)
+        for length in lengths
+    ]
+    assert abs(rate(lengths, distances) + 1.0) < 0.05, distances
+
+
+def test_strong_coupling_with_long_steps():
+    """N2 x 30 with dt = 10, where a lowered gauge gave 0.298 at t = 10."""
+    problem = n2(30.0, h=0.5)
+    start = mf.Density.from_function(problem, gaussian([0.0, 0.0], 1.0))
+    energies = [s.energy for s in mf.SchrodingerFlow(problem, 10.0).run(start, 40.0)]
+    # The flow has 0.244435 at t = 10 (sdirk2, dt = 0.01); the minimum is 0.2443970.
+    assert 0.244435 < energies[1] < 0.2448
+    assert 0.0 < energies[4] - mf.minimise(problem, start).energy <= 1e-5
+
+
+def test_the_gauge_of_lambda_differs_at_second_order():
+    """Backward Euler in the gauge of λ, which did not keep the norm, written out densely."""
+    problem = made("line", lambda: mf.Problem(
+        mf.interval(COMM, 6.0, 0.2), trap(1.0) + mf.MeanInteraction(1.0, 0.5), 0.7, 1,
+        mass="lumped",
+    ))  # fmt: skip
+    stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
+    mass, x = problem.mass_diagonal, problem.nodes[0]
+    start = mf.Density.from_function(problem, gaussian(-1.0, 3.0))
+
+    def hamiltonian(psi):
+        mean = mass @ (x * psi**2)
+        v = 0.5 * x**2 + (mean - 0.5) * x
+        return 0.49 * stiffness + np.diag(mass * v)
+
+    def old_scheme(dt, steps):
+        psi = start.amplitude()
+        for _ in range(steps):
+            eigenvalue, new = psi @ hamiltonian(psi) @ psi, psi
+            for _ in range(60):
+                system = np.diag((2.0 / dt - eigenvalue) * mass) + hamiltonian(new)
+                new = np.linalg.solve(system, 2.0 / dt * mass * psi)
+                new /= np.sqrt(mass @ new**2)
+            psi = new
+        return mass @ (x * psi**2)
+
+    steps, differences = [8, 16, 32], []
+    for number in steps:
+        *_, last = mf.SchrodingerFlow(problem, 1.0 / number).run(start, 1.0)
+        differences.append(abs(last.density.mean()[0] - old_scheme(1.0 / number, number)))
+    assert abs(rate(steps, differences) + 2.0) < 0.15, differences
+
+
+# -- schemes of order two ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["crank-nicolson", "sdirk2"])
+@pytest.mark.parametrize("name", ["N2", "X1", "N2 x 30"])
+def test_a_step_too_long_is_replaced_and_says_so(name, scheme, caplog):
+    problem = made(name)
+    density = mf.Density.from_function(problem, STARTS["far bump"])
+    with caplog.at_level(logging.WARNING, logger="fem_mf"):
+        states = list(mf.SchrodingerFlow(problem, 20.0, scheme).run(density, 60.0))
+    warnings = [r.getMessage() for r in caplog.records if "too long for" in r.getMessage()]
+    assert states[1].replaced == 1 and len(warnings) == 1
+    assert [s.t for s in states] == [0.0, 20.0, 40.0, 60.0]
+    # The first step is a movement of the same length.
+    _, movement = one_step(problem, density, 20.0)
+    assert problem.norm(states[1].density.amplitude() - movement.density.amplitude()) < 1e-9
+    # And the step that is named is resolved.
+    named = float(warnings[0].rpartition("about ")[2].split()[0])
+    assert 1e-4 < named < 20.0
+    _, resolved = one_step(problem, density, 0.8 * named, scheme=scheme)
+    assert resolved.replaced == 0
+
+
+@pytest.mark.parametrize("dt", [1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("name", CONVEX)
+def test_sdirk2_decreases_the_energy_in_long_runs(name, dt):
+    problem = made(name)
+    density = mf.Density.from_function(problem, STARTS["centred"])
+    states = list(mf.SchrodingerFlow(problem, dt, "sdirk2").run(density, 5 * dt))
+    for before, after in pairwise(states):
+        assert after.energy <= before.energy + 1e-11 * max(1.0, abs(before.energy))
