@@ -4,6 +4,7 @@ from mpi4py import MPI
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 import fem_mf as mf
 from tests.exact import breathing_precision, gaussian, gaussian_energy, moving_gaussian, rate
@@ -126,3 +127,43 @@ def test_dissipation_of_the_flow_is_that_of_the_density(x1):
     assert last.dissipation == pytest.approx(mf.dissipation(x1, last.density), rel=1e-8)
     assert last.eigenvalue == pytest.approx(mf.eigenvalue(x1, last.density), rel=1e-12)
     assert last.energy == pytest.approx(mf.energy(x1, last.density), rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def n2():
+    """N2 on collocated quadrilaterals, its start, and ψ at t = T by SciPy's Radau method."""
+    z = np.linspace(-np.pi, np.pi, 40)
+    functional = mf.Potential(lambda x: 0.05 * (x[0] ** 2 + x[1] ** 2)) + mf.NetworkLoss(
+        z, np.sin(z), lambda x, z: np.tanh(x[0] * z + x[1])
+    )
+    mesh = mf.box(MPI.COMM_WORLD, 6.0, 2.0, cell="quadrilateral")
+    problem = mf.Problem(mesh, functional, 0.5, 4, mass="lumped")
+    start = mf.Density.from_function(problem, gaussian([0.8, -0.5], 1.5))
+    x, mass = problem.nodes, problem.mass_diagonal
+    kinetic = 0.25 * problem.stiffness.copy().convert("dense").getDenseArray() / mass[:, None]
+    neurons = np.tanh(np.outer(z, x[0]) + x[1])
+    trap = 0.05 * (x[0] ** 2 + x[1] ** 2)
+    linear = -0.5 * kinetic - 0.5 * np.diag(trap)
+
+    def slope(t, psi):
+        m = psi**2 / (mass @ psi**2)
+        v = -(2.0 / z.size) * (np.sin(z) - neurons @ (mass * m)) @ neurons
+        change = linear @ psi - 0.5 * v * psi
+        return change - psi * ((mass * psi) @ change) / ((mass * psi) @ psi)
+
+    reference = solve_ivp(
+        slope, (0, T), start.amplitude(), method="Radau", jac=linear, rtol=1e-9, atol=1e-11
+    )
+    return problem, start, reference.y[:, -1]
+
+
+@pytest.mark.parametrize("scheme", ORDERS)
+def test_order_on_a_network(n2, scheme):
+    problem, start, reference = n2
+    order = ORDERS[scheme]
+    errors = []
+    for dt in STEPS[order]:
+        *_, last = mf.SchrodingerFlow(problem, dt, scheme, **EXACT).run(start, T)
+        errors.append(problem.norm(last.density.amplitude() - reference))
+    assert abs(rate(STEPS[order], errors) - order) < 0.1, errors
+    assert errors[-1] < {1: 3e-3, 2: 2e-4}[order]
