@@ -19,9 +19,10 @@ from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from dolfinx import fem
+from dolfinx import default_scalar_type, fem
 from dolfinx.fem import petsc as fem_petsc
 
+from fem_mf import equations
 from fem_mf.density import Density
 from fem_mf.features import Array
 from fem_mf.hjb import HJBFlow
@@ -35,8 +36,6 @@ from fem_mf.spaces import assemble_owned, exponential_measure
 __all__ = ["Bregman", "FirstOrderForms", "bregman", "first_order_forms"]
 
 _assemble_matrix: Any = fem_petsc.assemble_matrix
-_grad: Any = ufl.grad
-_inner: Any = ufl.inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +99,13 @@ def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
     u, v = density.u(), problem.new_potential()
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
-    m = ufl.exp(-u)
     dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
-    square = problem.sigma**2
-    load: Any = (v + 0.25 * square * _inner(_grad(u), _grad(u))) * chi * m * dx
-    load -= 0.5 * square * _inner(_grad(u), _grad(chi)) * m * dx
+    value: Any = default_scalar_type(problem.sigma)
+    sigma = fem.Constant(problem.mesh, value)
+    load = equations.first_variation(u, chi, v, sigma, dx)
     tested = assemble_owned(fem.form(load), problem.new_amplitude()).copy()
-    mass: PETSc.Mat = _assemble_matrix(fem.form(delta * chi * m * dx))
+    mass: PETSc.Mat = _assemble_matrix(fem.form(equations.mass(delta, chi, dx, u)))
     mass.assemble()
     eigenvalue = float(global_sum(problem.comm, tested.sum()))
     weight = np.ones(problem.num_owned)
@@ -140,10 +138,7 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
     change: Array = second.measure() - first.measure()
     linear = problem.dot(potential[: problem.num_potential_owned], change)
     part = float(functional.value(second)) - float(functional.value(first)) - linear
-    difference = problem.new_amplitude()
-    difference.x.array[:] = first.u().x.array - second.u().x.array
-    slope = _inner(_grad(difference), _grad(difference))
     dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
-    form = fem.form(slope * ufl.exp(-second.u()) * dx)
+    form = fem.form(equations.relative_fisher(second.u(), first.u(), problem.sigma, dx))
     fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
-    return Bregman(functional=part, fisher=0.25 * problem.sigma**2 * fisher)
+    return Bregman(functional=part, fisher=fisher)

@@ -12,6 +12,7 @@ Two discretisations of the mass and of the potential:
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -22,16 +23,20 @@ import ufl
 from dolfinx import default_scalar_type, fem, la
 from dolfinx import mesh as dmesh
 from dolfinx.fem import petsc as fem_petsc
+from ufl.core.expr import Expr
 
+from fem_mf import equations
 from fem_mf.collocation import collocated_stiffness
-from fem_mf.features import Array
-from fem_mf.parallel import global_sum
+from fem_mf.features import Array, SpaceFunction, evaluate
+from fem_mf.parallel import all_ranks_agree, global_sum
 from fem_mf.solvers import SpdSolver
 from fem_mf.spaces import assemble_owned, exact_measure, lumped_measure, set_owned
 
 __all__ = ["Discretisation"]
 
+_LOG = logging.getLogger(__name__)
 _ADD = la.InsertMode.add
+_SAME = 1e-12  # relative difference of a fast path and the form it stands for
 # A function of several forms, of which its annotations know one.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
@@ -54,7 +59,8 @@ class Discretisation:
         potential_nodes: ``(3, n)`` points of its degrees of freedom, owned first.
         boundary_cells: owned cells that touch the boundary.
         mass_matrix: ∫ψχ; diagonal when lumped, with ``mass_diagonal`` its owned entries.
-        stiffness: ∫∇ψ·∇χ (without the factor σ²).
+        stiffness: the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ. ``Problem`` sets it.
+        potential_diagonal: when lumped, ∫Vψχ divided by Vψ at the owned nodes.
     """
 
     def __init__(
@@ -111,44 +117,109 @@ class Discretisation:
 
     def _build_operators(self) -> None:
         psi, chi = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
-        if self.lumped and self.degree > 1:
-            self.stiffness = collocated_stiffness(self.space, self._constrained_everywhere)
-        else:
-            self.stiffness = self._assemble(
-                ufl.inner(ufl.grad(psi), ufl.grad(chi)) * self.dx_stiffness, diagonal=1.0
-            )
         self._x: fem.Function = fem.Function(self.space)
         self._y: fem.Function = fem.Function(self.space)
+        one: Any = default_scalar_type(1.0)
+        self._sigma = fem.Constant(self.mesh, one)
         self._entropy_form: fem.Form | None = None
         self._mass_solver: SpdSolver | None = None
-        self._boundary_form = fem.form(
-            self._x**2
-            * ufl.Measure(
-                "dx",
-                domain=self.mesh,
-                subdomain_data=[(1, self.boundary_cells)],
-                metadata=self.dx_mass.metadata(),
-            )(1)
+        boundary = ufl.Measure(
+            "dx",
+            domain=self.mesh,
+            subdomain_data=[(1, self.boundary_cells)],
+            metadata=self.dx_mass.metadata(),
         )
+        self._boundary_form = fem.form(equations.mass(self._x, self._x, boundary(1)))
         self._potential: fem.Function = fem.Function(self.potential_space, name="V")
         self._weights: fem.Function = fem.Function(self.potential_space)
         if self.lumped:
-            diagonal = assemble_owned(fem.form(chi * self.dx_mass), self._y)
+            diagonal = assemble_owned(fem.form(equations.mass(1.0, chi, self.dx_mass)), self._y)
             self.mass_diagonal: Array = diagonal.copy()
             self.mass_matrix = PETSc.Mat().createDiagonal(self._y.x.petsc_vec.copy())
+            self.potential_diagonal = self._build_potential_diagonal()
         else:
-            self.mass_matrix = self._assemble(psi * chi * self.dx_mass, diagonal=0.0)
+            self.mass_matrix = self._assemble(equations.mass(psi, chi, self.dx_mass), diagonal=0.0)
             theta = ufl.TestFunction(self.potential_space)
-            self._measure_form = fem.form(self._x**2 * theta * self.dx_potential)
-            self._action_form = fem.form(self._potential * self._x * chi * self.dx_potential)
-        self.potential_form: Any = (
-            None if self.lumped else fem.form(self._potential * psi * chi * self.dx_potential)
-        )
+            self._measure_form = fem.form(equations.mass(self._x**2, theta, self.dx_potential))
+            self._action_form = fem.form(self._potential_part(self._x, chi))
+        self.potential_form: Any = None if self.lumped else fem.form(self._potential_part(psi, chi))
         self._square: Any = (
             None
             if self.lumped
             else fem.Expression(self._x**2, self.potential_space.element.interpolation_points)
         )
+
+    def _kinetic_part(self, psi: Any, chi: Any) -> Any:
+        """What H has without V."""
+        return equations.schrodinger(psi, chi, 0, self._sigma, self.dx_stiffness)
+
+    def _potential_part(self, psi: Any, chi: Any) -> Any:
+        """What V adds to H: the form is affine in V."""
+        form = equations.schrodinger(psi, chi, self._potential, 1, self.dx_potential)
+        return ufl.derivative(form, self._potential, self._potential)
+
+    def stiffness_for(self, sigma: float) -> PETSc.Mat:
+        """The form of H for V = 0, divided by σ². Collective.
+
+        The fast way is taken where it is the same matrix, and a stiffness there is already kept
+        where it suits this σ too.
+        """
+        self._sigma.value = np.asarray(sigma)
+        psi, chi = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
+        action = self._kinetic_part(self._x, chi)
+        candidate: PETSc.Mat | None = getattr(self, "stiffness", None)
+        if candidate is None and self.lumped and self.degree > 1:
+            candidate = collocated_stiffness(self.space, self._constrained_everywhere)
+        if candidate is not None:
+            if self._acts_like(candidate, action, sigma**2):
+                return candidate
+            _LOG.info("equations.schrodinger is not the usual form: it is assembled as it stands")
+        matrix = self._assemble(self._kinetic_part(psi, chi), diagonal=sigma**2)
+        matrix.scale(sigma**-2)
+        return matrix
+
+    def _acts_like(self, matrix: PETSc.Mat, action: Any, factor: float) -> bool:
+        """Whether factor · matrix is a form, by its action on one random vector. Collective.
+
+        Args:
+            matrix: the matrix.
+            action: the form applied to the function ``_x``.
+            factor: of the matrix.
+        """
+        values = self._scatter_random()
+        form = self._free(assemble_owned(fem.form(action), self._y).copy())
+        difference = self._free(factor * self.multiply(matrix, values)) - form
+        largest = self.max(float(np.abs(form).max(initial=0.0)))
+        return self.max(float(np.abs(difference).max(initial=0.0))) <= _SAME * largest
+
+    def _scatter_random(self) -> Array:
+        """Set ``_x`` to random values, zero where ψ is constrained; the owned ones. Collective."""
+        random = np.random.default_rng(self.comm.rank)
+        values: Array = self._free(random.uniform(-1.0, 1.0, self.num_owned))
+        set_owned(self._x, values)
+        return values
+
+    def _build_potential_diagonal(self) -> Array:
+        """The diagonal of what V adds to H. Collective.
+
+        Raises:
+            ValueError: a changed form has none.
+        """
+        chi = ufl.TestFunction(self.space)
+        action = fem.form(self._potential_part(self._x, chi))
+        self._x.x.array[:] = self._potential.x.array[:] = 1.0
+        diagonal = assemble_owned(action, self._y).copy()
+        self._potential.x.array[:] = 0.5 + np.abs(self.nodes[0])
+        values = self._scatter_random()
+        expected = assemble_owned(action, self._y).copy()
+        wrong = diagonal * self._potential.x.array[: self.num_owned] * values - expected
+        largest = self.max(float(np.abs(expected).max(initial=0.0)))
+        if self.max(float(np.abs(wrong).max(initial=0.0))) > _SAME * largest:
+            raise ValueError(
+                "the potential part of equations.schrodinger is not ∫Vψχ: with mass='lumped' it "
+                "must be diagonal; use mass='consistent'"
+            )
+        return diagonal
 
     def _assemble(self, form: Any, diagonal: float) -> PETSc.Mat:
         matrix: PETSc.Mat = _assemble_matrix(
@@ -222,7 +293,7 @@ class Discretisation:
             psi: owned values of ψ.
         """
         if self.lumped:
-            return self._free(self.mass_diagonal * potential[: self.num_owned] * psi)
+            return self._free(self.potential_diagonal * potential[: self.num_owned] * psi)
         set_owned(self._x, psi)
         self._potential.x.array[:] = potential
         return self._free(assemble_owned(self._action_form, self._y).copy())
@@ -257,7 +328,7 @@ class Discretisation:
         """∫ψ² f dx for two functions of ψ's space. Collective."""
         if self._entropy_form is None:
             dx = self.dx_mass if self.lumped else exact_measure(self.mesh, 3 * self.degree)
-            self._entropy_form = fem.form(self._x**2 * self._y * dx)
+            self._entropy_form = fem.form(equations.mass(self._x**2, self._y, dx))
         self._x.x.array[:] = psi.x.array
         self._y.x.array[:] = f.x.array
         return float(global_sum(self.comm, fem.assemble_scalar(self._entropy_form)))
@@ -292,6 +363,37 @@ class Discretisation:
         potential.name = "V"
         potential.x.array[:] = 0.0
         return potential
+
+    def potential_values(self, f: SpaceFunction | Expr, name: str) -> Array:
+        """A function of space at the nodes of the potential space, owned and ghosts. Collective.
+
+        Args:
+            f: a callable of ``x``, shape ``(3, n)``, returning ``(n,)``; or a scalar UFL expression
+                (a ``fem.Function``, say) on this mesh, which is interpolated.
+            name: what it is, for the error message.
+
+        Raises:
+            ValueError: on every rank, when f is on another mesh, is not a scalar or not finite.
+        """
+        if not isinstance(f, Expr):
+            return evaluate(self.comm, f, self.potential_nodes, name)
+        domains = ufl.domain.extract_domains(f)
+        if any(domain is not self.mesh.ufl_domain() for domain in domains):
+            raise ValueError(
+                f"{name} is a function or UFL expression on another mesh: it ties the functional "
+                "to that mesh; use a numpy callable for other meshes"
+            )
+        if f.ufl_shape != ():
+            raise ValueError(f"{name} has shape {f.ufl_shape}; a scalar is needed")
+        source: Any = f
+        if not isinstance(f, fem.Function):
+            source = fem.Expression(f, self.potential_space.element.interpolation_points)
+        self._potential.interpolate(source)
+        values = self._potential.x.array.copy()
+        bad = not np.isfinite(values).all()
+        error = ValueError(f"{name} is not finite at some nodes") if bad else None
+        all_ranks_agree(self.comm, error)
+        return values
 
     def square_on_potential_space(self, psi: fem.Function) -> Array:
         """ψ² interpolated on the potential space, owned and ghosts. Collective."""

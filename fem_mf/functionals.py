@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
+from ufl.core.expr import Expr
 
-from fem_mf.features import Array, FeatureMatrix, SpaceFunction, evaluate
+from fem_mf.features import Array, FeatureMatrix, SpaceFunction
 from fem_mf.parallel import global_sum
 
 __all__ = [
@@ -150,7 +151,8 @@ class Cylindrical(Functional):
     """F(m) = Φ(y) with moments y_j = ∫φ_j dm; V[m] = Σ_j ∂_jΦ(y) φ_j.
 
     Args:
-        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a
+            UFL expression too, which ties the functional to its mesh.
         phi: Φ, of the vector of moments ``(K,)``, to a number.
         gradient: ∇Φ, of the vector of moments, to ``(K,)``.
         convex: whether Φ is convex, if you know; None leaves it to be probed.
@@ -160,7 +162,7 @@ class Cylindrical(Functional):
 
     def __init__(
         self,
-        features: Sequence[SpaceFunction],
+        features: Sequence[SpaceFunction | Expr],
         phi: Callable[[Array], float],
         gradient: Callable[[Array], Array],
         *,
@@ -189,22 +191,21 @@ class Cylindrical(Functional):
             raise ValueError(f"gradient returned shape {gradient.shape}, expected {y.shape}")
         return gradient
 
-    def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
-        """The callables φ_j, for a mesh in ``dim`` dimensions."""
+    def feature_functions(self, dim: int) -> Sequence[SpaceFunction | Expr]:
+        """The functions φ_j, for a mesh in ``dim`` dimensions."""
         return self._features
 
     def matrix(self, problem: Any) -> FeatureMatrix:
         """The features at the nodes of the problem, evaluated once. Collective the first time."""
         if problem not in self._matrices:
             functions = self.feature_functions(problem.dim)
-            points = problem.potential_nodes
 
             def blocks() -> Iterator[Array]:
                 for first in range(0, len(functions), _BLOCK):
                     chunk = functions[first : first + _BLOCK]
                     yield np.column_stack(
                         [
-                            evaluate(problem.comm, f, points, f"{self._label} number {first + i}")
+                            problem.potential_values(f, f"{self._label} number {first + i}")
                             for i, f in enumerate(chunk)
                         ]
                     )
@@ -236,13 +237,14 @@ class Potential(Cylindrical):
     """F(m) = ∫g dm; V = g.
 
     Args:
-        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a UFL
+            expression too, which ties the functional to its mesh.
     """
 
     linear = True
     _label = "the potential g, term"
 
-    def __init__(self, g: SpaceFunction) -> None:
+    def __init__(self, g: SpaceFunction | Expr) -> None:
         super().__init__([g], lambda y: float(y[0]), np.ones_like, convex=True)
 
 

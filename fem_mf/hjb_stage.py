@@ -28,6 +28,7 @@ import ufl
 from dolfinx import default_scalar_type, fem, la
 from dolfinx.fem import petsc as fem_petsc
 
+from fem_mf import equations
 from fem_mf.closure import Closure
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
@@ -43,8 +44,6 @@ __all__ = ["HJBResult", "HJBStage", "stage_start"]
 _ADD = la.InsertMode.add
 # Functions of several forms, of which their annotations know one.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
-_grad: Any = ufl.grad
-_inner: Any = ufl.inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +134,10 @@ class HJBStage:
         chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
         # The equation times a/(1 + a): no step is so short or long that one part drowns the other.
         w, v, inertia, a = self.w, self.drift, self._inertia, self._weight
-        value: Any = default_scalar_type(0.5 * problem.sigma**2)
-        half = fem.Constant(problem.mesh, value)
-        normal: Any = ufl.FacetNormal(problem.mesh)
-        grad, inner = _grad, _inner
-        residual = inertia * (w - self._start) * chi * dx
-        residual += a * (self._shift - self._potential) * chi * dx
-        residual += a * half * inner(grad(w), grad(chi)) * dx
-        residual += a * half * inner(grad(v) + 0.5 * grad(w), grad(w)) * chi * dx
-        residual -= a * half * inner(grad(w), normal) * chi * ds
+        value: Any = default_scalar_type(problem.sigma)
+        sigma, potential = fem.Constant(problem.mesh, value), self._potential - self._shift
+        residual = equations.mass(inertia * (w - self._start), chi, dx)
+        residual += a * equations.hjb(w, chi, potential, sigma, dx, ds, v)
         self._residual = fem.form(residual)
         self._jacobian: Any = fem.form(ufl.derivative(residual, w, delta))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import ufl
 from dolfinx import fem
 
+from fem_mf import equations
 from fem_mf.density import Density
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import global_sum
@@ -41,13 +42,12 @@ class _Forms:
             dx = problem.dx_mass
         else:
             dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
-        m = ufl.exp(-self.u)
         theta = ufl.TestFunction(problem.potential_space)
-        self.measure = fem.form(m * theta * dx)
-        self.mass = fem.form(m * dx)
-        self.fisher = fem.form(ufl.inner(ufl.grad(self.u), ufl.grad(self.u)) * m * dx)
-        self.mean = fem.form(self.other * m * dx)
-        self.square = fem.form(self.other**2 * m * dx)
+        self.measure = fem.form(equations.mass(1.0, theta, dx, self.u))
+        self.mass = fem.form(equations.mass(1.0, 1.0, dx, self.u))
+        self.fisher = fem.form(equations.log_energy(self.u, 2.0, dx))  # σ²/4 = 1
+        self.mean = fem.form(equations.mass(self.other, 1.0, dx, self.u))
+        self.square = fem.form(equations.mass(self.other, self.other, dx, self.u))
         self._comm = problem.comm
 
     def integral(self, form: fem.Form) -> float:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 
+from petsc4py import PETSc
+
 import numpy as np
 from dolfinx import fem
 from dolfinx import mesh as dmesh
@@ -78,15 +80,17 @@ class Problem(Discretisation):
         )
         self.functional = functional
         self.sigma = float(sigma)
+        self.stiffness: PETSc.Mat = self.stiffness_for(self.sigma)
 
     def with_sigma(self, sigma: float) -> Problem:
-        """The same problem with another σ; mesh, spaces and operators are shared."""
+        """The same problem with another σ; mesh, spaces and operators are shared. Collective."""
         if sigma == self.sigma:
             return self
         if not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be a positive number, not {sigma}")
         other = copy.copy(self)
         other.sigma = float(sigma)
+        other.stiffness = other.stiffness_for(other.sigma)
         return other
 
     def on_potential_space(self, function: fem.Function) -> Array:

@@ -21,6 +21,7 @@ import ufl
 from dolfinx import default_scalar_type, fem, la
 from dolfinx.fem import petsc as fem_petsc
 
+from fem_mf import equations
 from fem_mf.closure import Closure
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
@@ -43,8 +44,6 @@ _MOST_UPDATES = 100  # of c at one mean field
 
 _ADD = la.InsertMode.add
 _assemble_matrix: Any = fem_petsc.assemble_matrix
-_grad: Any = ufl.grad
-_inner: Any = ufl.inner
 
 
 class WeightedStage:
@@ -85,14 +84,13 @@ class WeightedStage:
         self._inertia, self._weight = (fem.Constant(problem.mesh, one) for _ in range(2))
         dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
         chi, phi = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
-        rho, inertia, a = ufl.exp(-self.drift), self._inertia, self._weight
-        diffusion: Any = default_scalar_type(0.5 * problem.sigma**2)
-        half = fem.Constant(problem.mesh, diffusion)
-        form = rho * 0.5 * a * self._potential * phi * chi * dx
-        form += rho * a * half * _inner(_grad(phi), _grad(chi)) * dx
+        v, inertia, a = self.drift, self._inertia, self._weight
+        value: Any = default_scalar_type(problem.sigma)
+        sigma = fem.Constant(problem.mesh, value)
+        form = a * equations.hopf_cole(phi, chi, v, self._potential, sigma, dx)
         self._form: Any = fem.form(form)
-        self._norm_form = fem.form(rho * self._work**2 * dx)
-        self._load_form = fem.form(rho * inertia * self._start * chi * dx)
+        self._norm_form = fem.form(equations.mass(self._work, self._work, dx, v))
+        self._load_form = fem.form(equations.mass(inertia * self._start, chi, dx, v))
         self._matrix = fem_petsc.create_matrix(self._form)
         self._right, self._solution = self._matrix.createVecLeft(), self._matrix.createVecRight()
         self._solver: SpdSolver | None = None

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
 LAYERS = [
     ["errors", "parallel", "options", "solvers", "nonlinear", "eigensolvers"],
     ["meshing", "blocks", "features", "functionals", "network"],
-    ["spaces", "collocation", "discretisation", "problem"],
+    ["equations", "spaces", "collocation", "discretisation", "problem"],
     ["points", "density", "log_density"],
     ["observables", "checks"],
     [

@@ -481,3 +481,57 @@ def test_moments_converge_at_the_order_of_the_energy(cell, degree, mass, order):
         density = mf.Density.from_function(problem, gaussian([0.3, -0.2], 1.2))
         errors.append(abs(functional.value(density) - reference))
     assert rate(sizes, errors) > order - 0.3, errors
+
+
+# -- functions of a mesh -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"degree": 2}, {"degree": 1, "mass": "lumped"}])
+@pytest.mark.parametrize("kind", ["UFL", "Function"])
+def test_potentials_and_features_may_be_functions_of_the_mesh(kind, options):
+    mesh = mf.disk(COMM, 3.0, 0.5)
+    x = ufl.SpatialCoordinate(mesh)
+    expressions = [x[0] ** 2 + 0.5 * x[1] ** 2, ufl.tanh(x[0]), ufl.sin(x[1])]
+    callables = [
+        lambda x: x[0] ** 2 + 0.5 * x[1] ** 2,
+        lambda x: np.tanh(x[0]),
+        lambda x: np.sin(x[1]),
+    ]
+    if kind == "Function":
+        space = fem.functionspace(mesh, ("Lagrange", 6))
+        expressions = [fem.Function(space) for _ in callables]
+        for function, callable_ in zip(expressions, callables, strict=True):
+            function.interpolate(callable_)
+
+    def problem_of(g, *features):
+        term = mf.Cylindrical(features, lambda y: 0.5 * float(y @ y), lambda y: y)
+        return mf.Problem(mesh, mf.Potential(g) + term, 0.5, **options)
+
+    tied, free = problem_of(*expressions), problem_of(*callables)
+    density = mf.Density.from_function(tied, lambda x: np.exp(-(x[0] ** 2) - x[1] ** 2))
+    other = mf.Density(free, density.amplitude())
+    accuracy = 1e-10 if kind == "UFL" else 1e-6
+    assert tied.functional.value(density) == pytest.approx(
+        free.functional.value(other), rel=accuracy
+    )
+    np.testing.assert_allclose(
+        tied.functional.derivative(density).x.array,
+        free.functional.derivative(other).x.array,
+        rtol=0,
+        atol=10 * accuracy,
+    )
+    assert mf.minimise(tied).energy == pytest.approx(mf.minimise(free).energy, rel=accuracy)
+
+
+def test_functions_of_another_mesh_are_refused():
+    here, there = mf.disk(COMM, 3.0, 0.8), mf.disk(COMM, 3.0, 0.8)
+    x = ufl.SpatialCoordinate(there)
+    functional = mf.Potential(x[0] ** 2)
+    problem = mf.Problem(here, functional, 0.5, 2)
+    density = mf.Density(problem, np.ones(problem.num_owned))
+    with pytest.raises(ValueError, match="on another mesh: it ties the functional"):
+        functional.value(density)
+    with pytest.raises(ValueError, match=r"shape \(2,\); a scalar is needed"):
+        mf.Potential(ufl.SpatialCoordinate(here)).value(density)
+    with pytest.raises(ValueError, match="not finite"):
+        mf.Potential(ufl.ln(ufl.SpatialCoordinate(here)[0])).value(density)

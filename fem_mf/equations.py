@@ -1,0 +1,128 @@
+"""Every weak form of the package, in UFL. Names and letters are those of the theory page.
+
+    from fem_mf import equations
+    form = equations.schrodinger(psi, chi, V, sigma, ufl.dx)
+
+The functions are stateless: they combine trial functions, test functions and coefficients into a
+form and know neither problem nor time. Whatever the package assembles, it assembles these; where a
+faster way to the same matrix exists, it is compared with the form when a problem is set up. To
+solve another equation, change it here.
+
+``dx`` and ``ds`` are UFL measures; ``sigma`` is σ, a number, a ``fem.Constant`` or a field.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ufl
+
+__all__ = [
+    "energy",
+    "first_variation",
+    "fisher",
+    "hjb",
+    "hopf_cole",
+    "langevin",
+    "log_energy",
+    "mass",
+    "relative_fisher",
+    "schrodinger",
+]
+
+type Expr = Any  # a UFL expression, a fem.Function or Constant, or a number
+type Form = Any
+type Measure = Any
+
+
+def _dot(a: Expr, b: Expr) -> Expr:
+    return ufl.inner(ufl.grad(a), ufl.grad(b))
+
+
+# -- in ψ = √m ---------------------------------------------------------------------------------
+
+
+def mass(a: Expr, b: Expr, dx: Measure, v: Expr | None = None) -> Form:
+    """∫ab dx, or ∫ab e^{−v} dx: the inner product of L², or of L²(ρ) with ρ = e^{−v}."""
+    return a * b * dx if v is None else ufl.exp(-v) * a * b * dx
+
+
+def fisher(psi: Expr, chi: Expr, sigma: Expr) -> Expr:
+    """σ²∇ψ·∇χ: with χ = ψ the density of (σ²/4) I(m) (E1), else half its derivative by ψ."""
+    return sigma**2 * _dot(psi, chi)
+
+
+def energy(psi: Expr, sigma: Expr, dx: Measure) -> Form:
+    """(σ²/4) I(m) = σ²∫|∇ψ|² dx, the part of F^σ(m) that regularises (E1)."""
+    return fisher(psi, psi, sigma) * dx
+
+
+def schrodinger(psi: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:
+    """⟨χ, H[m]ψ⟩ = ∫(σ²∇ψ·∇χ + Vψχ) dx with V = V[m] (F2).
+
+    The mean-field Schrödinger flow is ∂_tψ = −½(H[m] − λ)ψ (D2), its stationary states are
+    Hψ = λψ, and for V = V[m] the form is half the derivative of F^σ(ψ²) in direction χ.
+    """
+    return fisher(psi, chi, sigma) * dx + V * psi * chi * dx
+
+
+# -- in u = −log m -----------------------------------------------------------------------------
+
+
+def log_energy(u: Expr, sigma: Expr, dx: Measure) -> Form:
+    """(σ²/4) I(m) = (σ²/4)∫|∇u|² e^{−u} dx (E1)."""
+    return sigma**2 / 4 * _dot(u, u) * ufl.exp(-u) * dx
+
+
+def relative_fisher(new: Expr, old: Expr, sigma: Expr, dx: Measure) -> Form:
+    """(σ²/4)∫|∇log(m'/m)|² m' dx of m' = e^{−new} and m = e^{−old} (D6)."""
+    difference = old - new
+    return sigma**2 / 4 * _dot(difference, difference) * ufl.exp(-new) * dx
+
+
+def hjb(
+    u: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure, ds: Measure, v: Expr | None = None
+) -> Form:
+    """Minus the right-hand side of the mean-field HJB equation, tested with χ (D3, F3).
+
+    ∫((σ²/2)∇u·∇χ + (σ²/4)|∇u|²χ − Vχ) dx − ∫(σ²/2)∂_nu χ ds, that is −(σ²/2)Δu + (σ²/4)|∇u|² − V.
+    With v it is the equation of w = u − v, where V is what depends on m (W2): the term
+    (σ²/2)∇v·∇u χ is added. The boundary term leaves the flux to u itself (an outflow).
+    """
+    half = sigma**2 / 2
+    normal = ufl.FacetNormal(ufl.domain.extract_unique_domain(chi))
+    form = half * _dot(u, chi) * dx + half / 2 * _dot(u, u) * chi * dx - V * chi * dx
+    if v is not None:
+        form += half * _dot(v, u) * chi * dx
+    return form - half * ufl.inner(ufl.grad(u), normal) * chi * ds
+
+
+def hopf_cole(phi: Expr, chi: Expr, v: Expr, G: Expr, sigma: Expr, dx: Measure) -> Form:
+    """(σ²/2)∫ρ∇φ·∇χ dx + ½∫ρGφχ dx with ρ = e^{−v}, φ = e^{−w/2}: half of H in L²(ρ) (W3).
+
+    ∂_tφ is minus this form, represented in L²(ρ): equation (W2) made linear.
+    """
+    rho = ufl.exp(-v)
+    return rho * sigma**2 / 2 * _dot(phi, chi) * dx + rho / 2 * G * phi * chi * dx
+
+
+def first_variation(u: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:
+    """∫δF^σ/δm χ dm with δF^σ/δm = V + (σ²/2)Δu − (σ²/4)|∇u|² and m = e^{−u} (E2, F1).
+
+    Integrated by parts: ∫((V + (σ²/4)|∇u|²)χ − (σ²/2)∇u·∇χ) e^{−u} dx.
+    """
+    m = ufl.exp(-u)
+    inner = V + sigma**2 / 4 * _dot(u, u)
+    return inner * chi * m * dx - sigma**2 / 2 * _dot(u, chi) * m * dx
+
+
+# -- in m --------------------------------------------------------------------------------------
+
+
+def langevin(m: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:
+    """∫(m∇V·∇χ + (σ²/2)∇m·∇χ) dx: ∂_tm = ∇·(m∇V[m]) + (σ²/2)Δm is minus it, without flux (L1).
+
+    ``LangevinFlow`` discretises it by edge averages instead, which keep m positive and Gibbs
+    densities exact.
+    """
+    return m * _dot(V, chi) * dx + sigma**2 / 2 * _dot(m, chi) * dx
