@@ -109,7 +109,8 @@ class Discretisation:
     def _build_measures(self) -> None:
         if self.lumped:
             self.dx_mass = self.dx_potential = lumped_measure(self.mesh, self.degree)
-            self.dx_stiffness = ufl.dx(domain=self.mesh)
+            usual = ufl.dx(domain=self.mesh)
+            self.dx_stiffness = self.dx_mass if self.degree > 1 else usual
         else:
             degree = 2 * self.degree
             self.dx_mass = self.dx_stiffness = exact_measure(self.mesh, degree)
