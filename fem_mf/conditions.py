@@ -95,15 +95,19 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
     )
 
 
+def _constant(problem: Problem) -> fem.Constant:
+    """σ for a form that is compiled once for every σ."""
+    value: Any = default_scalar_type(problem.sigma)
+    return fem.Constant(problem.mesh, value)
+
+
 def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
     u, v = density.u(), problem.new_potential()
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
     dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
-    value: Any = default_scalar_type(problem.sigma)
-    sigma = fem.Constant(problem.mesh, value)
-    load = equations.first_variation(u, chi, v, sigma, dx)
+    load = equations.first_variation(u, chi, v, _constant(problem), dx)
     tested = assemble_owned(fem.form(load), problem.new_amplitude()).copy()
     mass: PETSc.Mat = _assemble_matrix(fem.form(equations.mass(delta, chi, dx, u)))
     mass.assemble()
@@ -139,6 +143,6 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
     linear = problem.dot(potential[: problem.num_potential_owned], change)
     part = float(functional.value(second)) - float(functional.value(first)) - linear
     dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
-    form = fem.form(equations.relative_fisher(second.u(), first.u(), problem.sigma, dx))
+    form = fem.form(equations.relative_fisher(second.u(), first.u(), _constant(problem), dx))
     fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
     return Bregman(functional=part, fisher=fisher)

@@ -252,3 +252,21 @@ def test_failures_are_raised_on_every_rank():
     ):
         with pytest.raises(error):
             mf.minimise(problem, **options)
+
+
+def test_strong_coupling():
+    """N2 x 30: MUMPS' Cholesky solves were infinite on three ranks."""
+    z = np.linspace(-np.pi, np.pi, 40)
+    functional = mf.Potential(lambda x: 0.05 * (x[0] ** 2 + x[1] ** 2)) + mf.NetworkLoss(
+        z, np.sin(z), lambda x, z: 30.0 * np.tanh(x[0] * z + x[1])
+    )
+    energies = []
+    for comm in COMMS:
+        problem = mf.Problem(mf.disk(comm, 7.0, 0.5), functional, 0.5, 2)
+        start = mf.Density.from_function(problem, gaussian([0.0, 0.0], 1.0))
+        *_, state = mf.SchrodingerFlow(problem, 10.0).run(start, 10.0)
+        best = mf.minimise(problem, start)
+        assert best.gap <= 1e-10
+        energies.append([state.energy, best.energy, best.eigenvalue])
+    np.testing.assert_allclose(*energies, **TIGHT)
+    assert energies[0][1] == pytest.approx(0.244396987, abs=1e-8)

@@ -53,7 +53,7 @@ LAYERS = [
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 450
 MAX_BODY_LINES = 60
 
 FILES = sorted(PACKAGE.glob("*.py"))

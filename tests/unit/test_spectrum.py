@@ -159,6 +159,27 @@ def test_the_tolerance_of_the_gap_is_on_the_safe_side(tolerance):
     assert exact - 1e-12 <= bound <= exact + 2 * tolerance + 1e-12
 
 
+@pytest.mark.parametrize("start", ["centred", "constant"])
+@pytest.mark.parametrize("scale", [30.0, 100.0])
+def test_the_gap_where_two_states_are_almost_degenerate(scale, start):
+    """A network's V has two wells: λ₁ − λ₀ is 3e-9 and less, far below what separates states."""
+    z = np.linspace(-np.pi, np.pi, 40)
+    functional = mf.Potential(lambda x: 0.05 * x[0] ** 2) + mf.NetworkLoss(
+        z, np.sin(z), lambda x, z: scale * np.tanh(x[0] * z + 1.0)
+    )
+    problem = mf.Problem(mf.interval(COMM, 7.0, 0.1), functional, 0.5, 4, mass="lumped")
+    density = gaussian(0.0, 1.0) if start == "centred" else (lambda x: np.ones(x.shape[1]))
+    best = mf.minimise(problem, mf.Density.from_function(problem, density))
+    lowest, second, third = dense_spectrum(problem, best.density)
+    assert second - lowest < 1e-8 and third - second > 0.1
+    rounding = 1e-12 * abs(best.eigenvalue)
+    assert best.eigenvalue - lowest - rounding <= best.gap <= 1e-10
+    # And away from the minimiser, where λ₀ is far below λ.
+    rough = mf.Density.from_function(problem, gaussian(0.5, 2.0))
+    exact = mf.eigenvalue(problem, rough) - dense_spectrum(problem, rough)[0]
+    assert mf.gap(problem, rough) == pytest.approx(exact, rel=1e-9)
+
+
 @pytest.mark.parametrize("degree", [2, 3])
 def test_the_gap_against_dense_eigenvalues_on_triangles(degree):
     problem = mf.Problem(mf.box(COMM, 6.0, 1.2), network(), 0.6, degree)
