@@ -54,6 +54,7 @@ class PotentialOperator:
             fixed = problem.assemble_potential(None, closure.base)
             self.constant.axpy(1.0, fixed, structure=_SAME)
             fixed.destroy()
+            self.constant.getDiagonal(self.constant_diagonal)
             self._preassemble()
         self.matrix = self.constant.copy()
         self._diagonal = self.constant_diagonal.copy()

@@ -232,7 +232,7 @@ class SchrodingerFlow:
         if not after.energy + moved <= before.energy + allowance:
             raise ConvergenceError(
                 f"the energy of a minimising movement rose by {after.energy - before.energy:.1e}: "
-                "F is not convex there; reduce dt"
+                "F, or its discretisation, is not convex there; reduce dt"
             )
 
     def _warn(self, now: Instant, t: float, dt: float, parts: int, error: Exception) -> None:
@@ -248,7 +248,7 @@ class SchrodingerFlow:
         _LOG.warning(
             "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
             "movements of the same length, of order 1 (column 'replaced'); %s resolves dt up to "
-            "about %.1g there",
+            "about %.2g there",
             *(t, dt, self.scheme, self.scheme),
             resolved_step(self.problem, now, self.scheme, dt),
         )

@@ -115,7 +115,7 @@ def test_second_order(form):
     agree(*runs("disk", "network", 0.1, 2, "sdirk2", **FORMS[form]))
 
 
-@pytest.mark.parametrize("form", ["whole", "decomposed"])
+@pytest.mark.parametrize("form", FORMS)
 def test_long_steps(form):
     agree(*runs("disk", "network", 10.0, 2, **FORMS[form]))
 
