@@ -223,6 +223,8 @@ class SchrodingerFlow:
         """F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), which may fail where F is not convex. Collective."""
         problem, weight = self.problem, 2.0 / stage.length
         moved = weight * stage.anchor.squared_distance(problem, after.psi, after.mass_psi)
+        if after.energy + moved <= before.energy:
+            return
         scale = max(1.0, abs(before.energy), abs(before.eigenvalue))
         diagonal = owned_values(self._stage.operator.constant_diagonal)
         allowance = _ROUNDING * scale + 10.0 * np.finfo(float).eps * abs(
