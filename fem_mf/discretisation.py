@@ -30,7 +30,13 @@ from fem_mf.collocation import collocated_stiffness
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import all_ranks_agree, global_sum
 from fem_mf.solvers import SpdSolver
-from fem_mf.spaces import assemble_owned, exact_measure, lumped_measure, set_owned
+from fem_mf.spaces import (
+    assemble_owned,
+    exact_measure,
+    exponential_measure,
+    lumped_measure,
+    set_owned,
+)
 
 __all__ = ["Discretisation"]
 
@@ -325,13 +331,19 @@ class Discretisation:
         set_owned(self._x, psi)
         return assemble_owned(self._measure_form, self._weights).copy()
 
-    def integrate_square_times(self, psi: fem.Function, f: fem.Function) -> float:
-        """∫ψ² f dx for two functions of ψ's space. Collective."""
+    def entropy(self, psi: fem.Function, other: fem.Function | None = None) -> float:
+        """∫ψ² log ψ² dx, or ∫ψ² log(ψ²/ψ'²) dx. Collective.
+
+        Args:
+            psi: ψ.
+            other: ψ'; None for 1.
+        """
         if self._entropy_form is None:
-            dx = self.dx_mass if self.lumped else exact_measure(self.mesh, 3 * self.degree)
-            self._entropy_form = fem.form(equations.mass(self._x**2, self._y, dx))
+            dx = exponential_measure(self.mesh, self.degree, self.potential_degree)
+            dx = self.dx_mass if self.lumped else dx
+            self._entropy_form = fem.form(equations.entropy(self._x, self._y, dx))
         self._x.x.array[:] = psi.x.array
-        self._y.x.array[:] = f.x.array
+        self._y.x.array[:] = 1.0 if other is None else other.x.array
         return float(global_sum(self.comm, fem.assemble_scalar(self._entropy_form)))
 
     def boundary_mass(self, psi: Array) -> float:

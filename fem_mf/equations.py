@@ -19,6 +19,7 @@ import ufl
 
 __all__ = [
     "energy",
+    "entropy",
     "first_variation",
     "fisher",
     "hjb",
@@ -29,6 +30,8 @@ __all__ = [
     "relative_fisher",
     "schrodinger",
 ]
+
+_TINY = 1e-300  # keeps logarithms finite where ψ = 0
 
 type Expr = Any  # a UFL expression, a fem.Function or Constant, or a number
 type Form = Any
@@ -55,6 +58,14 @@ def fisher(psi: Expr, chi: Expr, sigma: Expr) -> Expr:
 def energy(psi: Expr, sigma: Expr, dx: Measure) -> Form:
     """(σ²/4) I(m) = σ²∫|∇ψ|² dx, the part of F^σ(m) that regularises (E1)."""
     return fisher(psi, psi, sigma) * dx
+
+
+def entropy(psi: Expr, other: Expr, dx: Measure) -> Form:
+    """∫m log m dx with m = ψ² (L1), or ∫m log(m/m') dx with m' = ψ'² given as ``other``.
+
+    With ``other`` = 1 it is the first. 0 log 0 is 0.
+    """
+    return psi**2 * (ufl.ln(psi**2 + _TINY) - ufl.ln(other**2 + _TINY)) * dx
 
 
 def schrodinger(psi: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:

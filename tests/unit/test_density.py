@@ -4,6 +4,7 @@ from mpi4py import MPI
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.special import erf, gamma
 from scipy.stats import chi2
 
@@ -117,6 +118,30 @@ def test_fisher_information_and_entropy_of_a_cosine():
     assert density.entropy() == pytest.approx(1 - 2 * np.log(2) - np.log(radius), rel=1e-4)
     assert np.isfinite(density.u().x.array).all()
     np.testing.assert_array_equal(density.psi.x.array[problem.constrained], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("degree", "h", "mass", "accuracy"),
+    [(2, 0.2, "consistent", 1e-3), (2, 0.05, "consistent", 2e-5), (4, 0.1, "lumped", 1e-3)],
+)
+def test_entropy_where_the_density_vanishes(degree, h, mass, accuracy):
+    """m = cos²(πx/2) on [−1, 1]: ∫m log m = 1 − 2 log 2, which u at the nodes made +0.5."""
+    problem = problem_of(mf.interval(COMM, 1.0, h), degree, mass, boundary="dirichlet")
+    density = mf.Density.from_function(problem, lambda x: np.cos(np.pi * x[0] / 2) ** 2)
+    exact, _ = quad(
+        lambda x: np.cos(np.pi * x / 2) ** 2 * np.log(np.cos(np.pi * x / 2) ** 2), -1.0, 1.0
+    )
+    assert exact == pytest.approx(1 - 2 * np.log(2), abs=1e-9)
+    assert density.entropy() == pytest.approx(exact, abs=accuracy)
+    flat = mf.Density.from_function(problem, lambda x: 1.0 - x[0] ** 2)
+    ratio, _ = quad(
+        lambda x: (
+            np.cos(np.pi * x / 2) ** 2 * np.log(np.cos(np.pi * x / 2) ** 2 / (0.75 * (1.0 - x**2)))
+        ),
+        -1.0,
+        1.0,
+    )
+    assert density.relative_entropy(flat) == pytest.approx(ratio, abs=5 * accuracy)
 
 
 def test_three_views_of_one_density():
