@@ -21,7 +21,7 @@ from fem_mf import equations
 from fem_mf.density import Density
 from fem_mf.features import Array, SpaceFunction, evaluate
 from fem_mf.parallel import global_sum
-from fem_mf.points import evaluate_at
+from fem_mf.points import evaluate_at, sample_exponential
 from fem_mf.problem import Problem
 from fem_mf.spaces import assemble_owned, exponential_measure, set_owned
 
@@ -166,6 +166,15 @@ class LogDensity(Density):
         forms = self._bind(self.problem)
         set_owned(forms.other, values)
         return forms.integral(form)
+
+    def sample(self, n: int, seed: int) -> Array:
+        """n independent points with density e^{−u}, ``(n, d)``, the same on every rank. Collective.
+
+        Args:
+            n: how many, at least 1.
+            seed: of NumPy's default generator.
+        """
+        return sample_exponential(self._log, n, seed)
 
     def evaluate(self, points: npt.ArrayLike) -> Array:
         """m at points, the same on every rank. Collective."""

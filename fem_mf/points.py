@@ -18,13 +18,15 @@ from dolfinx import mesh as dmesh
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
 
-__all__ = ["evaluate_at", "interpolate_between", "sample_square"]
+__all__ = ["evaluate_at", "interpolate_between", "sample_exponential", "sample_square"]
 
 # Coordinates are projected on this direction to give cells an order that depends neither on the
 # partition nor on the numbering; its irrational ratios make ties improbable.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
 _MAX_ROUNDS = 1000
 _MAX_BOXES = {1: 64, 2: 24, 3: 10}  # per axis of a cell
+_FOLD = {2: 2.0 * np.cos(np.pi / 5.0), 3: 2.0 * np.cos(np.pi / 7.0)}  # norm of the map to a simplex
+_EXPONENTIAL_DEGREE = {1: 40, 2: 20, 3: 12}  # of the quadrature of e^{−u} over a cell
 
 
 def evaluate_at(function: fem.Function, points: Array) -> Array:
@@ -97,11 +99,19 @@ def sample_square(function: fem.Function, n: int, seed: int) -> Array:
     Returns:
         ``(n, d)`` points, the same on every rank.
     """
+    return _sample(_SquareSampler(function), function, n, seed)
+
+
+def sample_exponential(u: fem.Function, n: int, seed: int) -> Array:
+    """Points of density proportional to e^{−u}; see :func:`sample_square`. Collective."""
+    return _sample(_ExponentialSampler(u), u, n, seed)
+
+
+def _sample(sampler: _CellSampler, function: fem.Function, n: int, seed: int) -> Array:
     if n < 1:
         raise ValueError(f"the number of samples is at least 1, not {n}")
     mesh = function.function_space.mesh
     rng = np.random.default_rng(seed)
-    sampler = _CellSampler(function)
     mine, cells = _draw_cells(mesh, sampler.masses(), rng.random(n))
     samples = np.zeros((n, mesh.geometry.dim))
     pending = np.arange(len(mine))
@@ -134,11 +144,11 @@ def _draw_cells(
 
 
 class _CellSampler:
-    """Integrals of ψ² cell by cell, and rejection sampling inside a cell.
+    """Integrals of a density cell by cell, and rejection sampling inside a cell.
 
-    Proposals have the density of the largest corner values of ψ² |det J| on a grid of boxes, times
-    a factor that covers a polynomial of degree k between the corners. The grid is one of the unit
-    cube, which :func:`_fold` maps onto a simplex with its volume.
+    Proposals have the density of the largest corner values on a grid of boxes, times a factor that
+    covers what lies between the corners. The grid is one of the unit cube, which :func:`_fold` maps
+    onto a simplex with its volume. Members of the family say what the density of a function is.
     """
 
     def __init__(self, function: fem.Function) -> None:
@@ -158,14 +168,28 @@ class _CellSampler:
         self.dim = mesh.topology.dim
         self._simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
         self.boxes = min(2 * self.element.degree + 2, _MAX_BOXES[self.dim])
-        self.margin = (1.0 + self.element.degree / self.boxes) ** 2
+        self.quadrature_degree = 2 * self.element.degree + 2
+
+    def density(self, values: Array) -> Array:
+        """The density where the function has these values."""
+        raise NotImplementedError
+
+    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
+        """Bounds in the boxes of cells.
+
+        Args:
+            cells: the cells.
+            bounds: largest density at the corners of each box, ``(cells, boxes^d)``.
+        """
+        raise NotImplementedError
 
     def masses(self) -> Array:
-        """∫ψ² over each cell."""
-        points, weights = basix.make_quadrature(self.cell_type, 2 * self.element.degree + 2)
-        psi = self.values @ _tabulate(self.element, points, 0)[0].T
+        """The integral over each cell."""
+        points, weights = basix.make_quadrature(self.cell_type, self.quadrature_degree)
+        values = self.values @ _tabulate(self.element, points, 0)[0].T
         every = np.arange(len(self.values))
-        return np.asarray((psi**2 * self._jacobian(every, points)) @ weights)
+        local: Array = self.density(values) * self._jacobian(every, points)
+        return np.asarray(local @ np.asarray(weights))
 
     def propose(
         self, cells: npt.NDArray[np.intp], uniform: Array
@@ -188,34 +212,83 @@ class _CellSampler:
         return x, uniform[:, 1] * bounds[inverse, box] <= density
 
     def _bounds(self, cells: npt.NDArray[np.intp]) -> Array:
-        """Upper estimate of ψ² |det J| in each box, ``(cells, boxes^d)``."""
+        """Upper estimate of the density times |det J| in each box, ``(cells, boxes^d)``."""
         axes = [np.linspace(0.0, 1.0, self.boxes + 1)] * self.dim
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.dim)
         points = self._reference(grid)
-        psi = self.values[cells] @ _tabulate(self.element, points, 0)[0].T
-        density = (psi**2 * self._jacobian(cells, points)).reshape(-1, *(len(a) for a in axes))
+        values = self.values[cells] @ _tabulate(self.element, points, 0)[0].T
+        shape = (-1, *(len(a) for a in axes))
+        density = (self.density(values) * self._jacobian(cells, points)).reshape(shape)
         for axis in range(1, self.dim + 1):
             upper, lower = np.arange(1, self.boxes + 1), np.arange(self.boxes)
             density = np.maximum(density.take(upper, axis), density.take(lower, axis))
-        bounds: Array = density.reshape(len(cells), -1)
-        # A box between zeros of ψ has small corners; the cell's size keeps it reachable.
-        return self.margin * (bounds + 1e-3 * bounds.max(axis=1, keepdims=True))
+        return self.cover(cells, density.reshape(len(cells), -1))
 
     def _reference(self, cube: Array) -> Array:
         return _fold(cube) if self._simplex else cube
 
     def _evaluate(self, cells: npt.NDArray[np.intp], points: Array) -> tuple[Array, Array]:
-        """ψ² |det J| and x, cell i at reference point i."""
-        psi = np.einsum("ij,ij->i", self.values[cells], _tabulate(self.element, points, 0)[0])
+        """The density times |det J|, and x, cell i at reference point i."""
+        values = np.einsum("ij,ij->i", self.values[cells], _tabulate(self.element, points, 0)[0])
         tables = _tabulate(self.cmap, points, 1)
         x = np.einsum("ij,ijk->ik", tables[0], self.geometry[cells])
         jacobian = np.einsum("cvk,gcv->ckg", self.geometry[cells], tables[1:])
-        return psi**2 * np.abs(np.asarray(np.linalg.det(jacobian))), x
+        return self.density(values) * np.abs(np.asarray(np.linalg.det(jacobian))), x
 
     def _jacobian(self, cells: npt.NDArray[np.intp], points: npt.ArrayLike) -> Array:
         gradients = _tabulate(self.cmap, points, 1)[1:]
         jacobian = np.einsum("cvk,gqv->cqkg", self.geometry[cells], gradients)
         return np.abs(np.asarray(np.linalg.det(jacobian)))
+
+
+class _SquareSampler(_CellSampler):
+    """The density ψ² of a function ψ."""
+
+    def density(self, values: Array) -> Array:
+        """ψ²."""
+        return values**2
+
+    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
+        """A margin for a polynomial of degree k between the corners."""
+        # A box between zeros of ψ has small corners; the cell's size keeps it reachable.
+        margin = (1.0 + self.element.degree / self.boxes) ** 2
+        return np.asarray(margin * (bounds + 1e-3 * bounds.max(axis=1, keepdims=True)))
+
+
+class _ExponentialSampler(_CellSampler):
+    """The density e^{−u} of a function u."""
+
+    def __init__(self, function: fem.Function) -> None:
+        super().__init__(function)
+        self.quadrature_degree = _EXPONENTIAL_DEGREE[self.dim]
+        points, _ = basix.make_quadrature(self.cell_type, 2 * self.element.degree)
+        seconds = [
+            self.values @ _tabulate(self.element, points, 2)[basix.index(*pair)].T
+            for pair in _second_derivatives(self.dim)
+        ]
+        self._curvatures: Array = np.sqrt(sum(s**2 for s in seconds)).max(axis=1, initial=0.0)
+
+    def density(self, values: Array) -> Array:
+        """e^{−u}."""
+        return np.exp(-values)
+
+    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
+        """A factor e^δ, δ a bound of how far u falls below its values at the corners of a box.
+
+        In the convex hull of points of a ball of radius ρ a function falls below its smallest value
+        there by ½ρ²‖∇²u‖ at most. The map of the cube onto a simplex is linear on the simplices
+        that the corners of each box span, and stretches by ``_FOLD[d]``.
+        """
+        stretch = _FOLD[self.dim] if self._simplex else 1.0
+        squared_radius = 0.25 * self.dim * (stretch / self.boxes) ** 2
+        curvature = self._curvatures[cells] * (1.0 + self.element.degree / self.boxes)
+        return np.asarray(bounds * np.exp(0.5 * squared_radius * curvature)[:, None])
+
+
+def _second_derivatives(dim: int) -> list[tuple[int, ...]]:
+    """Multi-indices of all second derivatives, the mixed ones twice."""
+    rows = np.eye(dim, dtype=int)
+    return [tuple(int(n) for n in rows[a] + rows[b]) for a in range(dim) for b in range(dim)]
 
 
 def _tabulate(

@@ -4,6 +4,7 @@ from mpi4py import MPI
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 import fem_mf as mf
 from fem_mf.log_density import log_density
@@ -224,3 +225,35 @@ def test_densities_of_two_problems():
     _, b, *_ = gaussian("lumped interval")
     with pytest.raises(ValueError, match="two densities of the same problem"):
         a.relative_entropy(b)
+
+
+SAMPLED = {
+    "interval": (lambda: mf.interval(COMM, 5.0, 1.0), [0.2], [0.15]),
+    "triangles": (lambda: mf.box(COMM, 2.0, 0.8), [0.2, -0.1], [0.3, 0.5]),
+    "quadrilaterals": (
+        lambda: mf.box(COMM, 2.0, 0.8, cell="quadrilateral"),
+        [0.2, -0.1],
+        [0.2, 0.5],
+    ),
+    "tetrahedra": (lambda: mf.box(COMM, 2.0, 1.0, dim=3), [0.1, 0.2, -0.3], [0.4, 0.5, 0.6]),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_are_those_of_the_exponential(name):
+    """A Gaussian far narrower than ψ's interpolant can follow; moments, and a test of its shape."""
+    make, mean, widths = SAMPLED[name]
+    mean, widths = np.array(mean), np.array(widths)
+
+    def u(x):
+        return 0.5 * sum(((x[i] - mean[i]) / widths[i]) ** 2 for i in range(len(mean)))
+
+    density = mf.LogDensity.from_function(
+        mf.Problem(make(), mf.Potential(lambda x: 0.0 * x[0]), 0.5, 2), u
+    )
+    samples = density.sample(20_000, seed=3)
+    standard = (samples - mean) / widths
+    np.testing.assert_allclose(standard.mean(axis=0), 0.0, atol=4 / np.sqrt(20_000))
+    np.testing.assert_allclose(standard.var(axis=0), 1.0, atol=4 * np.sqrt(2 / 20_000))
+    for column in standard.T:
+        assert kstest(column, "norm").pvalue > 1e-3
