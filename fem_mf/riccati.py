@@ -24,6 +24,7 @@ from fem_mf.problem import Problem
 __all__ = ["Quadratic", "RiccatiFlow", "convexity_bound"]
 
 _FIT = 1e-10  # relative deviation up to which values are those of a quadratic
+_STATIONARY = 1e-15  # relative change of v over a time 1/c below which it has its limit
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,20 @@ class RiccatiFlow:
         return 0.5 * (theta + theta.T), slope
 
     def _advance(self, start: Array, t: float) -> Array:
-        # In pieces, rescaled: X and Y grow like e^{ct}, their quotient does not.
+        # In pieces of length 1/c, rescaled: X and Y grow like e^{ct}, c² = (σ²/2)‖Q‖, and differ by
+        # that much from direction to direction; their quotient does not.
         d = self._g.slope.size
-        growth = 0.5 * self._sigma**2 * np.sqrt(np.abs(self._g.hessian).max() + 1e-300)
-        pieces = max(1, int(np.ceil(t * max(growth, 1e-300))))
+        growth = self._sigma * np.sqrt(0.5 * np.linalg.norm(self._g.hessian, 2))
+        pieces = max(1, int(np.ceil(t * growth)))
         step, flow = expm(self._generator * (t / pieces)), start
         for _ in range(pieces):
-            flow = step @ flow
+            before, flow = flow, step @ flow
             inverse = np.linalg.inv(flow[:d, :d])
             shift = flow[:d, d].copy()
             flow[:, :d] = flow[:, :d] @ inverse
             flow[:, d] -= flow[:, :d] @ shift
+            if np.abs(flow - before).max() <= _STATIONARY * np.abs(flow).max():
+                break
         return flow
 
 

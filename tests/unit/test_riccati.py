@@ -210,3 +210,27 @@ def test_evaluate(d):
     exact = [0.5 * p @ q.hessian @ p + q.slope @ p + q.constant for p in x.T]
     np.testing.assert_allclose(q.evaluate(points), exact, rtol=1e-13)
     np.testing.assert_allclose(q.evaluate(x), exact, rtol=1e-13)
+
+
+@pytest.mark.parametrize("t", [1.0, 300.0, 3_000.0, 1e5])
+@pytest.mark.parametrize("start", ["stationary", "off"])
+@pytest.mark.parametrize("sigma", [0.02, 0.5])
+def test_anisotropic_potentials_at_long_times(sigma, start, t):
+    """Q = R diag(1, 0.01) Rᵀ: in the frame of Q each eigenvalue follows the scalar equation."""
+    c, s = np.cos(0.7), np.sin(0.7)
+    frame = np.array([[c, -s], [s, c]])
+    kappas = np.array([1.0, 0.01])
+    limits = np.sqrt(2.0 * kappas) / sigma
+    first = limits if start == "stationary" else limits * np.array([0.3, 2.0])
+    g = Quadratic((frame * kappas) @ frame.T, frame @ [0.2, 0.01], 0.0)
+    v = Quadratic((frame * first) @ frame.T, np.zeros(2), 0.0)
+    at = RiccatiFlow(g, v, sigma).shape(t)
+    exact = [
+        convexity_bound(t, theta, kappa, sigma) for theta, kappa in zip(first, kappas, strict=True)
+    ]
+    theta = frame.T @ at.hessian @ frame
+    np.testing.assert_allclose(np.diag(theta), exact, rtol=1e-9)
+    assert abs(theta[0, 1]) < 1e-9 * limits.max()
+    if t == 1e5:  # (σ²/2)Θb = q
+        slope = np.linalg.solve(0.5 * sigma**2 * at.hessian, g.slope)
+        np.testing.assert_allclose(at.slope, slope, rtol=1e-8)
