@@ -71,7 +71,7 @@ def lowest_states(
     start: Sequence[Any],
     *,
     tolerance: float,
-    deflate: Any | None = None,
+    deflate: Sequence[Any] = (),
 ) -> States:
     """The lowest eigenpairs of Ax = μBx. Collective.
 
@@ -82,7 +82,7 @@ def lowest_states(
         start: owned values of one start vector per wanted pair; what they are orthogonal to is not
             found, so they should be generic.
         tolerance: absolute, of the Euclidean norm of the load vector Ax − μBx.
-        deflate: owned values of a vector to whose B-orthogonal complement the search is confined.
+        deflate: owned values of vectors to whose B-orthogonal complement the search is confined.
 
     Returns:
         As many pairs as start vectors.
@@ -96,12 +96,54 @@ def lowest_states(
         raise ValueError(
             f"{size} degrees of freedom are too few for {len(start)} eigenpairs: refine the mesh"
         )
+    vectors = [_vector(matrix, values) for values in start]
+    others = [_vector(matrix, values) for values in deflate]
+    iterations = 0
+    # LOBPCG is the faster; where its block becomes singular, Davidson's method goes on without it.
+    for method in (SLEPc.EPS.Type.LOBPCG, SLEPc.EPS.Type.GD):
+        eps = _solver(matrix, mass, precondition, method, len(start), tolerance)
+        eps.setInitialSpace(vectors)
+        if others:
+            eps.setDeflationSpace(others)
+        try:
+            eps.solve()
+            found, iterations = int(eps.getConverged()), int(eps.getIterationNumber())
+        except (PETSc.Error, SystemError):
+            found = 0
+        if found >= len(start):
+            break
+        eps.destroy()
+    else:
+        raise ConvergenceError(
+            f"LOBPCG and Davidson's method found {found} of {len(start)} eigenpairs to "
+            f"{tolerance:.1e} in {iterations} iterations; a stronger preconditioner helps "
+            "(-fem_mf_stationary_pc_type cholesky "
+            "-fem_mf_stationary_pc_factor_mat_solver_type mumps)"
+        )
+    values, states = [], []
+    x = matrix.createVecRight()
+    for i in range(len(start)):
+        values.append(float(np.real(eps.getEigenpair(i, x))))
+        states.append(np.array(x.array, dtype=np.float64))
+    for item in (eps, x, *vectors, *others):
+        item.destroy()
+    return States(values, states, iterations)
+
+
+def _solver(
+    matrix: PETSc.Mat,
+    mass: PETSc.Mat,
+    precondition: Callable[[PETSc.Vec, PETSc.Vec], None],
+    method: str,
+    count: int,
+    tolerance: float,
+) -> SLEPc.EPS:
     eps = SLEPc.EPS().create(matrix.comm)
     eps.setOperators(matrix, mass)
     eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
-    eps.setType(SLEPc.EPS.Type.LOBPCG)
+    eps.setType(method)
     eps.setWhichEigenpairs(SLEPc.EPS.Which.SMALLEST_REAL)
-    eps.setDimensions(len(start))
+    eps.setDimensions(count)
     eps.setTolerances(tolerance, _MAX_ITERATIONS)
     eps.setConvergenceTest(SLEPc.EPS.Conv.ABS)
     transform = eps.getST()
@@ -110,32 +152,7 @@ def lowest_states(
     inner.setType(PETSc.KSP.Type.PREONLY)
     inner.getPC().setType(PETSc.PC.Type.PYTHON)
     inner.getPC().setPythonContext(_Shell(precondition))
-    vectors = [_vector(matrix, values) for values in start]
-    eps.setInitialSpace(vectors)
-    if deflate is not None:
-        eps.setDeflationSpace([_vector(matrix, deflate)])
-    try:
-        eps.solve()
-        found = int(eps.getConverged())
-    except (PETSc.Error, SystemError):
-        found = 0  # below rounding the block becomes singular: LAPACK says so on some processors
-    if found < len(start):
-        iterations = eps.getIterationNumber()
-        eps.destroy()
-        raise ConvergenceError(
-            f"LOBPCG found {found} of {len(start)} eigenpairs to {tolerance:.1e} in {iterations} "
-            "iterations; a stronger preconditioner helps (-fem_mf_stationary_pc_type cholesky "
-            "-fem_mf_stationary_pc_factor_mat_solver_type mumps)"
-        )
-    values, states = [], []
-    x = matrix.createVecRight()
-    for i in range(len(start)):
-        values.append(float(np.real(eps.getEigenpair(i, x))))
-        states.append(np.array(x.array, dtype=np.float64))
-    result = States(values, states, int(eps.getIterationNumber()))
-    for item in (eps, x, *vectors):
-        item.destroy()
-    return result
+    return eps
 
 
 def _vector(matrix: PETSc.Mat, values: Any) -> PETSc.Vec:

@@ -7,6 +7,8 @@ decay_rate(problem, density)     # of F^σ(m_t) − min F^σ along the flow, nea
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from petsc4py import PETSc
@@ -14,7 +16,7 @@ from petsc4py import PETSc
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.eigensolvers import LEAST_UNKNOWNS, lowest_states, shell_matrix
+from fem_mf.eigensolvers import LEAST_UNKNOWNS, States, lowest_states, shell_matrix
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
 from fem_mf.hessian import FrozenOperator, Hessian
@@ -22,15 +24,18 @@ from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order,
 from fem_mf.options import Options, default_preconditioner
 from fem_mf.problem import Problem
 from fem_mf.solvers import Preconditioner
+from fem_mf.spaces import owned_values
 
 __all__ = ["Metric", "certify_gap", "decay_rate", "gap", "spectral_gap"]
 
+_LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_stationary_"
 # A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
 _SIGN = 1e-3
 _ROUNDING = 1e-14  # relative error of a Rayleigh quotient
 _TIGHTER = 5
 _MOST_STATES = 6  # of a cluster, and the state above it
+_SEARCHES = 3  # for a state that the ones before missed
 # Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
 
@@ -169,14 +174,14 @@ class _LowestPairs:
         self._operator = FrozenOperator(problem) if operator is None else operator
         self._operator.update(condition.potential)
         self._mass = _aij_mass(problem)
-        self._states = [density.amplitude(), _excited_guess(problem, density)]
+        self._states = [density.amplitude(), _guess(problem, metric, 1)]
 
     def grow(self) -> bool:
         """Add a state to those that are computed, if the space has room for it. Collective."""
         states = len(self._states) + 1
         if self.problem.space.dofmap.index_map.size_global < LEAST_UNKNOWNS * states:
             return False
-        self._states.append(_excited_guess(self.problem, self._density, states - 1))
+        self._states.append(_guess(self.problem, self._metric, states - 1))
         return True
 
     def bounded(self, residual: float) -> tuple[float, float, int]:
@@ -235,12 +240,17 @@ def _aij_mass(problem: Problem) -> PETSc.Mat:
     return matrix
 
 
-def _excited_guess(problem: Problem, density: Density, number: int = 1) -> Array:
-    """ψ times a smooth function without symmetry: generic, hence with a part of every low state."""
-    x = problem.nodes[: problem.dim, : problem.num_owned] - density.mean()[:, None]
-    x = _DIRECTION[: problem.dim] @ x / np.sqrt(np.trace(density.covariance()))
-    x *= number
-    return np.asarray(density.amplitude() * (np.sin(x + 0.5) + 0.5 * np.cos(2.0 * x + 1.0)))
+def _guess(problem: Problem, metric: Metric, number: int) -> Array:
+    """P⁻¹ of a smooth function without symmetry: it has a part of every low state. Collective.
+
+    It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
+    """
+    dim, x = problem.dim, problem.nodes[: problem.dim, : problem.num_owned]
+    low = np.array([problem.min(row) for row in x])
+    high = np.array([-problem.min(-row) for row in x])
+    phase = _DIRECTION[:dim] @ ((x.T - low) / (high - low)).T
+    wave = 1.0 + np.cos(3.1 * number * phase + 0.4) + np.sin(7.3 * number * phase + 1.7 * number)
+    return metric.solve(problem.apply_mass(wave))
 
 
 def _prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
@@ -284,8 +294,15 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
     condition, metric = _prepare(problem, density, tolerance)
     spread = energy_scale(problem, condition)
     pairs = _LowestPairs(problem, density, condition, metric)
-    (lowest, second), _ = pairs.to(float(np.sqrt(tolerance)) * spread)
-    return second - lowest
+    pairs.grow()  # the state above tells how well the second is separated
+
+    def measure(residual: float) -> tuple[float, float]:
+        values, residuals = pairs.to(residual)
+        first, second = (_error(values, residuals, k) for k in (0, 1))
+        return values[1] - values[0], first + second + rounding
+
+    rounding = _rounding(problem, density, condition)
+    return _sharpened(measure, tolerance, spread, "spectral gap")
 
 
 def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
@@ -314,14 +331,76 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
         load = hessian.apply(v)
         y.array[:] = load - mass_psi * problem.dot(psi, load)
 
-    shell = shell_matrix(hessian.sparse.matrix, apply)
+    shell, mass = shell_matrix(hessian.sparse.matrix, apply), _aij_mass(problem)
     spread = energy_scale(problem, condition)
-    states = lowest_states(
-        shell,
-        _aij_mass(problem),
-        metric.apply,
-        [_excited_guess(problem, minimiser)],
-        tolerance=float(np.sqrt(tolerance * problem.mean_mass)) * spread,
-        deflate=psi,
-    )
-    return states.values[0]
+    rounding = _rounding(problem, minimiser, condition)
+    few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
+    states = [_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
+
+    def residual_of(value: float, state: Array) -> float:
+        v = state - psi * problem.dot(mass_psi, state)
+        load = hessian.apply(v) - value * problem.apply_mass(v)
+        load -= mass_psi * problem.dot(psi, load)
+        load[problem.constrained] = 0.0
+        return dual_norm(problem, load)
+
+    def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
+        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        return lowest_states(
+            shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
+        )
+
+    def measure(residual: float) -> tuple[float, float]:
+        nonlocal states
+        for attempt in range(_SEARCHES):
+            found = lowest(states, residual, [])
+            states = found.vectors
+            # A block that starts elsewhere finds what the first one may have missed.
+            other = lowest([_guess(problem, metric, 5 + attempt)], 0.1 * spread, states)
+            if other.values[0] > found.values[0] - residual:
+                break
+            states = [*other.vectors, *states][: len(states)]
+        residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
+        return found.values[0], _error(found.values, residuals, 0) + rounding
+
+    return _sharpened(measure, tolerance, spread, "decay rate")
+
+
+def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
+    """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
+    psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
+    sums = problem.sigma**2 * problem.dot(diagonal * psi, psi) + abs(condition.eigenvalue)
+    return 4.0 * np.finfo(float).eps * float(sums)
+
+
+def _error(values: list[float], residuals: list[float], k: int) -> float:
+    """A bound of the error of the k-th Ritz value (Weinstein, or Kato and Temple)."""
+    error = residuals[k]
+    if k + 1 < len(values):
+        separation = values[k + 1] - residuals[k + 1] - values[k]
+        if separation > 0.0:
+            error = min(error, residuals[k] ** 2 / separation)
+    return error
+
+
+def _sharpened(
+    measure: Callable[[float], tuple[float, float]], tolerance: float, spread: float, name: str
+) -> float:
+    """A number whose error is below tolerance times itself, from residuals that are tightened."""
+    value, error = measure(0.02 * spread)
+    residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))
+    for _ in range(_TIGHTER):
+        if error <= tolerance * abs(value):
+            return value
+        try:
+            value, error = measure(max(residual, 10.0 * _ROUNDING * spread))
+        except ConvergenceError:
+            break
+        residual *= 0.1
+    if error > tolerance * abs(value):
+        _LOG.warning(
+            "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
+            "further",
+            *(name, value, error),
+        )
+    return value
