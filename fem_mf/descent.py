@@ -23,7 +23,7 @@ import numpy as np
 
 from fem_mf.closure import MomentClosure
 from fem_mf.density import Density
-from fem_mf.errors import ConvergenceError
+from fem_mf.errors import ConvergenceError, StagnationError
 from fem_mf.features import Array
 from fem_mf.hessian import Hessian
 from fem_mf.observables import FirstOrder, dual_norm, energy, energy_scale, first_order
@@ -138,7 +138,7 @@ class Descent:
             small = iterate.angle < 1e-6 and iterate.residual > 0.5 * before.residual
             stalled = stalled + 1 if small else 0
             if stalled == _STALLED:
-                raise ConvergenceError(
+                raise StagnationError(
                     f"the residual stays at {iterate.residual:.1e} by rounding (asked for: "
                     f"{residual:.1e}); choose a larger tol or residual_tol"
                 )

@@ -1,9 +1,10 @@
 """Fixed points y = T(y) of the mean field: accelerator, stop test, safeguard, record.
 
-    record = solve(evaluate, y0, accelerator=Anderson(), stop=StopTest(1e-10), field=closure)
+    stop = StopTest(tolerance=1e-10)
+    record = solve(evaluate, y0, accelerator=Anderson(), stop=stop, unknown=closure)
 
 For a convex functional y ↦ T(y) − y is, in the metric of ∇²F, minus the gradient of a convex
-function of the potential (theory D7): its slope along a step is ⟨T(y) − y, c(y + s) − c(y)⟩ with
+function of the potential: its slope along a step is ⟨T(y) − y, c(y + s) − c(y)⟩ with
 c(y) the potential's coefficients. The safeguard needs only that sign: a step that overshoots (the
 slope at its end is large and negative) is shortened by the secant rule, so that the loop converges
 also where the plain iteration y ← T(y) diverges.
@@ -11,6 +12,7 @@ also where the plain iteration y ← T(y) diverges.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +28,7 @@ __all__ = [
     "FixedPointRecord",
     "Picard",
     "StopTest",
+    "private",
     "solve",
 ]
 
@@ -186,6 +189,11 @@ class FixedPointRecord:
     def iterations(self) -> int:
         """Evaluations of T."""
         return len(self.residuals)
+
+
+def private(accelerator: Accelerator) -> Accelerator:
+    """A copy of an accelerator for one solver: what it learns there is of no use elsewhere."""
+    return copy.deepcopy(accelerator)
 
 
 def _contraction(residuals: list[float], floor: float) -> float:

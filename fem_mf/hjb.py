@@ -27,6 +27,7 @@ from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.log_density import LogDensity, log_density
+from fem_mf.newton import Newton
 from fem_mf.observables import energy, warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
@@ -57,7 +58,8 @@ class HJBFlow:
         scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
         decomposed: compute v and w instead of u.
         weighted: compute w by the linear equation of φ = e^{−w/2} (W3); decomposed only.
-        accelerator: of the fixed point, ``Picard()`` or ``Anderson()`` (default).
+        accelerator: how the fixed-point iteration is accelerated: ``Picard()`` or ``Anderson()``
+            (default).
         fixed_point_tolerance: relative, on the moments (or on m).
         max_iterations: of one fixed point.
         safeguard: shorten fixed-point steps that overshoot.
@@ -95,6 +97,8 @@ class HJBFlow:
             raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
         if problem.boundary != "natural":
             raise ValueError("u is infinite where ψ = 0: HJBFlow needs boundary='natural'")
+        if isinstance(accelerator, Newton):
+            raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
         if weighted and not decomposed:
             raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
         self.problem, self.dt, self.scheme = problem, float(dt), scheme

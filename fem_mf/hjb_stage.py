@@ -32,7 +32,7 @@ from fem_mf import equations
 from fem_mf.closure import Closure
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, private, solve
 from fem_mf.log_density import LogDensity
 from fem_mf.nonlinear import NewtonSolver
 from fem_mf.options import Options, mumps
@@ -82,11 +82,11 @@ class HJBStage:
         problem: the problem, of degree 2 at least.
         closure: the mean field.
         whole: whether the equation has the whole potential V (else only what depends on m).
-        accelerator: of the fixed point.
-        stop: its stop test.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
         tolerance: of Newton's method, on the L² norm of the residual times a/(1 + a).
-        prefix: of the PETSc options.
+        prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
 
@@ -104,7 +104,7 @@ class HJBStage:
         options: Options | None,
     ) -> None:
         self.problem, self.closure, self._whole = problem, closure, whole
-        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._tolerance = tolerance
         self.w: fem.Function = problem.new_amplitude()
         self.drift: fem.Function = problem.new_amplitude()

@@ -30,6 +30,7 @@ from fem_mf.fixed_point import (
     FixedPointRecord,
     Picard,
     StopTest,
+    private,
     solve,
 )
 from fem_mf.functionals import Contact, flatten
@@ -73,11 +74,11 @@ class LangevinStage:
     Args:
         problem: the problem, of degree 1 and lumped.
         closure: the mean field.
-        accelerator: of the fixed point.
-        stop: its stop test.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
         linear_tolerance: relative tolerance of iterative linear solves.
-        prefix: of the PETSc options.
+        prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
 
@@ -94,10 +95,10 @@ class LangevinStage:
         options: Options | None,
     ) -> None:
         self.problem, self.closure, self.edges = problem, closure, EdgeOperator(problem)
-        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._rtol, self._prefix, self._options = linear_tolerance, prefix, options or {}
-        if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
-            accelerator.bind(self._response, closure.stiffness)
+        if isinstance(self._accelerator, Newton) and isinstance(closure, MomentClosure):
+            self._accelerator.bind(self._response, closure.stiffness)
         self._beta = _contact(problem)
         self._constant = closure.basis is not None and closure.basis.shape[1] == 0
         self._solver: SpdSolver | None = None

@@ -9,9 +9,9 @@ An evaluation at a mean field y and at c = 2/a − s solves (c + H[y]) ψ̂ = (2
 
     y ← the mean field of ψ,   c ← (2/a)⟨ψ, r⟩ − ⟨ψ, H[y]ψ⟩ = c + (2/a)⟨ψ, r⟩(1 − 1/n).
 
-The multiplier absorbs every constant in V, and a change of the mean field moves it at once: the
-component of z is c + ∫(V − V_0) dm, counted from the initial guess, which contracts faster than c
-itself. Its unit is 2/a + λ − min V: an error of z is then about an error of ψ.
+c changes whenever V changes by a constant. The last component of z is therefore c + ∫(V − V_0) dm
+minus its initial value, which converges faster than c, in units of 2/a + λ − min V (of the density
+where the run begins): an error of z is then about an error of ψ.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MovementUnknown:
         closure: the mean field.
 
     Attributes:
-        unit: of the last component.
+        unit: scale of the last component of z.
     """
 
     def __init__(self, closure: Closure) -> None:

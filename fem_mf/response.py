@@ -50,13 +50,13 @@ def response(
         closure: the moments.
         operator: assembled at y.
         density: ψ at y, normalised.
-        solver: of the operator.
+        solver: linear solver for the operator's matrix.
         vectors: a work vector for right-hand sides, and one to make the solutions' like.
         y: the mean field.
         a: the length of the stage.
         anchor: M r.
         norm: n.
-        unit: of c.
+        unit: scale of c, see :class:`fem_mf.movement.MovementUnknown`.
     """
     right, z = vectors[0], vectors[1].duplicate()
     psi, mass = density.amplitude(), density.mass_amplitude()

@@ -3,7 +3,7 @@
 Each maps an :class:`Instant` (ψ and ∂_tψ now), a step and a guess for each of its stages to its
 solved stages, the last of which ends the step. Every stage keeps the norm of ψ by a multiplier of
 its own. A stage is the minimiser of an energy convex in m only if its anchor r is that of a
-density: with r ≱ 0 the step is too long for the scheme, and the stage is not solved at all.
+density: where more than 0.5 % of ∫r² lies where r < 0, the step is too long for the scheme.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from fem_mf.problem import Problem
 from fem_mf.stage_data import Anchor, Guess, StageResult
 from fem_mf.stages import ImplicitStage
 
-__all__ = ["SCHEMES", "Instant", "backward_euler", "resolved_step"]
+__all__ = ["SCHEMES", "Instant", "TooLongError", "backward_euler", "resolved_step"]
 
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # 1 − ⟨r, |r|⟩/⟨r, r⟩, twice the share of r² that lies where r < 0, above which r is no amplitude.
 _NEGATIVE = 1e-2
+
+
+class TooLongError(ConvergenceError):
+    """A step is too long for its scheme, which is known before its last stage is solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,7 @@ def _negative(problem: Problem, anchor: Anchor) -> float:
 
 def _check_positive(problem: Problem, anchor: Anchor, dt: float) -> None:
     if _negative(problem, anchor) > _NEGATIVE:
-        raise ConvergenceError(
+        raise TooLongError(
             f"a stage would start from an amplitude that changes sign; dt = {dt:.3g} is too long "
             "for the scheme"
         )

@@ -22,7 +22,7 @@ from fem_mf.arguments import check_run, check_scheme, check_step, check_toleranc
 from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
-from fem_mf.errors import ConvergenceError
+from fem_mf.errors import ConvergenceError, LinearSolverError, StagnationError
 from fem_mf.extrapolation import Extrapolation
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
@@ -30,7 +30,7 @@ from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, warn_if_truncated
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.schemes import SCHEMES, Instant, backward_euler, resolved_step
+from fem_mf.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
 from fem_mf.spaces import owned_values
 from fem_mf.stage_data import Guess, StageResult
 from fem_mf.stages import ImplicitStage
@@ -129,8 +129,8 @@ class SchrodingerFlow:
         return self._run(start, float(t_end), steady_residual)
 
     def _run(self, start: Density | State, t_end: float, steady: float | None) -> Iterator[State]:
-        self._forget()
-        self._warned = False
+        self._stage.begin()
+        memory = _Memory(self.problem, self.closure)
         now = self._start(start.density if isinstance(start, State) else start.copy())
         state = start if isinstance(start, State) else None
         if state is None:
@@ -140,7 +140,7 @@ class SchrodingerFlow:
         dt = self.dt if self.tolerance is None else state.next_dt
         clock = Clock(dt, t_end, state.t, state.step)
         while not clock.done and (steady is None or state.residual > steady):
-            now, stages, counts = self._accepted_step(now, clock)
+            now, stages, counts = self._accepted_step(now, clock, memory)
             state = self._state(
                 now,
                 t=clock.t,
@@ -158,7 +158,7 @@ class SchrodingerFlow:
     # -- one step -------------------------------------------------------------------------------
 
     def _accepted_step(
-        self, now: Instant, clock: Clock
+        self, now: Instant, clock: Clock, memory: _Memory
     ) -> tuple[Instant, list[StageResult], dict[str, int]]:
         """The next instant, the stages that led there, and what is counted."""
         rejected = 0
@@ -166,7 +166,9 @@ class SchrodingerFlow:
             dt = clock.next_step()
             replaced = 0
             try:
-                then, stages = self._scheme_step(now, clock.t, dt)
+                then, stages = self._scheme_step(now, dt, memory.guesses(now, clock.t + dt))
+            except StagnationError:
+                raise
             except ConvergenceError as error:
                 if self.tolerance is not None:
                     if not clock.may_shrink:
@@ -174,9 +176,13 @@ class SchrodingerFlow:
                     clock.reject(0.5)
                     rejected += 1
                     continue
+                if isinstance(error, LinearSolverError):
+                    raise
                 then, stages = self._movements(now, dt)
                 replaced = len(stages)
-                self._warn(now, clock.t, dt, replaced, error)
+                if not memory.warned:
+                    self._warn(now, clock.t, dt, replaced, error)
+                memory.warned = True
             if self.tolerance is None:
                 clock.accept()
                 break
@@ -189,13 +195,15 @@ class SchrodingerFlow:
             clock.reject(float(np.clip(factor, 0.1, 0.8)))
             rejected += 1
         if replaced:
-            self._forget()
+            memory.forget()
         else:
-            self._remember(clock.t, stages)
+            memory.add(clock.t, stages)
         return then, stages, {"rejected": rejected, "replaced": replaced}
 
-    def _scheme_step(self, now: Instant, t: float, dt: float) -> tuple[Instant, list[StageResult]]:
-        stages = SCHEMES[self.scheme](self._stage, now, dt, self._guesses(now, t + dt))
+    def _scheme_step(
+        self, now: Instant, dt: float, guesses: list[Guess]
+    ) -> tuple[Instant, list[StageResult]]:
+        stages = SCHEMES[self.scheme](self._stage, now, dt, guesses)
         then = self._reached(stages[-1])
         if self.scheme == "backward-euler":
             self._check_descent(now, then, stages[0])
@@ -214,9 +222,11 @@ class SchrodingerFlow:
                     self._check_descent(before, then, stage)
                     stages.append(stage)
                 return then, stages
-            except ConvergenceError:
-                if parts >= _MOST_MOVEMENTS:
-                    raise
+            except ConvergenceError as error:
+                if parts >= _MOST_MOVEMENTS or isinstance(error, StagnationError):
+                    raise type(error)(
+                        f"a step of {dt:.3g} failed, also when divided into {parts}: {error}"
+                    ) from None
                 parts *= 2
 
     def _check_descent(self, before: Instant, after: Instant, stage: StageResult) -> None:
@@ -233,66 +243,26 @@ class SchrodingerFlow:
         allowance += 10.0 * self._stage.stop.tolerance**2 * (weight + scale)
         if not after.energy + moved <= before.energy + allowance:
             raise ConvergenceError(
-                f"the energy of a minimising movement rose by {after.energy - before.energy:.1e}: "
-                "F, or its discretisation, is not convex there; reduce dt"
+                f"the energy changed by {after.energy - before.energy:+.1e} where a minimising "
+                f"movement lowers it by at least {moved:.1e}: F is not convex there (use a smaller "
+                "dt), or its derivative is wrong (check_derivative)"
             )
 
     def _warn(self, now: Instant, t: float, dt: float, parts: int, error: Exception) -> None:
-        _LOG.info("t = %.6g: %d minimising movement(s) in place of a step: %s", t, parts, error)
-        if self._warned:
-            return
-        self._warned = True
-        if self.scheme == "backward-euler":
+        if not isinstance(error, TooLongError):
             _LOG.warning(
-                "t = %.6g: a step of %.3g was divided into %d; choose a smaller dt", t, dt, parts
+                "t = %.6g: a step of %.3g was replaced by %d minimising movement(s) of the same "
+                "length together, of order 1 (column 'replaced'; said once): %s",
+                *(t, dt, parts, error),
             )
             return
         _LOG.warning(
             "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
-            "movements of the same length, of order 1 (column 'replaced'); %s resolves dt up to "
-            "about %.2g there",
+            "movements of the same length, of order 1 (column 'replaced'; said once); %s resolves "
+            "dt up to about %.2g there",
             *(t, dt, self.scheme, self.scheme),
             resolved_step(self.problem, now, self.scheme, dt),
         )
-
-    def _guesses(self, now: Instant, t: float) -> list[Guess]:
-        # Stage values are less accurate than those at the end of a step, but as smooth in time:
-        # each stage has a past of its own.
-        guesses = []
-        for past in self._pasts:
-            psi, y, shift = (values.predict(t) for values in past)
-            guesses.append(
-                Guess(
-                    now.psi if psi is None else psi,
-                    now.y if y is None else y,
-                    now.eigenvalue if shift is None else float(shift[0]),
-                    predicted=shift is not None,
-                )
-            )
-        return guesses
-
-    def _remember(self, t: float, stages: list[StageResult]) -> None:
-        for past, stage in zip(self._pasts, stages, strict=False):
-            for values, value in zip(
-                past, (stage.psi, stage.y, np.array([stage.shift])), strict=True
-            ):
-                values.add(t, value)
-
-    def _forget(self) -> None:
-        def field_norm(psi: Array) -> float:
-            return float(np.sqrt(self.problem.dot(psi, psi)))
-
-        def y_norm(y: Array) -> float:
-            return float(np.sqrt(self.closure.dot(y, y)))
-
-        self._pasts = [
-            (
-                Extrapolation(3, field_norm),
-                Extrapolation(4, y_norm),
-                Extrapolation(4, lambda s: float(abs(s[0]))),
-            )
-            for _ in range(2)
-        ]
 
     # -- instants -------------------------------------------------------------------------------
 
@@ -348,6 +318,59 @@ class SchrodingerFlow:
             boundary_mass=problem.boundary_mass(now.psi),
             **numbers,  # type: ignore[arg-type]
         )
+
+
+class _Memory:
+    """The past of the stages of one run, from which the next ones are guessed.
+
+    Stage values are less accurate than those at the end of a step, but as smooth in time: each
+    stage has a past of its own.
+    """
+
+    def __init__(self, problem: Problem, closure: Closure) -> None:
+        self._problem, self._closure = problem, closure
+        self.warned = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, after a step that was not the scheme's."""
+
+        def field_norm(psi: Array) -> float:
+            return float(np.sqrt(self._problem.dot(psi, psi)))
+
+        def y_norm(y: Array) -> float:
+            return float(np.sqrt(self._closure.dot(y, y)))
+
+        self._pasts = [
+            (
+                Extrapolation(3, field_norm),
+                Extrapolation(4, y_norm),
+                Extrapolation(4, lambda s: float(abs(s[0]))),
+            )
+            for _ in range(2)
+        ]
+
+    def add(self, t: float, stages: list[StageResult]) -> None:
+        """Learn the stages of a step that ends at t."""
+        for past, stage in zip(self._pasts, stages, strict=False):
+            known = stage.psi, stage.y, np.array([stage.shift])
+            for values, value in zip(past, known, strict=True):
+                values.add(t, value)
+
+    def guesses(self, now: Instant, t: float) -> list[Guess]:
+        """Initial guesses of the stages of a step that ends at t. Collective."""
+        guesses = []
+        for past in self._pasts:
+            psi, y, shift = (values.predict(t) for values in past)
+            guesses.append(
+                Guess(
+                    now.psi if psi is None else psi,
+                    now.y if y is None else y,
+                    now.eigenvalue if shift is None else float(shift[0]),
+                    predicted=shift is not None,
+                )
+            )
+        return guesses
 
 
 def _default(closure: Closure) -> Accelerator:

@@ -14,7 +14,7 @@ from typing import Any
 
 from petsc4py import PETSc
 
-from fem_mf.errors import ConvergenceError
+from fem_mf.errors import ConvergenceError, LinearSolverError
 from fem_mf.options import Options, configure
 
 __all__ = ["Preconditioner", "SpdSolver"]
@@ -24,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 _REASONS = {
     value: name for name, value in vars(PETSc.KSP.ConvergedReason).items() if isinstance(value, int)
 }
+# What does not come from a matrix that is indefinite.
+_GAVE_UP = (PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT, PETSc.KSP.ConvergedReason.DIVERGED_DTOL)
 
 
 class Preconditioner:
@@ -115,7 +117,8 @@ class SpdSolver:
             The number of iterations.
 
         Raises:
-            ConvergenceError: PETSc's reason and what to change.
+            ConvergenceError: PETSc's reason and what to change; a ``LinearSolverError`` where the
+                matrix is not to blame.
         """
         tolerances: dict[str, Any] = {
             "rtol": rtol,
@@ -135,7 +138,8 @@ class SpdSolver:
         iterations = int(self.ksp.getIterationNumber())
         if reason < 0:
             self._rebuild_next()
-            raise ConvergenceError(
+            kind = LinearSolverError if reason in _GAVE_UP else ConvergenceError
+            raise kind(
                 f"the linear solver {self.prefix} stopped with {_REASONS.get(reason, reason)} "
                 f"after {iterations} iterations; try a smaller dt, or options such as "
                 f"-{self.prefix}pc_type lu -{self.prefix}pc_factor_mat_solver_type mumps"

@@ -7,7 +7,7 @@ Given an anchor r and a length a, find ψ of norm one and the multiplier s with
 the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
 field and the multiplier (:mod:`fem_mf.movement`) around linear solves; where that iteration does
 not contract, or its operator is not positive, by Newton's method on the sphere
-(:mod:`fem_mf.descent`), the one that computes minimisers. Both give the same ψ.
+(:mod:`fem_mf.descent`), the one that computes minimisers. For convex F both give the same ψ.
 
     stage = ImplicitStage(problem, closure, ...)
     result = stage.solve(anchor, guess, a, origin)
@@ -23,9 +23,9 @@ import numpy as np
 from fem_mf.closure import Closure, MomentClosure
 from fem_mf.density import Density
 from fem_mf.descent import Descent
-from fem_mf.errors import ConvergenceError
+from fem_mf.errors import ConvergenceError, LinearSolverError, StagnationError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, StopTest, solve
+from fem_mf.fixed_point import Accelerator, StopTest, private, solve
 from fem_mf.inexact import InnerTolerance
 from fem_mf.movement import MovementUnknown
 from fem_mf.newton import Newton
@@ -59,7 +59,7 @@ class ImplicitStage:
         stop: when to stop iterating; its limit holds for Newton steps as well.
         safeguard: whether overshooting steps are shortened.
         linear_tolerance: relative tolerance of the last linear solve of a stage.
-        prefix: of the PETSc options.
+        prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
 
@@ -80,7 +80,12 @@ class ImplicitStage:
         self.operator = PotentialOperator(problem, closure)
         self.density = Density(problem, np.ones(problem.num_owned))
         self.unknown = MovementUnknown(closure)
-        self._accelerator, self._safeguard = accelerator, safeguard
+        if isinstance(accelerator, Newton) and not isinstance(closure, MomentClosure):
+            raise ValueError(
+                "accelerator: Newton needs a functional whose every term is cylindrical; the "
+                "default for this one is Anderson()"
+            )
+        self._accelerator, self._safeguard = private(accelerator), safeguard
         self.stop = replace(stop, patience=_PATIENCE)
         self.rtol, self._prefix, self._options = linear_tolerance, prefix, options
         self._stiffness = self.operator.largest_ratio()
@@ -88,13 +93,17 @@ class ImplicitStage:
         self._defaults: dict[str, str | int | float] = {}
         self.right = self.operator.matrix.createVecLeft()
         self.solution = self.operator.matrix.createVecRight()
-        self.tolerance = InnerTolerance(self.rtol, stop)
         self._evaluation: _Evaluation | None = None
         self._descent: Descent | None = None
+        self.begin()
+        if isinstance(self._accelerator, Newton):
+            self._accelerator.bind(self._response, self._curvature)
+
+    def begin(self) -> None:
+        """Forget what was learnt of one run: another begins."""
+        self.tolerance = InnerTolerance(self.rtol, self.stop)
         self._turns = _Turns()
-        self._scale = 0.0  # λ − min V, where the flow began
-        if isinstance(accelerator, Newton) and isinstance(closure, MomentClosure):
-            accelerator.bind(self._response, self._curvature)
+        self._scale = 0.0  # λ − min V, where the run begins
 
     def solver(self, a: float) -> SpdSolver:
         """The linear solver that suits a stage of this length."""
@@ -121,6 +130,8 @@ class ImplicitStage:
             The stage's solution.
 
         Raises:
+            LinearSolverError: the linear solver gave up; Newton's method would hide it.
+            StagnationError: the tolerance is below rounding.
             ConvergenceError: neither method converged, or ψ is not positive.
         """
         if self._turns.fixed_point(a):
@@ -128,14 +139,22 @@ class ImplicitStage:
                 result = self.by_fixed_point(anchor, guess, a)
                 self._turns.worked()
                 return result
+            except LinearSolverError:
+                raise
             except ConvergenceError as error:
                 _LOG.debug("%s; Newton's method instead", error)
                 self._turns.failed(a)
         try:
             return self.by_newton(anchor, a, origin)
+        except StagnationError as error:
+            raise StagnationError(
+                f"fixed_point_tolerance = {self.stop.tolerance:.1e} cannot be reached: "
+                f"{_reason(error)}; choose a larger one"
+            ) from None
         except ConvergenceError as error:
             raise ConvergenceError(
-                f"a stage of length {a:.3g} did not converge: {error}; or use a smaller dt"
+                f"a stage of length {a:.3g} did not converge: {_reason(error)}; use a smaller dt, "
+                "or allow more iterations (max_iterations)"
             ) from None
 
     def by_fixed_point(self, anchor: Anchor, guess: Guess, a: float) -> StageResult:
@@ -263,6 +282,11 @@ class ImplicitStage:
             norm=self._evaluation.norm,
             unit=self.unknown.unit,
         )
+
+
+def _reason(error: ConvergenceError) -> str:
+    """An error without its advice, which is for the minimiser."""
+    return str(error).partition(";")[0]
 
 
 class _Evaluation:

@@ -25,7 +25,7 @@ from fem_mf import equations
 from fem_mf.closure import Closure
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
-from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, solve
+from fem_mf.fixed_point import Accelerator, FixedPointRecord, StopTest, private, solve
 from fem_mf.hjb_stage import HJBResult
 from fem_mf.log_density import LogDensity
 from fem_mf.movement import MovementUnknown
@@ -52,11 +52,11 @@ class WeightedStage:
     Args:
         problem: the problem, of degree 2 at least.
         closure: the mean field.
-        accelerator: of the fixed point.
-        stop: its stop test.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
         tolerance: relative, of the linear solves.
-        prefix: of the PETSc options.
+        prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
 
@@ -73,7 +73,7 @@ class WeightedStage:
         options: Options | None,
     ) -> None:
         self.problem, self.closure = problem, closure
-        self._accelerator, self._stop, self._safeguard = accelerator, stop, safeguard
+        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._tolerance, self._prefix, self._options = tolerance, prefix, options
         self.unknown = MovementUnknown(closure)
         self.drift: fem.Function = problem.new_amplitude()
@@ -228,8 +228,8 @@ class _Evaluation:
             c = better
         else:
             raise ConvergenceError(
-                "the multiplier of a weighted stage did not converge: use a smaller dt, or "
-                "scheme='backward-euler', whose steps may be of any length"
+                "the multiplier of a weighted stage did not converge: use a smaller dt, a finer "
+                "mesh, or scheme='backward-euler', which takes longer steps than 'sdirk2'"
             )
         self._measure()
         return self.moments
@@ -246,8 +246,8 @@ class _Evaluation:
         if not problem.min(phi) > 0.0:
             stage._solution.array[:] = self.phi
             raise ConvergenceError(
-                "φ is not positive: use a smaller dt, scheme='backward-euler' (for steps of any "
-                "length), or a finer mesh"
+                "φ is not positive: use a smaller dt, a finer mesh, or scheme='backward-euler', "
+                "which takes longer steps than 'sdirk2'"
             )
         self._stretch = stage.norm(phi) / self._norm
         self.phi = phi / self._stretch
