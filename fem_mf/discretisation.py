@@ -66,7 +66,6 @@ class Discretisation:
         boundary_cells: owned cells that touch the boundary.
         mass_matrix: ∫ψχ; diagonal when lumped, with ``mass_diagonal`` its owned entries.
         stiffness: the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ. ``Problem`` sets it.
-        potential_diagonal: when lumped, ∫Vψχ divided by Vψ at the owned nodes.
     """
 
     def __init__(
@@ -143,7 +142,6 @@ class Discretisation:
             diagonal = assemble_owned(fem.form(equations.mass(1.0, chi, self.dx_mass)), self._y)
             self.mass_diagonal: Array = diagonal.copy()
             self.mass_matrix = PETSc.Mat().createDiagonal(self._y.x.petsc_vec.copy())
-            self.potential_diagonal = self._build_potential_diagonal()
         else:
             self.mass_matrix = self._assemble(equations.mass(psi, chi, self.dx_mass), diagonal=0.0)
             theta = ufl.TestFunction(self.potential_space)
@@ -161,9 +159,33 @@ class Discretisation:
         return equations.schrodinger(psi, chi, 0, self._sigma, self.dx_stiffness)
 
     def _potential_part(self, psi: Any, chi: Any) -> Any:
-        """What V adds to H: the form is affine in V."""
-        form = equations.schrodinger(psi, chi, self._potential, 1, self.dx_potential)
-        return ufl.derivative(form, self._potential, self._potential)
+        """What V adds to H, and to every moment of m: ∫Vψχ."""
+        return equations.mass(self._potential * psi, chi, self.dx_potential)
+
+    def check_potential_part(self, sigma: float) -> None:
+        """Compare what V adds to the form of H with ∫Vψχ, on one random vector. Collective.
+
+        V is the derivative of F by m = ψ², so that H is half the derivative of F^σ only with it.
+
+        Raises:
+            ValueError: the form was changed there.
+        """
+        self._sigma.value = np.asarray(sigma)
+        chi, v = ufl.TestFunction(self.space), self._potential
+        form = equations.schrodinger(self._x, chi, v, self._sigma, self.dx_potential)
+        actions = ufl.derivative(form, v, v), self._potential_part(self._x, chi)
+        signatures = [ufl.algorithms.expand_derivatives(a).signature() for a in actions]
+        if signatures[0] == signatures[1]:
+            return
+        v.x.array[:] = 0.5 + np.abs(self.potential_nodes[0])
+        self._scatter_random()
+        changed, usual = (assemble_owned(fem.form(a), self._y).copy() for a in actions)
+        largest = self.max(float(np.abs(usual).max(initial=0.0)))
+        if self.max(float(np.abs(changed - usual).max(initial=0.0))) > _SAME * largest:
+            raise ValueError(
+                "equations.schrodinger: V must enter as ∫Vψχ, since V is the derivative of F by "
+                "m = ψ²; change F instead"
+            )
 
     def stiffness_for(self, sigma: float) -> PETSc.Mat:
         """The form of H for V = 0, divided by σ². Collective.
@@ -205,28 +227,6 @@ class Discretisation:
         values: Array = self._free(random.uniform(-1.0, 1.0, self.num_owned))
         set_owned(self._x, values)
         return values
-
-    def _build_potential_diagonal(self) -> Array:
-        """The diagonal of what V adds to H. Collective.
-
-        Raises:
-            ValueError: a changed form has none.
-        """
-        chi = ufl.TestFunction(self.space)
-        action = fem.form(self._potential_part(self._x, chi))
-        self._x.x.array[:] = self._potential.x.array[:] = 1.0
-        diagonal = assemble_owned(action, self._y).copy()
-        self._potential.x.array[:] = 0.5 + np.abs(self.nodes[0])
-        values = self._scatter_random()
-        expected = assemble_owned(action, self._y).copy()
-        wrong = diagonal * self._potential.x.array[: self.num_owned] * values - expected
-        largest = self.max(float(np.abs(expected).max(initial=0.0)))
-        if self.max(float(np.abs(wrong).max(initial=0.0))) > _SAME * largest:
-            raise ValueError(
-                "the potential part of equations.schrodinger is not ∫Vψχ: with mass='lumped' it "
-                "must be diagonal; use mass='consistent'"
-            )
-        return diagonal
 
     def _assemble(self, form: Any, diagonal: float) -> PETSc.Mat:
         matrix: PETSc.Mat = _assemble_matrix(
@@ -300,7 +300,7 @@ class Discretisation:
             psi: owned values of ψ.
         """
         if self.lumped:
-            return self._free(self.potential_diagonal * potential[: self.num_owned] * psi)
+            return self._free(self.mass_diagonal * potential[: self.num_owned] * psi)
         set_owned(self._x, psi)
         self._potential.x.array[:] = potential
         return self._free(assemble_owned(self._action_form, self._y).copy())

@@ -4,9 +4,14 @@
     form = equations.schrodinger(psi, chi, V, sigma, ufl.dx)
 
 The functions are stateless: they combine trial functions, test functions and coefficients into a
-form and know neither problem nor time. Whatever the package assembles, it assembles these; where a
-faster way to the same matrix exists, it is compared with the form when a problem is set up. To
-solve another equation, change it here.
+form and know neither problem nor time. What the package assembles comes from here (``langevin``,
+which edge averages replace, is for reference); where a faster way to the same matrix exists, it is
+compared with the form when a problem is set up.
+
+To solve another equation, replace the function before the problem is made. ``schrodinger`` serves
+``SchrodingerFlow``, ``minimise`` and the certificate; it must be symmetric in ψ and χ, and V must
+enter as ∫Vψχ, since V is the derivative of F. ``hjb``, ``hopf_cole`` and ``log_energy`` serve the
+other formulations and are not derived from it.
 
 ``dx`` and ``ds`` are UFL measures; ``sigma`` is σ, a number, a ``fem.Constant`` or a field.
 """
@@ -97,8 +102,9 @@ def hjb(
     """Minus the right-hand side of the mean-field HJB equation, tested with χ (D3, F3).
 
     ∫((σ²/2)∇u·∇χ + (σ²/4)|∇u|²χ − Vχ) dx − ∫(σ²/2)∂_nu χ ds, that is −(σ²/2)Δu + (σ²/4)|∇u|² − V.
-    With v it is the equation of w = u − v, where V is what depends on m (W2): the term
-    (σ²/2)∇v·∇u χ is added. The boundary term leaves the flux to u itself (an outflow).
+    With v the argument u is w = u − v and V is the part that depends on m (W2); the term
+    (σ²/2)∇v·∇w χ is added. λ_t is not included: subtract it from V. The boundary term leaves the
+    flux to u itself (an outflow).
     """
     half = sigma**2 / 2
     normal = ufl.FacetNormal(ufl.domain.extract_unique_domain(chi))
@@ -111,7 +117,8 @@ def hjb(
 def hopf_cole(phi: Expr, chi: Expr, v: Expr, G: Expr, sigma: Expr, dx: Measure) -> Form:
     """(σ²/2)∫ρ∇φ·∇χ dx + ½∫ρGφχ dx with ρ = e^{−v}, φ = e^{−w/2}: half of H in L²(ρ) (W3).
 
-    ∂_tφ is minus this form, represented in L²(ρ): equation (W2) made linear.
+    ∂_tφ is minus this form, represented in L²(ρ): equation (W2) made linear. It is half of H there
+    up to ½∂_tv, which is a constant for a stationary v.
     """
     rho = ufl.exp(-v)
     return rho * sigma**2 / 2 * _dot(phi, chi) * dx + rho / 2 * G * phi * chi * dx

@@ -79,7 +79,7 @@ class FrozenOperator:
         problem.stiffness.copy(matrix, structure=_SAME)
         matrix.scale(problem.sigma**2)
         if problem.lumped:
-            added = problem.potential_diagonal * potential[: problem.num_owned]
+            added = problem.mass_diagonal * potential[: problem.num_owned]
             added[problem.constrained] = 0.0
             self._add_diagonal(added)
         else:

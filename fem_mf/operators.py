@@ -48,7 +48,7 @@ class PotentialOperator:
         self.constant_diagonal = self.constant.createVecLeft()
         if problem.lumped:
             self.constant.getDiagonal(self.constant_diagonal)
-            self._add_lumped(problem.potential_diagonal, closure.base, self.constant_diagonal)
+            self._add_lumped(closure.base, self.constant_diagonal)
             self.constant.setDiagonal(self.constant_diagonal)
         else:
             fixed = problem.assemble_potential(None, closure.base)
@@ -74,9 +74,9 @@ class PotentialOperator:
                 self.problem.assemble_potential(None, column) for column in self.closure.basis.T
             ]
 
-    def _add_lumped(self, weights: Array, values: Array, diagonal: PETSc.Vec) -> None:
-        """Add weights times nodal values to a diagonal."""
-        added = weights * values[: self.problem.num_owned]
+    def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
+        """Add ∫Vψχ, which is diagonal, to a diagonal."""
+        added = self.problem.mass_diagonal * potential[: self.problem.num_owned]
         added[self.problem.constrained] = 0.0
         diagonal.array[:] = owned_values(diagonal) + added
 
@@ -94,10 +94,7 @@ class PotentialOperator:
         varying = self.closure.potential(y) - self.closure.base
         if problem.lumped:
             self.constant_diagonal.copy(self._diagonal)
-            self._add_lumped(problem.potential_diagonal, varying, self._diagonal)
-            self._add_lumped(
-                problem.mass_diagonal, np.full(varying.size, mass_factor), self._diagonal
-            )
+            self._add_lumped(mass_factor + varying, self._diagonal)
             self.matrix.setDiagonal(self._diagonal)
         else:
             self._general = problem.assemble_potential(self._general, varying)

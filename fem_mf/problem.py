@@ -80,6 +80,7 @@ class Problem(Discretisation):
         )
         self.functional = functional
         self.sigma = float(sigma)
+        self.check_potential_part(self.sigma)
         self.stiffness: PETSc.Mat = self.stiffness_for(self.sigma)
 
     def with_sigma(self, sigma: float) -> Problem:

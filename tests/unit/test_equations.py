@@ -152,29 +152,36 @@ def test_a_fast_path_that_is_wrong_is_not_taken(monkeypatch, caplog):
     )
 
 
-def test_a_potential_part_that_is_not_diagonal_needs_a_consistent_mass(monkeypatch):
-    def shifted(psi, chi, V, sigma, dx):
-        return (
-            equations.fisher(psi, chi, sigma) * dx + V * (psi + 0.1 * ufl.grad(psi)[0]) * chi * dx
-        )
+@pytest.mark.parametrize("options", MESHES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda psi, chi, V, sigma: V * (psi + 0.1 * ufl.grad(psi)[0]) * chi,
+        lambda psi, chi, V, sigma: 2.0 * V * psi * chi,
+        lambda psi, chi, V, sigma: sigma * V * psi * chi,
+    ],
+    ids=["not multiplied", "doubled", "times sigma"],
+)
+def test_v_must_enter_as_the_derivative_of_the_functional(monkeypatch, change, options):
+    """With another V-part H would not be half the derivative of F^σ, nor the gap a bound."""
 
-    monkeypatch.setattr(equations, "schrodinger", shifted)
-    with pytest.raises(ValueError, match="use mass='consistent'"):
-        line(MESHES["degree 4 collocated"])
+    def changed(psi, chi, V, sigma, dx):
+        return equations.fisher(psi, chi, sigma) * dx + change(psi, chi, V, sigma) * dx
+
+    monkeypatch.setattr(equations, "schrodinger", changed)
+    with pytest.raises(ValueError, match="V must enter as ∫Vψχ"):
+        line(MESHES[options])
 
 
-def test_a_potential_part_with_a_factor_is_solved_with_it(monkeypatch):
-    def doubled(psi, chi, V, sigma, dx):
-        return equations.fisher(psi, chi, sigma) * dx + 2.0 * V * psi * chi * dx
+def test_the_same_form_written_in_another_way_is_accepted(monkeypatch):
+    def reordered(psi, chi, V, sigma, dx):
+        return chi * (V * psi) * dx + sigma * ufl.inner(ufl.grad(chi), sigma * ufl.grad(psi)) * dx
 
-    harmonic = mf.Potential(lambda x: 0.5 * x[0] ** 2)
-    monkeypatch.setattr(equations, "schrodinger", doubled)
-    for options in ({"degree": 4}, {"degree": 4, "mass": "lumped"}):
-        problem = mf.Problem(mf.interval(COMM, 5.0, 0.25), harmonic, SIGMA, **options)
-        density = mf.Density.from_function(problem, gaussian(0.0, 2.0 / SIGMA))
-        # −σ²ψ″ + x²ψ: ground state exp(−x²/(2σ)), λ = σ
-        assert mf.eigenvalue(problem, density) == pytest.approx(SIGMA, abs=1e-6)
-        assert mf.residual(problem, density) < 1e-3
+    usual = mf.minimise(line(MESHES["degree 4 collocated"]))
+    monkeypatch.setattr(equations, "schrodinger", reordered)
+    assert mf.minimise(line(MESHES["degree 4 collocated"])).energy == pytest.approx(
+        usual.energy, rel=1e-12
+    )
 
 
 # -- the forms themselves ----------------------------------------------------------------------

@@ -271,3 +271,75 @@ def test_sdirk2_decreases_the_energy_in_long_runs(name, dt):
     states = list(mf.SchrodingerFlow(problem, dt, "sdirk2").run(density, 5 * dt))
     for before, after in pairwise(states):
         assert after.energy <= before.energy + 1e-11 * max(1.0, abs(before.energy))
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+def test_a_tolerance_below_rounding_is_no_reason_for_shorter_steps(scheme):
+    functional = trap(1.0) + mf.MeanInteraction(0.8, 0.5)
+    problem = mf.Problem(mf.interval(COMM, 7.0, 0.3), functional, 0.7, 4)
+    density = mf.Density.from_function(problem, gaussian(-0.8, 1.2))
+    flow = mf.SchrodingerFlow(problem, 1.0, scheme, fixed_point_tolerance=1e-16)
+    with pytest.raises(mf.ConvergenceError, match=r"fixed_point_tolerance = .*choose a larger one"):
+        list(flow.run(density, 1.0))
+
+
+def test_a_linear_solver_that_gives_up_is_not_hidden():
+    problem = made("X1")
+    density = mf.Density.from_function(problem, STARTS["centred"])
+    options = {"ksp_type": "cg", "pc_type": "none", "ksp_max_it": 3}
+    flow = mf.SchrodingerFlow(problem, 0.1, petsc_options=options)
+    with pytest.raises(mf.ConvergenceError, match=r"fem_mf_schrodinger_ stopped with DIVERGED"):
+        list(flow.run(density, 0.1))
+
+
+def test_a_wrong_derivative_is_named():
+    class Wrong(mf.Cylindrical):
+        def gradient(self, y):
+            return -20.0 * super().gradient(y)
+
+    term = Wrong([lambda x: x[0]], lambda y: 0.5 * float(y @ y), lambda y: y, convex=True)
+    problem = mf.Problem(mf.interval(COMM, 6.0, 0.3), trap(1.0) + term, 0.7, 2)
+    density = mf.Density.from_function(problem, gaussian(1.0, 1.0))
+    with pytest.raises(mf.ConvergenceError, match=r"a step of 0\.1 failed, also when divided"):
+        list(mf.SchrodingerFlow(problem, 0.1).run(density, 0.1))
+
+
+def test_flows_do_not_share_what_an_accelerator_learns():
+    """One accelerator for two flows: each has a copy of its own, in whatever order they run."""
+    accelerator = mf.Newton()
+    ends = []
+    for names in (("X1", "N2"), ("N2", "X1")):
+        flows = {
+            name: mf.SchrodingerFlow(made(name), 0.2, accelerator=accelerator) for name in names
+        }
+        for name, flow in flows.items():
+            density = mf.Density.from_function(made(name), STARTS["centred"])
+            *_, state = flow.run(density, 0.6)
+            ends.append((name, state.energy))
+    assert len(set(ends)) == 2
+    with pytest.raises(ValueError, match=r"accelerator: Newton needs .*cylindrical"):
+        mf.SchrodingerFlow(made("contact"), 0.1, accelerator=accelerator)
+    with pytest.raises(ValueError, match=r"accelerator: HJBFlow takes Picard\(\) or Anderson\(\)"):
+        mf.HJBFlow(made("X1"), 0.1, accelerator=accelerator)
+
+
+def test_runs_of_one_flow_are_independent():
+    """What one run learns does not change the next one, beyond the tolerance of its solvers."""
+    problem = made("N2")
+    density = mf.Density.from_function(problem, STARTS["centred"])
+    flow = mf.SchrodingerFlow(problem, 0.2)
+
+    def energies(states):
+        return [state.energy for state in states]
+
+    alone = energies(flow.run(density, 1.0))
+    assert energies(flow.run(density, 1.0)) == pytest.approx(alone, rel=1e-11)
+    narrow = mf.Density.from_function(problem, STARTS["far bump"])
+    other = flow.run(narrow, 1.0)
+    interleaved = [(next(other).energy, state.energy) for state in flow.run(density, 1.0)]
+    assert [energy for _, energy in interleaved] == pytest.approx(alone, rel=1e-10)
+    apart = energies(mf.SchrodingerFlow(problem, 0.2).run(narrow, 1.0))
+    assert [energy for energy, _ in interleaved] == pytest.approx(apart, rel=1e-10)
