@@ -11,10 +11,9 @@ The fixed point solves this linear problem with the V of the last moments, renor
 updates the moments and s = λ + (2/τ)(1 − ⟨ψ⁺, ψⁿ⟩).
 
     mpirun -n 2 python demos/weak_form.py
-    python demos/weak_form.py -weak_form_ksp_type cg -weak_form_ksp_rtol 1e-13 \\
-        -weak_form_pc_type gamg
+    python demos/weak_form.py -weak_form_ksp_type cg -weak_form_ksp_rtol 1e-13
 
-Options on the command line replace all of DEFAULTS, so give type, preconditioner and tolerance.
+Options on the command line replace all of DEFAULTS, so give a tolerance too.
 """
 
 from pathlib import Path

@@ -34,8 +34,29 @@ def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
 
 
-def check_run(problem: Problem, start: Density | State, t_end: float) -> None:
-    """A start of the flow's own problem and a final time that is not before it."""
+def check_run(
+    problem: Problem, start: Density | State, t_end: float, kind: type[State] = State
+) -> None:
+    """A start of the flow's own problem and a final time that is not before it.
+
+    Args:
+        problem: the problem.
+        start: a density, or a state of the flow.
+        t_end: the final time.
+        kind: what the flow yields; those of the HJB flow have a family of their own.
+
+    Raises:
+        TypeError: the state is that of another flow, whose numbers mean something else.
+        ValueError: another problem, or a time that is none.
+    """
+    if isinstance(start, State) and not (
+        type(start) is State if kind is State else isinstance(start, kind)
+    ):
+        raise TypeError(
+            f"this flow goes on from a {kind.__name__} of its own, not from a "
+            f"{type(start).__name__} of another flow; start from its density: "
+            "run(state.density, ...)"
+        )
     density = start.density if isinstance(start, State) else start
     if not isinstance(density, Density):
         raise ValueError(

@@ -135,7 +135,7 @@ def _python() -> Check:
 
 def _dolfinx() -> Check:
     version = dolfinx.__version__
-    recent = tuple(int(part) for part in version.split(".")[:2]) >= (0, 10)
+    recent = tuple(int(part) for part in version.split(".")[:2]) >= (0, 11)
     return Check("DOLFINx", recent and dolfinx.has_petsc4py, version, _WITH_WHEEL)
 
 

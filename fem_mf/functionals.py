@@ -11,6 +11,7 @@ methods. A functional acts on a density only through its nodal measure b on the 
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
@@ -37,6 +38,7 @@ __all__ = [
     "potential_degree_of",
 ]
 
+_LOG = logging.getLogger(__name__)
 _BLOCK = 64  # features evaluated at a time
 
 
@@ -199,21 +201,46 @@ class Cylindrical(Functional):
         """The features at the nodes of the problem, evaluated once. Collective the first time."""
         if problem not in self._matrices:
             functions = self.feature_functions(problem.dim)
+            largest: list[float] = []
 
             def blocks() -> Iterator[Array]:
                 for first in range(0, len(functions), _BLOCK):
                     chunk = functions[first : first + _BLOCK]
-                    yield np.column_stack(
+                    block = np.column_stack(
                         [
                             problem.potential_values(f, f"{self._label} number {first + i}")
                             for i, f in enumerate(chunk)
                         ]
                     )
+                    largest.extend(np.abs(block).max(axis=0, initial=0.0))
+                    yield block
 
-            self._matrices[problem] = FeatureMatrix(
-                problem.comm, problem.num_potential_owned, blocks()
-            )
+            matrix = FeatureMatrix(problem.comm, problem.num_potential_owned, blocks())
+            self._check_not_zero(problem, largest)
+            self._matrices[problem] = matrix
         return self._matrices[problem]
+
+    def _check_not_zero(self, problem: Any, largest: list[float]) -> None:
+        """Refuse features that all vanish, and name those that do. Collective.
+
+        Args:
+            problem: the problem.
+            largest: largest modulus of each at this rank's nodes.
+        """
+        if self.linear:
+            return
+        zero = np.flatnonzero(np.max(problem.comm.allgather(largest), axis=0) == 0.0)
+        if len(zero) == len(largest):
+            raise ValueError(
+                f"every feature vanishes at all nodes of the mesh: x has shape (3, n) in "
+                f"every dimension, and x[{problem.dim}:] is zero on a mesh of dimension "
+                f"{problem.dim}"
+            )
+        if zero.size:
+            _LOG.warning(
+                "%d of %d features vanish at all nodes of the mesh, the first is %s number %d",
+                *(zero.size, len(largest), self._label, zero[0]),
+            )
 
     _label = "feature"
 

@@ -144,11 +144,12 @@ class HJBFlow:
             An iterator of states; each owns its density.
 
         Raises:
+            TypeError: start is a state of another flow.
             ValueError: start of another problem, or too small to know its logarithm; t_end not a
                 non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        check_run(self.problem, start, t_end)
+        check_run(self.problem, start, t_end, HJBState)
         return self._run(start, float(t_end), steady_residual, v_start)
 
     def _run(

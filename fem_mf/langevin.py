@@ -145,10 +145,11 @@ class LangevinFlow:
             An iterator of states; each owns its density.
 
         Raises:
+            TypeError: start is a state of another flow.
             ValueError: start of another problem, or t_end not a non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        check_run(self.problem, start, t_end)
+        check_run(self.problem, start, t_end, LangevinState)
         if not self._warned:
             _warn_of_negative_couplings(self._stage)
             self._warned = True

@@ -122,6 +122,7 @@ class SchrodingerFlow:
             An iterator of states; each owns its density.
 
         Raises:
+            TypeError: start is a state of another flow.
             ValueError: start of another problem, or t_end not a non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """

@@ -535,3 +535,26 @@ def test_functions_of_another_mesh_are_refused():
         mf.Potential(ufl.SpatialCoordinate(here)).value(density)
     with pytest.raises(ValueError, match="not finite"):
         mf.Potential(ufl.ln(ufl.SpatialCoordinate(here)[0])).value(density)
+
+
+def test_features_that_vanish_on_the_mesh():
+    """x has three rows in every dimension: a neuron of d = 3 is zero on a mesh in the plane."""
+    mesh = mf.box(COMM, 4.0, 1.0)
+    loss = mf.NetworkLoss(Z, Y, lambda x, z: x[2] * np.tanh(x[0] * z + x[1]))
+    problem = mf.Problem(mesh, mf.Potential(lambda x: x[0] ** 2) + loss, 0.5, 2)
+    density = mf.Density(problem, np.ones(problem.num_owned))
+    with pytest.raises(ValueError, match=r"every neuron.* vanishes .* x\[2:\] is zero"):
+        loss.value(density)
+    with pytest.raises(ValueError, match=r"vanishes at all nodes"):
+        mf.SchrodingerFlow(problem, 0.1)
+
+
+def test_a_feature_that_vanishes_is_named(caplog):
+    z = np.array([-1.0, 0.0, 1.0])
+    loss = mf.NetworkLoss(z, z, lambda x, z: np.tanh(x[0] * z))
+    problem = mf.Problem(mf.interval(COMM, 3.0, 0.5), loss, 0.5, 2)
+    loss.value(mf.Density(problem, np.ones(problem.num_owned)))
+    (warning,) = [r.getMessage() for r in caplog.records if "vanish" in r.getMessage()]
+    assert warning.startswith("1 of 3 features") and warning.endswith("number 1")
+    zero = mf.Problem(mf.interval(COMM, 3.0, 0.5), mf.Potential(lambda x: 0.0 * x[0]), 0.5, 2)
+    assert mf.minimise(zero).energy == pytest.approx(0.0, abs=1e-12)  # a flat V is one

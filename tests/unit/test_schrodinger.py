@@ -339,6 +339,31 @@ def test_bad_runs():
         flow.run(made("contact")[1], 1.0)
 
 
+def test_states_of_other_flows_are_refused():
+    """Their energy is another: a state goes on only in a flow of its kind."""
+    functional = mf.Potential(lambda x: 0.5 * x[0] ** 2)
+    mesh = mf.interval(COMM, 5.0, 0.5)
+    lumped = mf.Problem(mesh, functional, 0.7, 1, mass="lumped")
+    smooth = mf.Problem(mesh, functional, 0.7, 2)
+    flows = {
+        "State": [mf.SchrodingerFlow(p, 0.1) for p in (lumped, smooth)],
+        "LangevinState": [mf.LangevinFlow(lumped, 0.1)],
+        "HJBState": [mf.HJBFlow(smooth, 0.1)],
+    }
+    states = {}
+    for kind, (flow, *_) in flows.items():
+        start = mf.Density.from_function(flow.problem, gaussian(0.3, 1.0))
+        *_, states[kind] = flow.run(start, 0.1)
+    for kind, group in flows.items():
+        for flow in group:
+            for name, state in states.items():
+                if name == kind and state.density.problem is flow.problem:
+                    assert [s.t for s in flow.run(state, 0.2)] == pytest.approx([0.1, 0.2])
+                elif name != kind:
+                    with pytest.raises(TypeError, match=rf"not from a {name} of another flow"):
+                        flow.run(state, 0.2)
+
+
 def test_what_was_yielded_survives_a_failure():
     problem, start = made("network on quadrilaterals")
     flow = mf.SchrodingerFlow(
