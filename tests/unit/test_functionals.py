@@ -543,7 +543,7 @@ def test_features_that_vanish_on_the_mesh():
     loss = mf.NetworkLoss(Z, Y, lambda x, z: x[2] * np.tanh(x[0] * z + x[1]))
     problem = mf.Problem(mesh, mf.Potential(lambda x: x[0] ** 2) + loss, 0.5, 2)
     density = mf.Density(problem, np.ones(problem.num_owned))
-    with pytest.raises(ValueError, match=r"every neuron.* vanishes .* x\[2:\] is zero"):
+    with pytest.raises(ValueError, match=r"every feature vanishes .* x\[2:\] is zero"):
         loss.value(density)
     with pytest.raises(ValueError, match=r"vanishes at all nodes"):
         mf.SchrodingerFlow(problem, 0.1)
