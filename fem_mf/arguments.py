@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mpi4py import MPI
+
 import numpy as np
 
 from fem_mf.density import Density
+from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
 from fem_mf.problem import Problem
 from fem_mf.state import State
 
 __all__ = ["check_run", "check_scheme", "check_step", "check_tolerances"]
 
 
-def check_step(dt: float) -> None:
-    """A positive step."""
-    if not (np.isfinite(dt) and dt > 0):
-        raise ValueError(f"dt must be a positive number, not {dt}")
+def check_step(comm: MPI.Comm, dt: float) -> None:
+    """A positive step, the same on every rank. Collective."""
+    valid = np.isfinite(dt) and dt > 0
+    all_ranks_agree(comm, None if valid else ValueError(f"dt must be a positive number, not {dt}"))
+    same_on_all_ranks(comm, dt=float(dt))
 
 
 def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
@@ -67,5 +71,6 @@ def check_run(
         raise ValueError("the start belongs to another problem; build it on the flow's own")
     if not (np.isfinite(t_end) and t_end >= 0):
         raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+    same_on_all_ranks(problem.comm, t_end=float(t_end))
     if isinstance(start, State) and t_end < start.t:
         raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")

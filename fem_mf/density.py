@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dolfinx import fem
 
 from fem_mf.features import Array, SpaceFunction, evaluate
-from fem_mf.parallel import all_ranks_agree, global_sum
+from fem_mf.parallel import all_ranks_agree, global_sum, same_on_all_ranks
 from fem_mf.points import evaluate_at, interpolate_between, sample_square
 from fem_mf.problem import Problem
 from fem_mf.spaces import set_owned
@@ -205,16 +205,26 @@ class Density:
             raise ValueError("relative_entropy needs two densities of the same problem")
         return self.problem.entropy(self.psi, other.psi)
 
-    def evaluate(self, points: npt.ArrayLike) -> Array:
+    def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
         """m at points, the same on every rank. Collective.
 
         Args:
             points: ``(n, d)``, the same on every rank.
+            fill: the value outside the mesh; 0 where the mesh stands for all of R^d.
 
         Returns:
-            ``(n,)`` values, NaN outside the mesh.
+            ``(n,)`` values.
         """
-        return evaluate_at(self.psi, np.asarray(points, dtype=np.float64)) ** 2
+        return self._filled(evaluate_at(self.psi, self._on_all_ranks(points)) ** 2, fill)
+
+    def _on_all_ranks(self, points: npt.ArrayLike) -> Array:
+        array = np.asarray(points, dtype=np.float64)
+        same_on_all_ranks(self.problem.comm, points=array)
+        return array
+
+    @staticmethod
+    def _filled(values: Array, fill: float) -> Array:
+        return np.where(np.isnan(values), fill, values)
 
     def sample(self, n: int, seed: int) -> Array:
         """n independent points of law m, ``(n, d)``, the same on every rank. Collective.

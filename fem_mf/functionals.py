@@ -24,7 +24,7 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from fem_mf.features import Array, FeatureMatrix, SpaceFunction
-from fem_mf.parallel import global_sum
+from fem_mf.parallel import global_sum, same_on_all_ranks
 
 __all__ = [
     "Contact",
@@ -200,6 +200,7 @@ class Cylindrical(Functional):
     def matrix(self, problem: Any) -> FeatureMatrix:
         """The features at the nodes of the problem, evaluated once. Collective the first time."""
         if problem not in self._matrices:
+            same_on_all_ranks(problem.comm, **self._data())
             functions = self.feature_functions(problem.dim)
             largest: list[float] = []
 
@@ -219,6 +220,10 @@ class Cylindrical(Functional):
             self._check_not_zero(problem, largest)
             self._matrices[problem] = matrix
         return self._matrices[problem]
+
+    def _data(self) -> dict[str, Any]:
+        """What defines the functional and must be the same on every rank, by name."""
+        return {}
 
     def _check_not_zero(self, problem: Any, largest: list[float]) -> None:
         """Refuse features that all vanish, and name those that do. Collective.
@@ -294,6 +299,9 @@ class MeanInteraction(Cylindrical):
             lambda y: self.strength * (y - self.target),
             convex=self.strength >= 0,
         )
+
+    def _data(self) -> dict[str, Any]:
+        return {"strength": self.strength, "target": self.target}
 
     def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
         """The coordinates x_1, ..., x_d."""

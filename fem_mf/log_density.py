@@ -176,10 +176,9 @@ class LogDensity(Density):
         """
         return sample_exponential(self._log, n, seed)
 
-    def evaluate(self, points: npt.ArrayLike) -> Array:
-        """m at points, the same on every rank. Collective."""
-        values = evaluate_at(self._log, np.asarray(points, dtype=np.float64))
-        return np.asarray(np.exp(-values))
+    def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
+        """m at points, ``fill`` outside the mesh; the same on every rank. Collective."""
+        return self._filled(np.exp(-evaluate_at(self._log, self._on_all_ranks(points))), fill)
 
 
 def log_density(density: Density) -> LogDensity:

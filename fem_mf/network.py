@@ -88,6 +88,9 @@ class NetworkLoss(Cylindrical):
             convex=True,
         )
 
+    def _data(self) -> dict[str, Any]:
+        return {"z": self.z, "y": self.y}
+
     def predict(self, density: Any, z: npt.ArrayLike | None = None) -> Array:
         """f(z) = ∫N(z; x) dm, the network's output, at the data or at new inputs. Collective.
 

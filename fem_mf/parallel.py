@@ -13,15 +13,24 @@ import logging
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from mpi4py import MPI
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["all_ranks_agree", "global_sum", "install_abort_hook", "on_root", "setup_logging"]
+__all__ = [
+    "all_ranks_agree",
+    "global_sum",
+    "install_abort_hook",
+    "on_root",
+    "same_on_all_ranks",
+    "setup_logging",
+]
 
 _HANDLER_NAME = "fem_mf rank 0"
 
@@ -64,6 +73,35 @@ def all_ranks_agree(comm: MPI.Comm, error: Exception | None) -> None:
             error = kind(message)
     if error is not None:
         raise error
+
+
+def same_on_all_ranks(comm: MPI.Comm, **values: Any) -> None:
+    """Raise on every rank when an argument is not the same on all of them. Collective.
+
+    Args:
+        comm: the communicator.
+        values: by name; numbers, strings, None, or arrays, which are compared bit by bit.
+
+    Raises:
+        ValueError: naming the first argument that differs.
+    """
+    if comm.size == 1:
+        return
+    mine = {
+        name: (value.shape, zlib.crc32(value.tobytes()))
+        if isinstance(value, np.ndarray)
+        else repr(value)
+        for name, value in values.items()
+    }
+    others = comm.allgather(mine)
+    for name in mine:
+        found = [other[name] for other in others]
+        if len(set(found)) > 1:
+            shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(found[:4]))
+            raise ValueError(
+                f"{name} is not the same on every rank ({shown}): read or draw it on one rank and "
+                "broadcast it, or seed random numbers alike"
+            )
 
 
 def on_root[T](comm: MPI.Comm, work: Callable[[], T]) -> T:

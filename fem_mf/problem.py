@@ -23,7 +23,7 @@ from dolfinx import mesh as dmesh
 from fem_mf.discretisation import Discretisation
 from fem_mf.features import Array
 from fem_mf.functionals import FunctionalLike, potential_degree_of
-from fem_mf.parallel import all_ranks_agree
+from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
 from fem_mf.spaces import cell_family
 
 __all__ = ["Problem"]
@@ -68,9 +68,22 @@ class Problem(Discretisation):
             raise ValueError(f"mesh must be a dolfinx.mesh.Mesh, not {type(mesh).__name__}")
         if degree is None:
             degree = _DEFAULT_DEGREE.get(mesh.topology.cell_name(), 6)
-        _validate(mesh, functional, sigma, degree, boundary, mass)
-        if mass == "lumped" and potential_degree not in (None, degree):
-            raise ValueError("with mass='lumped' the potential has the degree of ψ")
+        error: Exception | None = None
+        try:
+            _validate(mesh, functional, sigma, degree, boundary, mass)
+            if mass == "lumped" and potential_degree not in (None, degree):
+                raise ValueError("with mass='lumped' the potential has the degree of ψ")
+        except ValueError as caught:
+            error = caught
+        all_ranks_agree(mesh.comm, error)
+        same_on_all_ranks(
+            mesh.comm,
+            sigma=float(sigma),
+            degree=degree,
+            boundary=boundary,
+            mass=mass,
+            potential_degree=potential_degree,
+        )
         super().__init__(
             mesh,
             degree,

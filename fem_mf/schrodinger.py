@@ -29,6 +29,7 @@ from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
 from fem_mf.observables import hamiltonian, warn_if_truncated
 from fem_mf.options import Options
+from fem_mf.parallel import same_on_all_ranks
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
 from fem_mf.spaces import owned_values
@@ -84,12 +85,20 @@ class SchrodingerFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(dt)
+        check_step(problem.comm, dt)
         check_scheme(scheme, sorted(SCHEMES))
         check_tolerances(
             max_iterations,
             tolerance=tolerance,
             fixed_point_tolerance=fixed_point_tolerance,
+            linear_tolerance=linear_tolerance,
+        )
+        same_on_all_ranks(
+            problem.comm,
+            scheme=scheme,
+            tolerance=tolerance,
+            fixed_point_tolerance=fixed_point_tolerance,
+            max_iterations=max_iterations,
             linear_tolerance=linear_tolerance,
         )
         self.problem = problem

@@ -291,3 +291,43 @@ def test_a_failed_step_is_one_error_on_every_rank() -> None:
     density = mf.Density.from_function(own, lambda x: np.exp(-((x[0] - 1) ** 2) - x[1] ** 2))
     flow = mf.SchrodingerFlow(own, 5.0, accelerator=mf.Picard(), max_iterations=3, safeguard=False)
     fails(lambda: list(flow.run(density, 10.0)), "smaller dt", mf.ConvergenceError)
+
+
+# -- what must be the same on every rank -------------------------------------------------------
+
+
+@pytest.mark.skipif(COMM.size == 1, reason="one rank agrees with itself")
+def test_arguments_that_differ_between_ranks() -> None:
+    """Without a check a run with two values of σ ends in numbers that belong to neither."""
+    own = 0.1 * (1 + COMM.rank)
+    mesh, z = problem().mesh, np.linspace(0.0, 1.0, 5)
+    different = "is not the same on every rank"
+    fails(lambda: mf.Problem(mesh, TRAP, own), rf"sigma {different} \(0.1 on rank 0, 0.2 on rank 1")
+    fails(lambda: mf.Problem(mesh, TRAP, 0.5, 1 + COMM.rank % 2), f"degree {different}")
+    fails(lambda: mf.Problem(mesh, TRAP, 0.5 if COMM.rank else -1.0), "sigma must be a positive")
+    fails(lambda: mf.SchrodingerFlow(problem(), own), f"dt {different}")
+    fails(lambda: mf.HJBFlow(problem(), own), f"dt {different}")
+    fails(lambda: mf.LangevinFlow(problem("lumped"), own), f"dt {different}")
+    fails(
+        lambda: mf.SchrodingerFlow(problem(), 0.1 if COMM.rank else -0.1), "dt must be a positive"
+    )
+    flow = mf.SchrodingerFlow(problem(), 0.1)
+    fails(lambda: flow.run(start(), own), f"t_end {different}")
+    fails(lambda: mf.SchrodingerFlow(problem(), 0.1, tolerance=own / 100), f"tolerance {different}")
+
+    def value(term):
+        return lambda: term.value(start())
+
+    noisy = z + np.random.default_rng(COMM.rank).normal(size=5)
+    loss = mf.NetworkLoss(z, noisy, lambda x, z: np.tanh(x[0] * z + x[1]))
+    fails(value(loss), rf"y {different} .*seed random numbers alike")
+    fails(value(mf.MeanInteraction(own)), f"strength {different}")
+    fails(lambda: start().evaluate([[own, 0.0]]), f"points {different}")
+
+
+def test_points_outside_the_mesh() -> None:
+    points = [[0.0, 0.0], [9.0, 9.0]]
+    for density in (start(), mf.LogDensity.from_function(problem(), lambda x: x[0] ** 2)):
+        inside, outside = density.evaluate(points)
+        assert inside > 0 and np.isnan(outside)
+        np.testing.assert_array_equal(density.evaluate(points, fill=0.0), [inside, 0.0])
