@@ -599,3 +599,39 @@ def test_the_command_line_goes_before_the_argument(database):
     database[PREFIX + "ksp_type"] = "gmres"
     assert final(problem, start, 0.1, 0.1, petsc_options=lu).linear_iterations > 2
     assert database.getAll()[PREFIX + "pc_type"] == "jacobi"  # the user's own stays
+
+
+# -- drift against diffusion -------------------------------------------------------------------
+
+
+def test_a_mesh_too_coarse_for_the_drift_is_named(caplog):
+    """(X5), σ = 0.05: at a cell Péclet number of 4 the variance came out twice as large."""
+    sigma, kappa = 0.05, 1.0
+    functional = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2)
+    mean, variance, t = 0.8, 0.002, 0.5
+    exact = sigma**2 / (2 * kappa) + (variance - sigma**2 / (2 * kappa)) * np.exp(-2 * kappa * t)
+    errors, numbers = [], []
+    for h in (0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625):
+        caplog.clear()
+        problem = mf.Problem(mf.interval(COMM, 1.2, h), functional, sigma, 1, mass="lumped")
+        start = mf.Density.from_function(
+            problem, lambda x: np.exp(-0.5 * (x[0] - mean) ** 2 / variance)
+        )
+        # Richardson's extrapolation in dt leaves the error in space.
+        values = [
+            list(mf.LangevinFlow(problem, dt).run(start, t))[-1].density.covariance()[0, 0]
+            for dt in (0.004, 0.002)
+        ]
+        errors.append(abs(2 * values[1] - values[0] - exact))
+        first = next(iter(mf.LangevinFlow(problem, 0.01).run(start, 0.0)))
+        assert first.peclet == pytest.approx(mean * h / sigma**2, rel=0.05)
+        numbers.append(first.peclet)
+        warned = [r.getMessage() for r in caplog.records if "Péclet" in r.getMessage()]
+        assert bool(warned) == (first.peclet > 1.0)
+        if warned:
+            factor = float(warned[0].split("about ")[1].split()[0])
+            assert factor == pytest.approx(2 * first.peclet, rel=0.05)
+    assert errors[0] > 0.5 * exact  # what the warning is about
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert numbers[2] > 3 > 1 > numbers[5]
+    assert orders[0] < 1.6 < 1.8 < orders[-1] < 2.3, orders
