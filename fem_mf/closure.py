@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fem_mf.density import Density
+from fem_mf.density import Density, WorkDensity
 from fem_mf.features import Array, FeatureMatrix
 from fem_mf.functionals import Cylindrical, flatten
 from fem_mf.parallel import global_sum
@@ -158,7 +158,7 @@ class FieldClosure:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.base = np.zeros(problem.potential_nodes.shape[1])
-        self._density = Density(problem, np.ones(problem.num_owned))
+        self._density = WorkDensity(problem, np.ones(problem.num_owned))
 
     def order(self, density: Density) -> Array:
         """ψ|ψ| at the owned nodes."""

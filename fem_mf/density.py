@@ -18,7 +18,7 @@ from fem_mf.points import evaluate_at, interpolate_between, sample_square
 from fem_mf.problem import Problem
 from fem_mf.spaces import set_owned
 
-__all__ = ["Density"]
+__all__ = ["Density", "WorkDensity"]
 
 # ψ is kept above this multiple of its maximum, so that u = −log m is finite where the true ψ is
 # far below what a linear solver resolves. The mass it adds, 1e-40, is far below rounding.
@@ -46,17 +46,10 @@ class Density:
         if normalised:
             set_owned(self.psi, psi)
         else:
-            self.set_amplitude(psi)
+            self._normalise(psi, signed=False)
 
-    def set_amplitude(self, psi: Array, *, signed: bool = False) -> float:
-        """Replace ψ in place by |ψ| normalised, and return its former norm. Collective.
-
-        For solvers that reuse one object; everybody else makes a new density.
-
-        Args:
-            psi: owned values.
-            signed: keep the signs of ψ.
-        """
+    def _normalise(self, psi: Array, *, signed: bool) -> float:
+        """Take ψ, or |ψ|, scaled to mass one; its norm before that. Collective."""
         problem = self.problem
         largest = problem.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
         if not np.isfinite(largest):
@@ -236,3 +229,16 @@ class Density:
             seed: of NumPy's default generator.
         """
         return sample_square(self.psi, n, seed)
+
+
+class WorkDensity(Density):
+    """A density that a solver overwrites, where a new one would be made in every iteration."""
+
+    def set_amplitude(self, psi: Array, *, signed: bool = False) -> float:
+        """Replace ψ by |ψ| normalised, and return its former norm. Collective.
+
+        Args:
+            psi: owned values.
+            signed: keep the signs of ψ.
+        """
+        return self._normalise(psi, signed=signed)

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import wrightomega
 
 from fem_mf.closure import Closure, MomentClosure
-from fem_mf.density import Density
+from fem_mf.density import WorkDensity
 from fem_mf.edge_averaged import EdgeOperator
 from fem_mf.errors import ConvergenceError
 from fem_mf.features import Array
@@ -105,7 +105,7 @@ class LangevinStage:
         self._right, self._solution, self._work = (
             self.edges.matrix.createVecRight() for _ in range(3)
         )
-        self._density = Density(problem, np.ones(problem.num_owned))
+        self._density = WorkDensity(problem, np.ones(problem.num_owned))
         self._start = self._m = self._at = self._moments = np.empty(0)
         self._dt, self._assembled, self._clipped, self._iterations = 0.0, 0.0, 0.0, 0
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from fem_mf.closure import Closure, MomentClosure
-from fem_mf.density import Density
+from fem_mf.density import Density, WorkDensity
 from fem_mf.descent import Descent
 from fem_mf.errors import ConvergenceError, LinearSolverError, StagnationError
 from fem_mf.features import Array
@@ -78,7 +78,7 @@ class ImplicitStage:
         self.problem = problem
         self.closure = closure
         self.operator = PotentialOperator(problem, closure)
-        self.density = Density(problem, np.ones(problem.num_owned))
+        self.density = WorkDensity(problem, np.ones(problem.num_owned))
         self.unknown = MovementUnknown(closure)
         if isinstance(accelerator, Newton) and not isinstance(closure, MomentClosure):
             raise ValueError(
