@@ -330,7 +330,7 @@ def test_runs_of_one_flow_are_independent():
     """What one run learns does not change the next one, beyond the tolerance of its solvers."""
     problem = made("N2")
     density = mf.Density.from_function(problem, STARTS["centred"])
-    flow = mf.SchrodingerFlow(problem, 0.2)
+    flow = mf.SchrodingerFlow(problem, 0.2, fixed_point_tolerance=1e-12)
 
     def energies(states):
         return [state.energy for state in states]
@@ -341,5 +341,5 @@ def test_runs_of_one_flow_are_independent():
     other = flow.run(narrow, 1.0)
     interleaved = [(next(other).energy, state.energy) for state in flow.run(density, 1.0)]
     assert [energy for _, energy in interleaved] == pytest.approx(alone, rel=1e-10)
-    apart = energies(mf.SchrodingerFlow(problem, 0.2).run(narrow, 1.0))
+    apart = energies(mf.SchrodingerFlow(problem, 0.2, fixed_point_tolerance=1e-12).run(narrow, 1.0))
     assert [energy for energy, _ in interleaved] == pytest.approx(apart, rel=1e-10)
