@@ -26,7 +26,7 @@ from fem_mf.problem import Problem
 from fem_mf.solvers import Preconditioner
 from fem_mf.spaces import owned_values
 
-__all__ = ["Metric", "certify_gap", "decay_rate", "gap", "spectral_gap"]
+__all__ = ["Metric", "certify_gap", "decay_rate", "gap", "lowest_curvature", "spectral_gap"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_stationary_"
@@ -320,10 +320,30 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
     Raises:
         ConvergenceError: the eigensolver failed.
     """
-    condition, metric = _prepare(problem, minimiser, tolerance)
+    return lowest_curvature(problem, minimiser, tolerance, "decay rate")[0]
+
+
+def lowest_curvature(
+    problem: Problem, density: Density, tolerance: float, name: str = "curvature"
+) -> tuple[float, Array]:
+    """The smallest eigenvalue of J, half the second derivative of F^σ on the sphere. Collective.
+
+    Args:
+        problem: the problem.
+        density: a critical point of F^σ.
+        tolerance: relative, of the eigenvalue.
+        name: what to call it in a warning.
+
+    Returns:
+        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, of norm one.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    condition, metric = _prepare(problem, density, tolerance)
     hessian = Hessian(problem)
-    hessian.update(minimiser, condition)
-    psi, mass_psi = minimiser.amplitude(), minimiser.mass_amplitude()
+    hessian.update(density, condition)
+    psi, mass_psi = density.amplitude(), density.mass_amplitude()
 
     def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
         v = np.array(x.array_r, dtype=np.float64)
@@ -333,7 +353,7 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
 
     shell, mass = shell_matrix(hessian.sparse.matrix, apply), _aij_mass(problem)
     spread = energy_scale(problem, condition)
-    rounding = _rounding(problem, minimiser, condition)
+    rounding = _rounding(problem, density, condition)
     few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
     states = [_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
 
@@ -363,7 +383,9 @@ def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8)
         residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
         return found.values[0], _error(found.values, residuals, 0) + rounding
 
-    return _sharpened(measure, tolerance, spread, "decay rate")
+    value = _sharpened(measure, tolerance, spread, name)
+    slowest = states[0] - psi * problem.dot(mass_psi, states[0])
+    return value, slowest / problem.norm(slowest)
 
 
 def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:

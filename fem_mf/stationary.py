@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 
@@ -32,13 +32,17 @@ from fem_mf.observables import (
 )
 from fem_mf.options import Options
 from fem_mf.problem import Problem
-from fem_mf.spectrum import certify_gap
+from fem_mf.spectrum import certify_gap, lowest_curvature
 
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]
 
 _LOG = logging.getLogger(__name__)
 _COARSE_RESIDUAL = 1e-4  # relative to λ − min V: what a start for a finer mesh needs
 _ROUNDS = 4  # tightenings of the residual until the gap is proved
+_DEPARTURES = 4  # saddles that are left before one is returned
+_ANGLE = 0.3  # in radians, of the step that leaves one
+_CURVATURE = 1e-6  # relative: smaller curvatures are those of rounding and differences of V
+_SAME = 1e-4  # ‖ψ − ψ'‖ below which two critical points are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,10 @@ class Minimum:
         gap: (C1) F^σ(m) − min F^σ ≤ gap over the densities of this problem; NaN when F is not
             convex, for then nothing is proved.
         convexity: of F: proved from its terms, probed, or refuted.
+        kind: ``"global minimum"`` with a certificate (proved where F is), ``"local minimum"``, or
+            ``"saddle"``, of which a warning was given.
+        curvature: smallest eigenvalue of half the second derivative of F^σ on the sphere, where F
+            is not known to be convex; else NaN.
         iterations: Newton steps on this problem.
         linear_iterations: products with the Hessian, all steps together.
         history: the iterates on this problem, from the start.
@@ -85,6 +93,8 @@ class Minimum:
     residual: float
     gap: float
     convexity: Convexity
+    kind: str = "global minimum"
+    curvature: float = float("nan")
     iterations: int
     linear_iterations: int
     history: tuple[Iteration, ...]
@@ -92,7 +102,7 @@ class Minimum:
     def __str__(self) -> str:
         """One line: energy, certificate, residual."""
         if self.convexity is Convexity.REFUTED:
-            proof = "no certificate: F is not convex"
+            proof = f"no certificate: F is not convex (a {self.kind})"
         else:
             proof = f"gap ≤ {self.gap:.1e}"
             if self.convexity is Convexity.PROBED:
@@ -100,24 +110,59 @@ class Minimum:
         return f"F = {self.energy:.12f}  {proof}  residual {self.residual:.1e}"
 
 
+@overload
+def minimise(
+    problem: Problem,
+    start: Density | None = ...,
+    *,
+    starts: None = ...,
+    tol: float = ...,
+    residual_tol: float | None = ...,
+    max_iterations: int = ...,
+    continuation: Sequence[float] = ...,
+    track_gap: bool = ...,
+    petsc_options: Options | None = ...,
+) -> Minimum: ...
+
+
+@overload
+def minimise(
+    problem: Problem,
+    start: None = ...,
+    *,
+    starts: Sequence[Density],
+    tol: float = ...,
+    residual_tol: float | None = ...,
+    max_iterations: int = ...,
+    continuation: Sequence[float] = ...,
+    track_gap: bool = ...,
+    petsc_options: Options | None = ...,
+) -> list[Minimum]: ...
+
+
 def minimise(
     problem: Problem,
     start: Density | None = None,
     *,
+    starts: Sequence[Density] | None = None,
     tol: float = 1e-10,
     residual_tol: float | None = None,
     max_iterations: int = 200,
     continuation: Sequence[float] = (),
     track_gap: bool = False,
     petsc_options: Options | None = None,
-) -> Minimum:
+) -> Minimum | list[Minimum]:
     """Minimise F(m) + (σ²/4) I(m) and prove how close the result is (E1, C1). Collective.
+
+    Where F is not known to be convex the result is a critical point. Its lowest curvature is
+    computed, and a saddle is left along that direction, both ways, for a lower one.
 
     Args:
         problem: the problem.
         start: a density of this or of any other problem, a coarser one for instance; the default
             is the minimiser on a coarse box around the mesh, or a uniform density for small
             problems and for functionals that only the caller can evaluate elsewhere.
+        starts: several densities instead of one, for an F with several minima.
         tol: the gap (C1) to reach. Without a convex F there is no gap and only the residual counts.
         residual_tol: of ‖H[m]ψ − λψ‖; the default is √tol / 100.
         max_iterations: Newton steps on each mesh.
@@ -128,7 +173,8 @@ def minimise(
             command line goes before them.
 
     Returns:
-        The minimum; its ``str`` is one line with energy, gap and residual.
+        The minimum; its ``str`` is one line with energy, gap and residual. With ``starts``, a list
+        of the distinct critical points found, the lowest first.
 
     Raises:
         ValueError: an argument is out of range.
@@ -142,11 +188,29 @@ def minimise(
             raise ValueError(f"{name} must be a positive number, not {value}")
     if max_iterations < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+    if starts is not None:
+        if start is not None:
+            raise ValueError("give start or starts, not both")
+        options: dict[str, Any] = {
+            "tol": tol,
+            "residual_tol": residual_tol,
+            "max_iterations": max_iterations,
+            "continuation": continuation,
+            "track_gap": track_gap,
+            "petsc_options": petsc_options,
+        }
+        return _distinct([minimise(problem, density, **options) for density in starts])
     residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
     density = _start(problem, start, continuation, max_iterations)
     search = _Search(problem, max_iterations, track_gap, petsc_options)
     for _ in range(_ROUNDS):
         best = search.to(density, residual_tol, tol)
+        if np.isnan(best.gap) and best.residual > 2.0 * residual_tol:
+            raise ConvergenceError(
+                f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
+                f"{residual_tol:.1e}): refine the mesh; if the residual does not fall, F may have "
+                "no minimum that a mesh can resolve"
+            )
         if not best.gap > tol:
             break
         if best.residual > 2.0 * residual_tol:
@@ -159,9 +223,55 @@ def minimise(
         raise ConvergenceError(
             f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
         )
+    if best.convexity is not Convexity.PROVED:
+        best = _descended(search, best, residual_tol, tol)
     warn_if_truncated(problem, best.density)
     _LOG.info("%s", best)
     return best
+
+
+def _descended(search: _Search, best: Minimum, residual_tol: float, tol: float) -> Minimum:
+    """A critical point with its curvature, after saddles were left for lower ones. Collective."""
+    problem = search.problem
+    for departure in range(_DEPARTURES + 1):
+        curvature, direction = lowest_curvature(problem, best.density, _CURVATURE)
+        scale = energy_scale(problem, first_order(problem, best.density))
+        if curvature >= -_CURVATURE * scale:
+            certified = best.convexity is Convexity.PROBED
+            kind = "global minimum" if certified else "local minimum"
+            return replace(best, kind=kind, curvature=curvature)
+        if departure == _DEPARTURES:
+            break
+        _LOG.info("F = %.12g is a saddle (curvature %.3g): leaving it", best.energy, curvature)
+        psi = best.density.amplitude()
+        lower = [
+            search.to(
+                Density(problem, np.cos(_ANGLE) * psi + sign * np.sin(_ANGLE) * direction),
+                residual_tol,
+                tol,
+            )
+            for sign in (1.0, -1.0)
+        ]
+        found = min(lower, key=lambda minimum: minimum.energy)
+        if not found.energy < best.energy:
+            break
+        best = found
+    _LOG.warning(
+        "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
+        "starts (starts=[...])",
+        *(best.energy, curvature),
+    )
+    return replace(best, kind="saddle", curvature=curvature)
+
+
+def _distinct(minima: list[Minimum]) -> list[Minimum]:
+    """The critical points that differ, the lowest first. Collective."""
+    kept: list[Minimum] = []
+    for minimum in sorted(minima, key=lambda m: m.energy):
+        problem, psi = minimum.density.problem, minimum.density.amplitude()
+        if all(problem.norm(psi - m.density.amplitude()) > _SAME for m in kept):
+            kept.append(minimum)
+    return kept
 
 
 def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **options: Any) -> Minimum:

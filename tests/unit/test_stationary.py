@@ -13,6 +13,7 @@ import fem_mf as mf
 from fem_mf.checks import convexity
 from fem_mf.coarse import coarse_problem, from_grid
 from fem_mf.functionals import convexity_of
+from fem_mf.spectrum import lowest_curvature
 from tests.exact import gaussian
 
 COMM = MPI.COMM_WORLD
@@ -826,3 +827,68 @@ def test_the_flow_of_a_classifier_leads_to_its_minimiser():
         ends.append(states[-1].energy)
     assert ends[0] == pytest.approx(ends[1], abs=1e-10)
     assert 0 < ends[0] - best.energy < 1e-3
+
+
+# -- functionals that are not convex -----------------------------------------------------------
+
+
+def two_wells(h=0.1):
+    """Attraction to the mean in a double well: both wells, and the saddle between them."""
+    functional = mf.Potential(lambda x: 0.25 * (x[0] ** 2 - 1.0) ** 2) + mf.MeanInteraction(
+        -0.8, [0.0]
+    )
+    return mf.Problem(mf.interval(COMM, 4.0, h), functional, 0.3, 2)
+
+
+def test_a_saddle_is_left():
+    """By symmetry Newton's method from a constant ends at mean zero, F = 0.195274: a saddle."""
+    problem = two_wells()
+    best = mf.minimise(problem)
+    assert best.energy == pytest.approx(-0.136597, abs=2e-6)
+    assert best.kind == "local minimum" and best.curvature > 0.1
+    assert "no certificate: F is not convex (a local minimum)" in str(best)
+    assert best.curvature == pytest.approx(mf.decay_rate(problem, best.density), rel=1e-6)
+    # Half the second derivative along the eigenfunction, by differences of the energy.
+    value, direction = lowest_curvature(problem, best.density, 1e-8)
+    psi = best.density.amplitude()
+
+    def energy(angle):
+        moved = np.cos(angle) * psi + np.sin(angle) * direction
+        return mf.energy(problem, mf.Density(problem, moved, normalised=True))
+
+    second = (energy(1e-3) - 2.0 * energy(0.0) + energy(-1e-3)) / 1e-6
+    assert 0.5 * second == pytest.approx(value, rel=1e-4)
+
+
+def test_several_starts_give_the_distinct_critical_points():
+    problem = two_wells()
+    starts = [
+        mf.Density.from_function(problem, lambda x, a=a: np.exp(-4.0 * (x[0] - a) ** 2))
+        for a in (-1.0, 0.9, 1.1)
+    ]
+    points = mf.minimise(problem, starts=starts)
+    assert [p.kind for p in points] == ["local minimum"] * 2
+    assert points[0].energy == pytest.approx(points[1].energy, abs=1e-9)
+    means = sorted(float(p.density.mean()[0]) for p in points)
+    assert means[0] == pytest.approx(-means[1], abs=1e-6) and means[1] > 0.5
+    with pytest.raises(ValueError, match="start or starts, not both"):
+        mf.minimise(problem, starts[0], starts=starts)
+
+
+def test_a_convex_functional_has_no_curvature_to_check():
+    problem = mf.Problem(mf.interval(COMM, 4.0, 0.2), mf.Potential(lambda x: x[0] ** 2), 0.5, 2)
+    best = mf.minimise(problem)
+    assert best.kind == "global minimum" and np.isnan(best.curvature)
+
+
+@pytest.mark.parametrize("beta", [-10.0, -50.0])
+def test_a_point_that_is_not_stationary_is_an_error(beta):
+    """Attraction without bound on a coarse mesh: residuals of 3 and 69 were returned."""
+    functional = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2)) + mf.Contact(beta)
+    problem = mf.Problem(mf.disk(COMM, 5.0, 0.8), functional, 0.5, 2)
+    try:
+        best = mf.minimise(problem)
+    except mf.ConvergenceError as error:
+        assert "residual" in str(error)
+    else:
+        assert mf.residual(problem, best.density) <= 2e-7
