@@ -47,6 +47,10 @@ _SAME = 1e-12  # relative difference of a fast path and the form it stands for
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
+class Key:
+    """What problems that share a discretisation have in common: to keep things by."""
+
+
 class Discretisation:
     """ψ in a Lagrange space, V in another (or the same), and the operators between them.
 
@@ -59,6 +63,7 @@ class Discretisation:
 
     Attributes:
         dim: dimension d.
+        key: the same object for all problems that share this discretisation.
         space: Lagrange space of ψ.
         nodes: ``(3, n)`` points of its degrees of freedom, owned first.
         potential_space: Lagrange space of V; ``space`` itself when lumped.
@@ -72,6 +77,7 @@ class Discretisation:
         self, mesh: dmesh.Mesh, degree: int, potential_degree: int, boundary: str, lumped: bool
     ) -> None:
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.geometry.dim
+        self.key = Key()
         self.degree, self.boundary, self.lumped = degree, boundary, lumped
         self.potential_degree = degree if lumped else potential_degree
         self.space = fem.functionspace(mesh, ("Lagrange", degree))

@@ -198,8 +198,12 @@ class Cylindrical(Functional):
         return self._features
 
     def matrix(self, problem: Any) -> FeatureMatrix:
-        """The features at the nodes of the problem, evaluated once. Collective the first time."""
-        if problem not in self._matrices:
+        """The features at the nodes of the problem, evaluated once. Collective the first time.
+
+        Problems that share a discretisation, as for several σ, share them.
+        """
+        key = problem.key
+        if key not in self._matrices:
             same_on_all_ranks(problem.comm, **self._data())
             functions = self.feature_functions(problem.dim)
             largest: list[float] = []
@@ -218,8 +222,8 @@ class Cylindrical(Functional):
 
             matrix = FeatureMatrix(problem.comm, problem.num_potential_owned, blocks())
             self._check_not_zero(problem, largest)
-            self._matrices[problem] = matrix
-        return self._matrices[problem]
+            self._matrices[key] = matrix
+        return self._matrices[key]
 
     def _data(self) -> dict[str, Any]:
         """What defines the functional and must be the same on every rank, by name."""

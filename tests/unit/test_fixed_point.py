@@ -91,7 +91,8 @@ def test_safeguard_makes_expansions_converge(name, strength):
     toy = affine(4, strength)
     record = run(toy, ACCELERATORS[name](toy), max_iterations=2000)
     np.testing.assert_allclose(toy(record.y, 0.0), toy.solution, rtol=0, atol=1e-9)
-    assert record.shortened > 0 or name != "picard"
+    if name == "picard":  # which diverges otherwise; the others may do without
+        assert record.shortened > 0
 
 
 def test_plain_picard_diverges_without_the_safeguard():

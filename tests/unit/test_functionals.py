@@ -558,3 +558,27 @@ def test_a_feature_that_vanishes_is_named(caplog):
     assert warning.startswith("1 of 3 features") and warning.endswith("number 1")
     zero = mf.Problem(mf.interval(COMM, 3.0, 0.5), mf.Potential(lambda x: 0.0 * x[0]), 0.5, 2)
     assert mf.minimise(zero).energy == pytest.approx(0.0, abs=1e-12)  # a flat V is one
+
+
+def test_features_are_shared_by_several_sigma_and_by_no_other_data():
+    calls = []
+
+    def neuron(x, z):
+        calls.append(z)
+        return np.tanh(x[0] * z + 0.5)
+
+    mesh = mf.interval(COMM, 4.0, 0.5)
+    loss = mf.NetworkLoss(Z, Y, neuron)
+    problem = mf.Problem(mesh, loss, 0.5, 2)
+    density = mf.Density(problem, np.ones(problem.num_owned))
+    value = loss.value(density)
+    assert len(calls) == len(Z)
+    other = problem.with_sigma(0.3)
+    assert loss.value(mf.Density(other, np.ones(other.num_owned))) == value
+    assert len(calls) == len(Z)  # nothing was evaluated anew
+    # Other data, and another discretisation, have features of their own.
+    changed = mf.NetworkLoss(Z[::-1], Y, neuron)
+    assert changed.value(density) != value and len(calls) == 2 * len(Z)
+    finer = mf.Problem(mesh, loss, 0.5, 3)
+    assert loss.value(mf.Density(finer, np.ones(finer.num_owned))) == pytest.approx(value, rel=1e-3)
+    assert len(calls) == 3 * len(Z)
