@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpi4py import MPI
-
 import numpy as np
 
 from fem_mf.density import Density
+from fem_mf.errors import integer, number
+from fem_mf.observables import check_problem
 from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
 from fem_mf.problem import Problem
 from fem_mf.state import State
@@ -16,11 +16,17 @@ from fem_mf.state import State
 __all__ = ["check_run", "check_scheme", "check_step", "check_tolerances"]
 
 
-def check_step(comm: MPI.Comm, dt: float) -> None:
-    """A positive step, the same on every rank. Collective."""
-    valid = np.isfinite(dt) and dt > 0
-    all_ranks_agree(comm, None if valid else ValueError(f"dt must be a positive number, not {dt}"))
-    same_on_all_ranks(comm, dt=float(dt))
+def check_step(problem: Problem, dt: float) -> None:
+    """A problem, and a positive step that is the same on every rank. Collective."""
+    check_problem(problem)
+    error: Exception | None = None
+    try:
+        if not (np.isfinite(number("dt", dt)) and dt > 0):
+            raise ValueError(f"dt must be a positive number, not {dt}")
+    except (TypeError, ValueError) as caught:
+        error = caught
+    all_ranks_agree(problem.comm, error)
+    same_on_all_ranks(problem.comm, dt=float(dt))
 
 
 def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
@@ -32,9 +38,9 @@ def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
 def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
     """Tolerances between 0 and 1, None for none, and at least one iteration."""
     for name, value in tolerances.items():
-        if value is not None and not 0 < value < 1:
+        if value is not None and not 0 < number(name, value) < 1:
             raise ValueError(f"{name} must lie between 0 and 1, not {value}")
-    if max_iterations < 1:
+    if integer("max_iterations", max_iterations) < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
 
 
@@ -63,13 +69,13 @@ def check_run(
         )
     density = start.density if isinstance(start, State) else start
     if not isinstance(density, Density):
-        raise ValueError(
+        raise TypeError(
             "the start is a Density, such as Density.from_function(problem, m), or a state of the "
             f"flow, not {type(start).__name__}"
         )
     if density.problem is not problem:
         raise ValueError("the start belongs to another problem; build it on the flow's own")
-    if not (np.isfinite(t_end) and t_end >= 0):
+    if not (np.isfinite(number("t_end", t_end)) and t_end >= 0):
         raise ValueError(f"t_end must be a non-negative number, not {t_end}")
     same_on_all_ranks(problem.comm, t_end=float(t_end))
     if isinstance(start, State) and t_end < start.t:

@@ -1,8 +1,33 @@
-"""The exceptions of the package: each names what to change."""
+"""The exceptions of the package, and arguments of the wrong type: each names what to change."""
 
 from __future__ import annotations
 
-__all__ = ["ConvergenceError", "LinearSolverError", "StagnationError"]
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["ConvergenceError", "LinearSolverError", "StagnationError", "integer", "number"]
+
+
+def number(name: str, value: Any) -> float:
+    """A real number.
+
+    Raises:
+        TypeError: it is none, naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer.
+
+    Raises:
+        TypeError: it is none, naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    return int(value)
 
 
 class ConvergenceError(RuntimeError):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from dolfinx import fem
 from ufl.core.expr import Expr
 
+from fem_mf.errors import number
 from fem_mf.features import Array, FeatureMatrix, SpaceFunction
 from fem_mf.parallel import global_sum, same_on_all_ranks
 
@@ -293,7 +294,7 @@ class MeanInteraction(Cylindrical):
     """
 
     def __init__(self, strength: float, target: float | npt.ArrayLike = 0.0) -> None:
-        self.strength = float(strength)
+        self.strength = number("strength", strength)
         self.target = np.atleast_1d(np.asarray(target, dtype=np.float64))
         if not (np.isfinite(self.strength) and np.isfinite(self.target).all()):
             raise ValueError("MeanInteraction needs a finite strength and target")
@@ -327,7 +328,7 @@ class Contact(Functional):
     """
 
     def __init__(self, beta: float) -> None:
-        self.beta = float(beta)
+        self.beta = number("beta", beta)
         if not np.isfinite(self.beta):
             raise ValueError(f"beta must be finite, not {beta}")
         self.convex = self.beta >= 0

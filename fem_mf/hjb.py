@@ -86,7 +86,7 @@ class HJBFlow:
         newton_tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem.comm, dt)
+        check_step(problem, dt)
         check_scheme(scheme, sorted(_STAGES))
         check_tolerances(
             max_iterations,

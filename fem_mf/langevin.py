@@ -108,7 +108,7 @@ class LangevinFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem.comm, dt)
+        check_step(problem, dt)
         check_tolerances(
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,

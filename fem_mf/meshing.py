@@ -26,6 +26,7 @@ from dolfinx.mesh import CellType, GhostMode, Mesh, create_cell_partitioner
 from scipy.special import gammainccinv
 
 from fem_mf.blocks import RawMesh, ball_blocks, read_msh, read_xdmf, simplices
+from fem_mf.errors import number
 from fem_mf.parallel import on_root
 
 __all__ = ["ball", "box", "disk", "interval", "read_mesh", "refine", "truncation_radius"]
@@ -227,7 +228,12 @@ def _checked(
     radius: float | Sequence[float], h: float, grading: float, dim: int
 ) -> tuple[Floats, float]:
     """Return one radius per axis and the uniform cell size that the grading shrinks to h."""
-    given = np.asarray(radius, dtype=np.float64)
+    for name, value in (("h", h), ("grading", grading)):
+        number(name, value)
+    try:
+        given = np.asarray(radius, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"radius must be a number or one per axis, not {radius!r}") from None
     if given.ndim > 1 or (given.ndim == 1 and given.size != dim):
         raise ValueError(f"radius must be a number or one per axis ({dim}), not {radius}")
     radii = np.broadcast_to(given, (dim,)).copy()

@@ -19,6 +19,8 @@ from fem_mf.problem import Problem
 __all__ = [
     "FirstOrder",
     "boundary_mass",
+    "check_density",
+    "check_problem",
     "dissipation",
     "dual_norm",
     "eigenvalue",
@@ -65,8 +67,25 @@ def first_order(problem: Problem, density: Density) -> FirstOrder:
     )
 
 
+def check_problem(problem: object) -> None:
+    """Refuse what is no problem."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem, not {type(problem).__name__}")
+
+
+def check_density(problem: object, density: object) -> None:
+    """Refuse what is no problem or no density."""
+    check_problem(problem)
+    if not isinstance(density, Density):
+        raise TypeError(
+            "density must be a Density, such as Density.from_function(problem, m), not "
+            f"{type(density).__name__}"
+        )
+
+
 def _hamiltonian(problem: Problem, density: Density) -> tuple[Array, Array]:
     """V[m] on the potential space, and the load vector of H[m]ψ. Collective."""
+    check_density(problem, density)
     psi = density.amplitude()
     potential = problem.on_potential_space(problem.functional.derivative(density))
     load = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
@@ -94,6 +113,7 @@ def flat_scale(problem: Problem) -> float:
 
 def energy(problem: Problem, density: Density) -> float:
     """F^σ(m) = F(m) + σ²∫|∇ψ|² (E1). Collective."""
+    check_density(problem, density)
     kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
     return float(problem.functional.value(density)) + kinetic
 
@@ -105,7 +125,8 @@ def hamiltonian(problem: Problem, density: Density) -> Array:
 
 def eigenvalue(problem: Problem, density: Density) -> float:
     """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2); V normalised as the functional gives it. Collective."""
-    return problem.dot(density.amplitude(), hamiltonian(problem, density))
+    load = hamiltonian(problem, density)
+    return problem.dot(density.amplitude(), load)
 
 
 def residual(problem: Problem, density: Density) -> float:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dolfinx import fem, geometry
 from dolfinx import mesh as dmesh
 
+from fem_mf.errors import integer
 from fem_mf.features import Array
 from fem_mf.parallel import global_sum
 
@@ -108,7 +109,7 @@ def sample_exponential(u: fem.Function, n: int, seed: int) -> Array:
 
 
 def _sample(sampler: _CellSampler, function: fem.Function, n: int, seed: int) -> Array:
-    if n < 1:
+    if integer("n", n) < 1:
         raise ValueError(f"the number of samples is at least 1, not {n}")
     mesh = function.function_space.mesh
     rng = np.random.default_rng(seed)

@@ -21,6 +21,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from fem_mf.discretisation import Discretisation
+from fem_mf.errors import integer, number
 from fem_mf.features import Array
 from fem_mf.functionals import FunctionalLike, potential_degree_of
 from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
@@ -51,6 +52,7 @@ class Problem(Discretisation):
         others: see :class:`fem_mf.discretisation.Discretisation`.
 
     Raises:
+        TypeError: an argument of the wrong type, naming it, on every rank.
         ValueError: naming the argument, on every rank.
     """
 
@@ -73,7 +75,7 @@ class Problem(Discretisation):
             _validate(mesh, functional, sigma, degree, boundary, mass)
             if mass == "lumped" and potential_degree not in (None, degree):
                 raise ValueError("with mass='lumped' the potential has the degree of ψ")
-        except ValueError as caught:
+        except (TypeError, ValueError) as caught:
             error = caught
         all_ranks_agree(mesh.comm, error)
         same_on_all_ranks(
@@ -100,7 +102,7 @@ class Problem(Discretisation):
         """The same problem with another σ; mesh, spaces and operators are shared. Collective."""
         if sigma == self.sigma:
             return self
-        if not (np.isfinite(sigma) and sigma > 0):
+        if not (np.isfinite(number("sigma", sigma)) and sigma > 0):
             raise ValueError(f"sigma must be a positive number, not {sigma}")
         other = copy.copy(self)
         other.sigma = float(sigma)
@@ -147,9 +149,9 @@ def _validate(
         )
     if not isinstance(functional, FunctionalLike):
         raise ValueError("a functional is an object with value(density) and derivative(density)")
-    if not (np.isfinite(sigma) and sigma > 0):
+    if not (np.isfinite(number("sigma", sigma)) and sigma > 0):
         raise ValueError(f"sigma must be a positive number, not {sigma}")
-    if not 1 <= degree <= _MAX_DEGREE[family]:
+    if not 1 <= integer("degree", degree) <= _MAX_DEGREE[family]:
         raise ValueError(f"degree on a {cell} mesh is 1 to {_MAX_DEGREE[family]}, not {degree}")
     if boundary not in ("natural", "dirichlet"):
         raise ValueError(f"boundary is 'natural' or 'dirichlet', not {boundary!r}")

@@ -85,7 +85,7 @@ class SchrodingerFlow:
         linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem.comm, dt)
+        check_step(problem, dt)
         check_scheme(scheme, sorted(SCHEMES))
         check_tolerances(
             max_iterations,

@@ -22,9 +22,11 @@ from fem_mf.checks import Convexity, convexity
 from fem_mf.coarse import coarse_problem, from_grid
 from fem_mf.density import Density
 from fem_mf.descent import Descent, Iterate
-from fem_mf.errors import ConvergenceError
+from fem_mf.errors import ConvergenceError, integer, number
 from fem_mf.observables import (
     FirstOrder,
+    check_density,
+    check_problem,
     energy,
     energy_scale,
     first_order,
@@ -180,13 +182,17 @@ def minimise(
         ValueError: an argument is out of range.
         ConvergenceError: a tolerance was not reached; the message says what to change.
     """
+    check_problem(problem)
+    for density in [start] if starts is None else starts:
+        if density is not None:
+            check_density(problem, density)
     numbers = [("tol", tol), *(("each sigma of the continuation", s) for s in continuation)]
     if residual_tol is not None:
         numbers.append(("residual_tol", residual_tol))
     for name, value in numbers:
-        if not (np.isfinite(value) and value > 0):
+        if not (np.isfinite(number(name, value)) and value > 0):
             raise ValueError(f"{name} must be a positive number, not {value}")
-    if max_iterations < 1:
+    if integer("max_iterations", max_iterations) < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
     if starts is not None:
         if start is not None:
@@ -309,8 +315,8 @@ class _Search:
         """The minimum to a residual, and its gap."""
         iterate: Iterate | None = None
         run = self._descent.run(start, residual=residual, max_iterations=self._max_iterations)
-        for number, iterate in enumerate(run):
-            if number > 0 or not self._history:
+        for step, iterate in enumerate(run):
+            if step > 0 or not self._history:
                 self._history.append(self._line(iterate, tol))
         assert iterate is not None
         return self._minimum(iterate, residual, tol)
