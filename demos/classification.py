@@ -46,7 +46,7 @@ from sklearn.datasets import load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from common import CONSOLE, parse
+from common import CONSOLE, parse, restart_command
 from fem_mf.film import write_film
 from fem_mf.framing import pixels
 from fem_mf.plotting import plot_density, plot_history
@@ -166,7 +166,9 @@ def train(
     with (
         mf.XDMFSeries(folder / "series.xdmf", problem, every=every, resume=saved) as series,
         mf.History(folder / "history.csv", problem.comm, resume=saved) as history,
-        mf.Checkpoint(folder / "checkpoint", problem, minutes=minutes) as checkpoint,
+        mf.Checkpoint(
+            folder / "checkpoint", problem, minutes=minutes, resume=restart_command()
+        ) as checkpoint,
     ):
         for state in mf.progress(flow.run(start, t_end), t_end, problem.comm, "training"):
             last = state.t == t_end

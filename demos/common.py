@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import inspect
+import shlex
 import sys
 import types
 import typing
@@ -32,6 +33,7 @@ __all__ = [
     "draw_slope",
     "parse",
     "print_table",
+    "restart_command",
     "with_orders",
     "write_studies",
 ]
@@ -175,6 +177,12 @@ def with_orders(sizes: list[float], results: list[dict[str, float]]) -> Columns:
         columns[name] = errors
         columns[f"{name} order"] = [float("nan"), *ratios.tolist()]
     return columns
+
+
+def restart_command() -> str:
+    """The command line of this program, with ``--restart``."""
+    words = [w for w in sys.argv if w != "--restart"]
+    return shlex.join(["python", *words, "--restart"])
 
 
 def print_table(title: str, columns: Columns) -> None:

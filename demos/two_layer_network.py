@@ -44,7 +44,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from common import CONSOLE, parse
+from common import CONSOLE, parse, restart_command
 from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 type Array = npt.NDArray[np.float64]
@@ -136,7 +136,9 @@ def train(
     with (
         mf.XDMFSeries(folder / "series.xdmf", problem, every=every, resume=saved) as series,
         mf.History(folder / "history.csv", problem.comm, resume=saved) as history,
-        mf.Checkpoint(folder / "checkpoint", problem, minutes=minutes) as checkpoint,
+        mf.Checkpoint(
+            folder / "checkpoint", problem, minutes=minutes, resume=restart_command()
+        ) as checkpoint,
     ):
         for state in mf.progress(flow.run(start, t_end), t_end, problem.comm, "training"):
             last = state.t == t_end

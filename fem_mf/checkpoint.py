@@ -61,8 +61,9 @@ class Checkpoint(RunFile):
     """Writes the state of a run every so many steps or minutes, and when told to stop. Collective.
 
     On SIGTERM, SIGUSR1 or Ctrl-C, at any rank, the next call of ``write`` writes a checkpoint and
-    ends the program with exit code 0 (``SystemExit`` on every rank, so that ``with`` blocks close
-    their files); a second Ctrl-C does not wait. The handlers are in place until ``close``.
+    ends the program (``SystemExit`` on every rank, so that ``with`` blocks close their files) with
+    exit code 0, or 130 after Ctrl-C, as shells expect; a second Ctrl-C does not wait. The handlers
+    are in place until ``close``.
 
     Args:
         path: the folder, on a file system that all ranks share; created, with its parents, when it
@@ -70,6 +71,7 @@ class Checkpoint(RunFile):
         problem: the problem of the run, on a mesh of geometry degree 1 or 2.
         every: write at each ``every``-th step of the flow; None: not by steps.
         minutes: write when so many minutes have passed since the last time; None: not by time.
+        resume: the command that resumes the run, to be shown when it is stopped.
 
     Raises:
         ValueError: ``every`` or ``minutes`` is not positive, or the mesh has a higher degree.
@@ -82,6 +84,7 @@ class Checkpoint(RunFile):
         problem: Problem,
         every: int | None = None,
         minutes: float | None = 10.0,
+        resume: str | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
@@ -95,7 +98,7 @@ class Checkpoint(RunFile):
         self._problem = problem
         self._every, self._seconds = every, None if minutes is None else 60.0 * minutes
         self._written_at = time.monotonic()
-        self._signal = 0
+        self._signal, self._resume = 0, resume
         self._handlers: dict[signal.Signals, _HANDLER] = {}
         self._mesh: dict[str, Any] | None = None
         self._nodal: fem.Expression | None = None
@@ -163,14 +166,15 @@ class Checkpoint(RunFile):
         if told:
             name = signal.Signals(told).name
             _LOG.warning(
-                "%s: stopped at t = %.6g, step %d; '%s' holds all that is needed to go on",
+                "%s: stopped at t = %.6g, step %d; '%s' has all that is needed to resume the run%s",
                 name,
                 state.t,
                 state.step,
                 self.path,
+                f": {self._resume}" if self._resume else "",
             )
             self.close()
-            raise SystemExit(0)
+            raise SystemExit(130 if told == signal.SIGINT else 0)
         return due
 
     def _write(self, state: State, extra: dict[str, Any]) -> None:

@@ -270,8 +270,26 @@ def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path: Path) -> None:
     _, log = job.communicate(timeout=30)
     assert job.returncode == 0, log
     assert "SIGTERM: stopped at t = " in log
+    assert "to resume the run" in log
     saved = mf.Checkpoint.read(tmp_path / "checkpoint", COMM)
     assert mf.History.read(history)["step"][-1] == saved.step > 0
+
+
+def test_ctrl_c_is_a_failure_that_says_how_to_resume(
+    states: list[mf.State], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = states[0].density.problem
+    command = "python demos/x.py --sigma 0.5 --restart"
+    with (
+        pytest.raises(SystemExit) as stop,
+        mf.Checkpoint(tmp_path / "c", problem, resume=command) as checkpoint,
+    ):
+        os.kill(os.getpid(), signal.SIGINT)
+        checkpoint.write(states[0])
+    assert stop.value.code == 130
+    (record,) = [r.getMessage() for r in caplog.records if "SIGINT" in r.getMessage()]
+    assert record.endswith(f"to resume the run: {command}")
+    assert mf.Checkpoint.read(tmp_path / "c", COMM).step == states[0].step
 
 
 def test_a_second_ctrl_c_does_not_wait(states: list[mf.State], tmp_path: Path) -> None:
