@@ -35,9 +35,11 @@ from fem_mf.fixed_point import Anderson, Picard
 from fem_mf.functionals import (
     Contact,
     Cylindrical,
+    FormFunctional,
     Functional,
     MeanInteraction,
     Potential,
+    functional,
 )
 from fem_mf.hjb import HJBFlow
 from fem_mf.langevin import LangevinFlow, minimise_entropic
@@ -69,6 +71,7 @@ __all__ = [
     "DescentState",
     "ExplicitDescent",
     "FirstOrderForms",
+    "FormFunctional",
     "Functional",
     "HJBFlow",
     "HJBState",
@@ -100,6 +103,7 @@ __all__ = [
     "eigenvalue",
     "energy",
     "first_order_forms",
+    "functional",
     "gap",
     "interval",
     "minimise",

@@ -143,6 +143,32 @@ class Density:
             self._measure = self.problem.measure(self.amplitude())
         return self._measure
 
+    # What a functional of your own is written on: points x_i, weights b_i and values m(x_i).
+
+    def points(self) -> Array:
+        """The points x_i of the nodal measure, ``(3, n)``, this rank's own."""
+        problem = self.problem
+        return problem.potential_nodes[:, : problem.num_potential_owned]
+
+    def weights(self) -> Array:
+        """Its weights b_i, ``(n,)``: ∫f dm = Σ_i b_i f(x_i) over all ranks. Collective once."""
+        return self.measure()
+
+    def values(self) -> Array:
+        """m(x_i), ``(n,)``. Collective."""
+        problem = self.problem
+        return problem.square_on_potential_space(self.psi)[: problem.num_potential_owned]
+
+    def expect(self, values: npt.ArrayLike) -> float:
+        """∫f dm = Σ_i b_i f(x_i) over all ranks, of the values f(x_i), ``(n,)``. Collective."""
+        return self.problem.dot(self.measure(), np.asarray(values, dtype=np.float64))
+
+    def potential(self, values: npt.ArrayLike) -> fem.Function:
+        """The function V of values V(x_i), ``(n,)``: what a derivative returns. Collective."""
+        function = self.problem.new_potential()
+        set_owned(function, np.asarray(values, dtype=np.float64))
+        return function
+
     def integrate(self, f: SpaceFunction) -> float:
         """∫f dm, f interpolated on the potential space. Collective.
 

@@ -135,6 +135,7 @@ class Discretisation:
         self._sigma = fem.Constant(self.mesh, one)
         self._entropy_form: fem.Form | None = None
         self._mass_solver: SpdSolver | None = None
+        self._potential_mass: SpdSolver | None = None
         boundary = ufl.Measure(
             "dx",
             domain=self.mesh,
@@ -297,6 +298,33 @@ class Discretisation:
         self._x.x.array[:] = 0.0
         self._mass_solver.solve(self._y.x.petsc_vec, self._x.x.petsc_vec, rtol)
         return self._x.x.array[: self.num_owned].copy()
+
+    def represent(self, load: Array, rtol: float = 1e-13) -> fem.Function:
+        """The function of the potential space whose products ∫Vθ are given. Collective.
+
+        Args:
+            load: its products with the functions of the potential space, owned.
+            rtol: relative tolerance of the linear solve.
+        """
+        potential = self.new_potential()
+        if self.lumped:
+            set_owned(potential, load / self.mass_diagonal)
+            return potential
+        if self._potential_mass is None:
+            v, theta = (
+                ufl.TrialFunction(self.potential_space),
+                ufl.TestFunction(self.potential_space),
+            )
+            matrix: PETSc.Mat = _assemble_matrix(
+                fem.form(equations.mass(v, theta, self.dx_potential))
+            )
+            matrix.assemble()
+            options = {"ksp_type": "cg", "pc_type": "jacobi"}
+            self._potential_mass = SpdSolver(matrix, "fem_mf_mass_", options)
+        self._weights.x.array[: self.num_potential_owned] = load
+        self._potential_mass.solve(self._weights.x.petsc_vec, potential.x.petsc_vec, rtol)
+        potential.x.scatter_forward()
+        return potential
 
     def apply_potential(self, potential: Array, psi: Array) -> Array:
         """∫Vψχ for every χ, owned. Collective.

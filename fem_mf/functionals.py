@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from dolfinx import fem
+import ufl
+from dolfinx import fem, la
 from ufl.core.expr import Expr
 
 from fem_mf.errors import number
@@ -30,12 +31,14 @@ from fem_mf.parallel import global_sum, same_on_all_ranks
 __all__ = [
     "Contact",
     "Cylindrical",
+    "FormFunctional",
     "Functional",
     "FunctionalLike",
     "MeanInteraction",
     "Potential",
     "convexity_of",
     "flatten",
+    "functional",
     "potential_degree_of",
 ]
 
@@ -95,6 +98,95 @@ class Functional(ABC):
         return _Sum([(float(factor) * c, f) for c, f in flatten(self)])
 
     __rmul__ = __mul__
+
+
+class _Callables(Functional):
+    """F and V as two callables of a density."""
+
+    def __init__(
+        self,
+        value: Callable[[Any], float],
+        derivative: Callable[[Any], npt.ArrayLike | fem.Function],
+        convex: bool | None,
+    ) -> None:
+        self._value, self._derivative, self.convex = value, derivative, convex
+
+    def value(self, density: Any) -> float:
+        return float(self._value(density))
+
+    def derivative(self, density: Any) -> fem.Function:
+        found = self._derivative(density)
+        return found if isinstance(found, fem.Function) else density.potential(found)
+
+
+def functional(
+    *,
+    value: Callable[[Any], float],
+    derivative: Callable[[Any], npt.ArrayLike | fem.Function],
+    convex: bool | None = None,
+) -> Functional:
+    """A functional from two callables, with + and scalar *.
+
+        gas = functional(
+            value=lambda m: m.expect(m.values() ** 2) / 3,
+            derivative=lambda m: m.values() ** 2,
+        )
+
+    Args:
+        value: F of a density, the same on every rank: write it on ``m.points()``, ``m.values()``
+            and ``m.expect(values)``, which work for every mass, degree and number of ranks.
+        derivative: V of a density: its values at ``m.points()``, or a ``fem.Function``.
+        convex: whether F is convex, if you know; None leaves it to be probed.
+    """
+    return _Callables(value, derivative, convex)
+
+
+class FormFunctional(Functional):
+    """F(m) as a UFL form of m, with V its derivative, ∫Vθ dx = F'(m; θ) for every θ.
+
+        gas = FormFunctional(lambda m, dx: m**3 / 3 * dx)
+
+    m is the interpolant of ψ² on the potential space. With lumped mass V is the derivative of the
+    discrete F exactly; with consistent mass it is its L² projection.
+
+    Args:
+        form: ``form(m, dx)``, m a ``fem.Function``, ``dx`` the measure of the problem.
+        convex: whether F is convex, if you know; None leaves it to be probed.
+    """
+
+    def __init__(self, form: Callable[[Any, Any], Any], *, convex: bool | None = None) -> None:
+        self._form, self.convex = form, convex
+        self._parts: WeakKeyDictionary[Any, tuple[fem.Function, fem.Form, fem.Form]] = (
+            WeakKeyDictionary()
+        )
+
+    def potential_degree(self, degree: int) -> int:
+        """2k: m itself, a polynomial of degree 2k, is then exact."""
+        return 2 * degree
+
+    def _compiled(self, density: Any) -> tuple[fem.Function, fem.Form, fem.Form]:
+        problem = density.problem
+        if problem.key not in self._parts:
+            m = problem.new_potential()
+            form = self._form(m, problem.dx_potential)
+            theta = ufl.TestFunction(problem.potential_space)
+            derivative = fem.form(ufl.derivative(form, m, theta))
+            self._parts[problem.key] = m, fem.form(form), derivative
+        m, value, derivative = self._parts[problem.key]
+        m.x.array[:] = problem.square_on_potential_space(density.psi)
+        return m, value, derivative
+
+    def value(self, density: Any) -> float:
+        """F(m). Collective."""
+        form = self._compiled(density)[1]
+        return float(global_sum(density.problem.comm, fem.assemble_scalar(form)))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m]. Collective."""
+        problem, form = density.problem, self._compiled(density)[2]
+        load = fem.assemble_vector(form)
+        load.scatter_reverse(la.InsertMode.add)
+        return problem.represent(load.array[: problem.num_potential_owned])  # type: ignore[no-any-return]
 
 
 class _Sum(Functional):

@@ -230,3 +230,22 @@ def test_a_rank_may_have_no_nodes():
         check = start.sample(20, seed=1)
         assert check.shape == (20, 1)
     compare(*states)
+
+
+@pytest.mark.parametrize("name", ["triangles", "quadrilaterals"])
+def test_functionals_of_your_own(name):
+    make, options = CASES[name]
+    numbers = []
+    for comm in (COMM, MPI.COMM_SELF):
+        form = mf.FormFunctional(lambda m, dx: m**3 / 3 * dx)
+        own = mf.functional(
+            value=lambda m: m.expect(np.sin(m.points()[0]) + m.values()),
+            derivative=lambda m: np.sin(m.points()[0]) + 2.0 * m.values(),
+        )
+        problem = mf.Problem(make(comm), mf.Potential(trap) + form + 0.5 * own, 0.6, **options)
+        density = mf.Density.from_function(problem, gaussian([0.8, -0.5], 1.3))
+        v = problem.functional.derivative(density)
+        squared = problem.dot(v.x.array[: problem.num_potential_owned] ** 2, density.measure())
+        *_, state = mf.SchrodingerFlow(problem, 0.5, fixed_point_tolerance=1e-12).run(density, 1.0)
+        numbers.append([mf.energy(problem, density), squared, state.energy, state.eigenvalue])
+    np.testing.assert_allclose(*numbers, **TIGHT)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import ufl
 from dolfinx import fem
+from scipy.optimize import minimize
 
 import fem_mf as mf
 from tests.exact import gaussian, rate
@@ -582,3 +583,142 @@ def test_features_are_shared_by_several_sigma_and_by_no_other_data():
     finer = mf.Problem(mesh, loss, 0.5, 3)
     assert loss.value(mf.Density(finer, np.ones(finer.num_owned))) == pytest.approx(value, rel=1e-3)
     assert len(calls) == 3 * len(Z)
+
+
+# -- your own ----------------------------------------------------------------------------------
+
+OWN = {
+    "lumped": {"degree": 4, "mass": "lumped"},
+    "consistent": {"degree": 2, "potential_degree": 4},
+    "degree 1": {"degree": 1, "mass": "lumped"},
+}
+
+
+class OwnContact(mf.Functional):
+    """β/2 ∫m² dx as a user would write it."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def value(self, density):
+        return 0.5 * self.beta * density.expect(density.values())
+
+    def derivative(self, density):
+        return density.potential(self.beta * density.values())
+
+
+def own_forms(beta):
+    yield OwnContact(beta)
+    yield beta * OwnContact(1.0)  # a Functional takes factors
+    yield 2.0 * mf.functional(
+        value=lambda m: 0.25 * beta * m.expect(m.values()),
+        derivative=lambda m: 0.5 * beta * m.values(),
+        convex=True,
+    )
+
+
+@pytest.mark.parametrize("options", OWN)
+def test_functionals_of_your_own_on_points_and_weights(options):
+    """Potential and contact term by hand, against the package's, for every mass and degree."""
+    mesh, beta = mf.interval(COMM, 5.0, 0.25), 3.0
+    trap = mf.functional(
+        value=lambda m: m.expect(0.5 * m.points()[0] ** 2),
+        derivative=lambda m: 0.5 * m.points()[0] ** 2,
+        convex=True,
+    )
+    usual = mf.Potential(lambda x: 0.5 * x[0] ** 2) + mf.Contact(beta)
+    reference = mf.Problem(mesh, usual, 0.7, **OWN[options])
+    best = mf.minimise(reference)
+    for contact in own_forms(beta):
+        problem = mf.Problem(mesh, trap + contact, 0.7, **OWN[options])
+        density = mf.Density(problem, best.density.amplitude())
+        assert mf.energy(problem, density) == pytest.approx(best.energy, rel=1e-12)
+        np.testing.assert_allclose(
+            problem.functional.derivative(density).x.array,
+            usual.derivative(best.density).x.array,
+            rtol=0,
+            atol=1e-12,
+        )
+        assert mf.check_derivative(problem.functional, density).order > 1.9
+        found = mf.minimise(problem, tol=1e-9)
+        assert found.energy == pytest.approx(best.energy, abs=1e-9)
+
+
+def test_a_functional_that_is_not_quadratic():
+    """(β/3)∫m³ with lumped mass: a Taylor test, and the minimum against SciPy."""
+    beta, sigma = 4.0, 0.8
+    cubic = mf.functional(
+        value=lambda m: beta / 3 * m.expect(m.values() ** 2),
+        derivative=lambda m: beta * m.values() ** 2,
+    )
+    problem = mf.Problem(
+        mf.interval(COMM, 4.0, 0.25),
+        mf.Potential(lambda x: 0.5 * x[0] ** 2) + cubic,
+        sigma,
+        1,
+        mass="lumped",
+    )
+    start = mf.Density.from_function(problem, gaussian(0.4, 1.5))
+    assert mf.check_derivative(cubic, start).order > 1.9
+    stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
+    mass, x = problem.mass_diagonal, problem.nodes[0]
+
+    def value_and_slope(free):
+        norm = np.sqrt(mass @ free**2)
+        psi = free / norm
+        value = sigma**2 * psi @ stiffness @ psi
+        value += mass @ (0.5 * x**2 * psi**2 + beta / 3 * psi**6)
+        slope = 2 * sigma**2 * stiffness @ psi + mass * (x**2 * psi + 2 * beta * psi**5)
+        return value, (slope - mass * psi * (psi @ slope)) / norm
+
+    found = minimize(
+        value_and_slope,
+        start.amplitude(),
+        jac=True,
+        method="BFGS",
+        options={"gtol": 1e-9, "maxiter": 5000},
+    )
+    best = mf.minimise(problem, start)
+    assert best.energy == pytest.approx(found.fun, abs=1e-10)
+    *_, last = mf.SchrodingerFlow(problem, 1e3).run(start, 4e3)
+    assert last.energy == pytest.approx(found.fun, abs=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"degree": 2}, {"degree": 4, "mass": "lumped"}])
+@pytest.mark.parametrize("mesh", ["interval", "triangles", "quadrilaterals"])
+def test_functionals_as_forms(mesh, options):
+    """Potential, contact and a cubic as UFL forms, against the package's and against formulas."""
+    if mesh == "triangles" and options.get("mass") == "lumped":
+        options = {"degree": 1, "mass": "lumped"}
+    domain = MESHES[mesh]()
+    x = ufl.SpatialCoordinate(domain)
+    forms = {
+        "potential": mf.FormFunctional(lambda m, dx: 0.5 * x[0] ** 2 * m * dx, convex=True),
+        "contact": mf.FormFunctional(lambda m, dx: 1.5 * m**2 * dx, convex=True),
+        "cubic": mf.FormFunctional(lambda m, dx: 4.0 / 3.0 * m**3 * dx, convex=True),
+    }
+    terms = {"potential": mf.Potential(lambda x: 0.5 * x[0] ** 2), "contact": mf.Contact(3.0)}
+    problem = mf.Problem(domain, forms["potential"] + forms["contact"], 0.7, **options)
+    density = mf.Density.from_function(problem, gaussian([0.3, -0.2, 0.0][: problem.dim], 1.2))
+    for name, term in terms.items():
+        assert forms[name].value(density) == pytest.approx(term.value(density), rel=1e-10)
+        np.testing.assert_allclose(
+            forms[name].derivative(density).x.array,
+            term.derivative(density).x.array,
+            rtol=0,
+            atol=1e-8,
+        )
+    # The cubic: V = βm² in the sense of L², and a Taylor test where that is exact.
+    v, m = forms["cubic"].derivative(density), density.values()
+    assert density.expect(v.x.array[: m.size]) == pytest.approx(
+        4.0 * density.expect(m**2), rel=3e-2
+    )
+    if problem.lumped:
+        assert mf.check_derivative(forms["cubic"], density).order > 1.9
+    usual = mf.Problem(
+        domain, terms["potential"] + terms["contact"], 0.7, **options,
+        potential_degree=None if problem.lumped else problem.potential_degree,
+    )  # fmt: skip
+    assert mf.minimise(problem, tol=1e-8).energy == pytest.approx(
+        mf.minimise(usual, tol=1e-8).energy, abs=1e-8
+    )
