@@ -88,7 +88,7 @@ class Problem(Discretisation):
         )
         super().__init__(
             mesh,
-            degree,
+            int(degree),
             potential_degree or potential_degree_of(functional, degree),
             boundary,
             lumped=mass == "lumped",
