@@ -43,6 +43,7 @@ __all__ = ["Discretisation"]
 _LOG = logging.getLogger(__name__)
 _ADD = la.InsertMode.add
 _SAME = 1e-12  # relative difference of a fast path and the form it stands for
+_MASS_OPTIONS = {"ksp_type": "cg", "pc_type": "jacobi"}
 # A function of several forms, of which its annotations know one.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
@@ -98,11 +99,11 @@ class Discretisation:
     # -- set-up ---------------------------------------------------------------------------------
 
     def _build_boundary(self) -> None:
-        self.mesh.topology.create_connectivity(self.mesh.topology.dim - 1, self.mesh.topology.dim)
-        self.boundary_facets = dmesh.exterior_facet_indices(self.mesh.topology)
-        dofs = fem.locate_dofs_topological(
-            self.space, self.mesh.topology.dim - 1, self.boundary_facets
-        )
+        topology = self.mesh.topology
+        tdim = topology.dim
+        topology.create_connectivity(tdim - 1, tdim)
+        self.boundary_facets = dmesh.exterior_facet_indices(topology)
+        dofs = fem.locate_dofs_topological(self.space, tdim - 1, self.boundary_facets)
         self.boundary_conditions: list[fem.DirichletBC] = []
         self.constrained = self._constrained_everywhere = np.empty(0, dtype=np.int32)
         if self.boundary == "dirichlet":
@@ -110,11 +111,8 @@ class Discretisation:
             self.boundary_conditions = [fem.dirichletbc(zero, dofs, self.space)]
             self._constrained_everywhere = dofs  # ghosts too
             self.constrained = dofs[dofs < self.num_owned]
-        tdim = self.mesh.topology.dim
-        cells = dmesh.compute_incident_entities(
-            self.mesh.topology, self.boundary_facets, tdim - 1, tdim
-        )
-        owned = self.mesh.topology.index_map(tdim).size_local
+        cells = dmesh.compute_incident_entities(topology, self.boundary_facets, tdim - 1, tdim)
+        owned = topology.index_map(tdim).size_local
         self.boundary_cells = np.sort(cells[cells < owned])
 
     def _build_measures(self) -> None:
@@ -134,6 +132,8 @@ class Discretisation:
         one: Any = default_scalar_type(1.0)
         self._sigma = fem.Constant(self.mesh, one)
         self._entropy_form: fem.Form | None = None
+        self.potential_form: Any = None
+        self._square: Any = None
         self._mass_solver: SpdSolver | None = None
         self._potential_mass: SpdSolver | None = None
         boundary = ufl.Measure(
@@ -154,12 +154,9 @@ class Discretisation:
             theta = ufl.TestFunction(self.potential_space)
             self._measure_form = fem.form(equations.mass(self._x**2, theta, self.dx_potential))
             self._action_form = fem.form(self._potential_part(self._x, chi))
-        self.potential_form: Any = None if self.lumped else fem.form(self._potential_part(psi, chi))
-        self._square: Any = (
-            None
-            if self.lumped
-            else fem.Expression(self._x**2, self.potential_space.element.interpolation_points)
-        )
+            self.potential_form = fem.form(self._potential_part(psi, chi))
+            points = self.potential_space.element.interpolation_points
+            self._square = fem.Expression(self._x**2, points)
 
     def _kinetic_part(self, psi: Any, chi: Any) -> Any:
         """What H has without V."""
@@ -292,8 +289,7 @@ class Discretisation:
             diagonal = matrix.getDiagonal()
             diagonal.array[self.constrained] = 1.0
             matrix.setDiagonal(diagonal)
-            options = {"ksp_type": "cg", "pc_type": "jacobi"}
-            self._mass_solver = SpdSolver(matrix, "fem_mf_mass_", options)
+            self._mass_solver = SpdSolver(matrix, "fem_mf_mass_", _MASS_OPTIONS)
         self._y.x.array[: self.num_owned] = load
         self._x.x.array[:] = 0.0
         self._mass_solver.solve(self._y.x.petsc_vec, self._x.x.petsc_vec, rtol)
@@ -311,16 +307,13 @@ class Discretisation:
             set_owned(potential, load / self.mass_diagonal)
             return potential
         if self._potential_mass is None:
-            v, theta = (
-                ufl.TrialFunction(self.potential_space),
-                ufl.TestFunction(self.potential_space),
-            )
+            v = ufl.TrialFunction(self.potential_space)
+            theta = ufl.TestFunction(self.potential_space)
             matrix: PETSc.Mat = _assemble_matrix(
                 fem.form(equations.mass(v, theta, self.dx_potential))
             )
             matrix.assemble()
-            options = {"ksp_type": "cg", "pc_type": "jacobi"}
-            self._potential_mass = SpdSolver(matrix, "fem_mf_mass_", options)
+            self._potential_mass = SpdSolver(matrix, "fem_mf_mass_", _MASS_OPTIONS)
         self._weights.x.array[: self.num_potential_owned] = load
         self._potential_mass.solve(self._weights.x.petsc_vec, potential.x.petsc_vec, rtol)
         potential.x.scatter_forward()

@@ -89,7 +89,7 @@ class Problem(Discretisation):
         super().__init__(
             mesh,
             int(degree),
-            potential_degree or potential_degree_of(functional, degree),
+            int(potential_degree or potential_degree_of(functional, degree)),
             boundary,
             lumped=mass == "lumped",
         )
