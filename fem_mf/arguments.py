@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.errors import integer, number
+from fem_mf.errors import integer, number, positive
 from fem_mf.observables import check_problem
 from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
 from fem_mf.problem import Problem
@@ -21,8 +21,7 @@ def check_step(problem: Problem, dt: float) -> None:
     check_problem(problem)
     error: Exception | None = None
     try:
-        if not (np.isfinite(number("dt", dt)) and dt > 0):
-            raise ValueError(f"dt must be a positive number, not {dt}")
+        positive("dt", dt)
     except (TypeError, ValueError) as caught:
         error = caught
     all_ranks_agree(problem.comm, error)

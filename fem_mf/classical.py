@@ -34,7 +34,7 @@ class ClassicalPart:
         density: m_0 = e^{−u_0}.
         start: v_0, a quadratic or its owned values; None for u_0 where it is quadratic, else for
             the stationary v of a quadratic that fits g.
-        tolerance: of Newton's method.
+        tolerance: tolerance of Newton's method.
         options: PETSc options of Newton's method.
 
     Attributes:

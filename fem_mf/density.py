@@ -175,9 +175,7 @@ class Density:
         Args:
             f: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
         """
-        problem = self.problem
-        points = problem.potential_nodes[:, : problem.num_potential_owned]
-        return problem.dot(self.measure(), evaluate(problem.comm, f, points, "the integrand"))
+        return self.expect(evaluate(self.problem.comm, f, self.points(), "the integrand"))
 
     def mass(self) -> float:
         """∫m dx, 1 up to rounding. Collective."""

@@ -184,8 +184,7 @@ class Discretisation:
         v.x.array[:] = 0.5 + np.abs(self.potential_nodes[0])
         self._scatter_random()
         changed, usual = (assemble_owned(fem.form(a), self._y).copy() for a in actions)
-        largest = self.max(float(np.abs(usual).max(initial=0.0)))
-        if self.max(float(np.abs(changed - usual).max(initial=0.0))) > _SAME * largest:
+        if not self._same(changed, usual):
             raise ValueError(
                 "equations.schrodinger: V must enter as ∫Vψχ, since V is the derivative of F by "
                 "m = ψ²; change F instead"
@@ -221,9 +220,12 @@ class Discretisation:
         """
         values = self._scatter_random()
         form = self._free(assemble_owned(fem.form(action), self._y).copy())
-        difference = self._free(factor * self.multiply(matrix, values)) - form
-        largest = self.max(float(np.abs(form).max(initial=0.0)))
-        return self.max(float(np.abs(difference).max(initial=0.0))) <= _SAME * largest
+        return self._same(self._free(factor * self.multiply(matrix, values)), form)
+
+    def _same(self, load: Array, usual: Array) -> bool:
+        """Whether two load vectors are equal up to rounding. Collective."""
+        largest = self.max(float(np.abs(usual).max(initial=0.0)))
+        return self.max(float(np.abs(load - usual).max(initial=0.0))) <= _SAME * largest
 
     def _scatter_random(self) -> Array:
         """Set ``_x`` to random values, zero where ψ is constrained; the owned ones. Collective."""

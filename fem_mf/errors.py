@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["ConvergenceError", "LinearSolverError", "StagnationError", "integer", "number"]
+__all__ = [
+    "ConvergenceError",
+    "LinearSolverError",
+    "StagnationError",
+    "integer",
+    "number",
+    "positive",
+]
 
 
 def number(name: str, value: Any) -> float:
@@ -16,6 +24,18 @@ def number(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite positive number.
+
+    Raises:
+        TypeError: it is no number, naming the argument.
+        ValueError: it is not positive or not finite.
+    """
+    if not (math.isfinite(number(name, value)) and value > 0):
+        raise ValueError(f"{name} must be a positive number, not {value}")
     return float(value)
 
 

@@ -60,12 +60,12 @@ class HJBFlow:
         weighted: compute w by the linear equation of φ = e^{−w/2} (W3); decomposed only.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()`` or ``Anderson()``
             (default).
-        fixed_point_tolerance: relative, on the moments (or on m).
-        max_iterations: of one fixed point.
-        safeguard: shorten fixed-point steps that overshoot.
-        newton_tolerance: of the residual of the equation.
-        petsc_options: of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the command line
-            goes before them.
+        fixed_point_tolerance: relative tolerance of the moments (or of m).
+        max_iterations: evaluations of one fixed point.
+        safeguard: whether fixed-point steps that overshoot are shortened.
+        newton_tolerance: tolerance of the residual of the equation.
+        petsc_options: options of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the
+            command line takes precedence.
 
     Raises:
         ValueError: naming the argument.

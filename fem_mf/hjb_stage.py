@@ -85,7 +85,7 @@ class HJBStage:
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
-        tolerance: of Newton's method, on the L² norm of the residual times a/(1 + a).
+        tolerance: tolerance of Newton's method, on the L² norm of the residual times a/(1 + a).
         prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """

@@ -80,17 +80,17 @@ class LangevinFlow:
     Args:
         problem: the problem, with ``degree=1``, ``mass="lumped"`` and the natural boundary.
         dt: time step, > 0.
-        accelerator: of the fixed point: ``Picard()``, ``Anderson()`` or ``Newton()``. What
-            ``Contact`` terms add to V is linearised in every evaluation, whatever it is. The
-            default is Newton where every term of F is cylindrical, Picard where V depends on m by
-            contact only, else Anderson.
-        fixed_point_tolerance: relative, on the moments (or on m).
-        max_iterations: of one fixed point.
-        safeguard: shorten fixed-point steps that overshoot.
-        linear_tolerance: relative, of iterative linear solves.
-        petsc_options: of the linear solver, without prefix; ``-fem_mf_langevin_...`` on the command
-            line goes before them. The default is LU where affordable, for which m has relative
-            precision where it is tiny too, and BiCGStab with ILU on each rank elsewhere.
+        accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
+            ``Newton()``. What ``Contact`` terms add to V is linearised in every evaluation with
+            each of them. The default is Newton where every term of F is cylindrical, Picard where V
+            depends on m by contact only, else Anderson.
+        fixed_point_tolerance: relative tolerance of the moments (or of m).
+        max_iterations: evaluations of one fixed point.
+        safeguard: whether fixed-point steps that overshoot are shortened.
+        linear_tolerance: relative tolerance of iterative linear solves.
+        petsc_options: options of the linear solver, without prefix; ``-fem_mf_langevin_...`` on the
+            command line takes precedence. The default is LU where affordable, for which m has
+            relative precision where it is tiny too, and BiCGStab with ILU on each rank elsewhere.
 
     Raises:
         ValueError: naming the argument.

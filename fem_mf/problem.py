@@ -21,7 +21,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from fem_mf.discretisation import Discretisation
-from fem_mf.errors import integer, number
+from fem_mf.errors import integer, positive
 from fem_mf.features import Array
 from fem_mf.functionals import FunctionalLike, potential_degree_of
 from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
@@ -102,8 +102,7 @@ class Problem(Discretisation):
         """The same problem with another σ; mesh, spaces and operators are shared. Collective."""
         if sigma == self.sigma:
             return self
-        if not (np.isfinite(number("sigma", sigma)) and sigma > 0):
-            raise ValueError(f"sigma must be a positive number, not {sigma}")
+        positive("sigma", sigma)
         other = copy.copy(self)
         other.sigma = float(sigma)
         other.stiffness = other.stiffness_for(other.sigma)
@@ -149,8 +148,7 @@ def _validate(
         )
     if not isinstance(functional, FunctionalLike):
         raise ValueError("a functional is an object with value(density) and derivative(density)")
-    if not (np.isfinite(number("sigma", sigma)) and sigma > 0):
-        raise ValueError(f"sigma must be a positive number, not {sigma}")
+    positive("sigma", sigma)
     if not 1 <= integer("degree", degree) <= _MAX_DEGREE[family]:
         raise ValueError(f"degree on a {cell} mesh is 1 to {_MAX_DEGREE[family]}, not {degree}")
     if boundary not in ("natural", "dirichlet"):

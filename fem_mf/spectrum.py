@@ -17,7 +17,7 @@ import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.eigensolvers import LEAST_UNKNOWNS, States, lowest_states, shell_matrix
-from fem_mf.errors import ConvergenceError, number
+from fem_mf.errors import ConvergenceError, positive
 from fem_mf.features import Array
 from fem_mf.hessian import FrozenOperator, Hessian
 from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order, flat_scale
@@ -254,8 +254,7 @@ def _guess(problem: Problem, metric: Metric, number: int) -> Array:
 
 
 def _prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
-    if not (np.isfinite(number("tolerance", tolerance)) and tolerance > 0):
-        raise ValueError(f"tolerance must be a positive number, not {tolerance}")
+    positive("tolerance", tolerance)
     condition = first_order(problem, density)
     metric = Metric(problem)
     metric.rebuild(condition.potential, condition.eigenvalue)

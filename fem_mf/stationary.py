@@ -22,7 +22,7 @@ from fem_mf.checks import Convexity, convexity
 from fem_mf.coarse import coarse_problem, from_grid
 from fem_mf.density import Density
 from fem_mf.descent import Descent, Iterate
-from fem_mf.errors import ConvergenceError, integer, number
+from fem_mf.errors import ConvergenceError, integer, positive
 from fem_mf.observables import (
     FirstOrder,
     check_density,
@@ -190,8 +190,7 @@ def minimise(
     if residual_tol is not None:
         numbers.append(("residual_tol", residual_tol))
     for name, value in numbers:
-        if not (np.isfinite(number(name, value)) and value > 0):
-            raise ValueError(f"{name} must be a positive number, not {value}")
+        positive(name, value)
     if integer("max_iterations", max_iterations) < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
     if starts is not None:

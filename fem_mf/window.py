@@ -19,6 +19,7 @@ import numpy as np
 from fem_mf.classical import ClassicalPart
 from fem_mf.closure import make_closure
 from fem_mf.density import Density
+from fem_mf.errors import positive
 from fem_mf.features import Array
 from fem_mf.fixed_point import Picard, StopTest
 from fem_mf.hjb_stage import HJBStage
@@ -75,8 +76,7 @@ class WindowMap:
         newton_tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
-        if not (np.isfinite(length) and length > 0):
-            raise ValueError(f"length must be a positive number, not {length}")
+        positive("length", length)
         if steps < 1:
             raise ValueError(f"steps is at least 1, not {steps}")
         if start.problem is not problem:
