@@ -84,13 +84,10 @@ class ClassicalPart:
         """Take a step, t after the start; v at each of its stages, owned values. Collective."""
         if self._flow is None:
             return self._integrate(dt, stages)
-        values, elapsed = [], 0.0
-        for factor, weights in stages:
-            elapsed = factor + sum(weights)
-            values.append(self._flow.shape(t + elapsed * dt).evaluate(self._points))
-        small = 1e-4 * dt
-        before = self._flow.shape(t + elapsed * dt - small).evaluate(self._points)
-        self.values, self.rate = values[-1], (values[-1] - before) / small
+        times = [t + (factor + sum(weights)) * dt for factor, weights in stages]
+        shapes = [self._flow.shape(time) for time in times]
+        values = [shape.evaluate(self._points) for shape in shapes]
+        self.values, self.rate = values[-1], self._flow.rate(shapes[-1]).evaluate(self._points)
         return values
 
     def _integrate(self, dt: float, stages: Stages) -> list[Array]:

@@ -114,14 +114,21 @@ def hjb(
     return form - half * ufl.inner(ufl.grad(u), normal) * chi * ds
 
 
-def hopf_cole(phi: Expr, chi: Expr, v: Expr, G: Expr, sigma: Expr, dx: Measure) -> Form:
+def hopf_cole(
+    phi: Expr, chi: Expr, v: Expr, G: Expr, sigma: Expr, dx: Measure, ds: Measure | None = None
+) -> Form:
     """(σ²/2)∫ρ∇φ·∇χ dx + ½∫ρGφχ dx with ρ = e^{−v}, φ = e^{−w/2}: half of H in L²(ρ) (W3).
 
     ∂_tφ is minus this form, represented in L²(ρ): equation (W2) made linear. It is half of H there
-    up to ½∂_tv, which is a constant for a stationary v.
+    up to ½∂_tv, which is a constant for a stationary v. With ``ds`` the term −(σ²/2)∫ρ∂_nφχ ds is
+    added, which leaves the flux to φ itself (an outflow, as in ``hjb``); without it the flux is 0.
     """
     rho = ufl.exp(-v)
-    return rho * sigma**2 / 2 * _dot(phi, chi) * dx + rho / 2 * G * phi * chi * dx
+    form = rho * sigma**2 / 2 * _dot(phi, chi) * dx + rho / 2 * G * phi * chi * dx
+    if ds is None:
+        return form
+    normal = ufl.FacetNormal(ufl.domain.extract_unique_domain(chi))
+    return form - rho * sigma**2 / 2 * ufl.inner(ufl.grad(phi), normal) * chi * ds
 
 
 def first_variation(u: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:

@@ -11,7 +11,7 @@ X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.integrate import quad
@@ -104,16 +104,26 @@ class RiccatiFlow:
 
     def at(self, t: float) -> Quadratic:
         """v_t."""
-        theta, b = self._coefficients(t)
-
-        def rate(s: float) -> float:
-            theta_s, b_s = self._coefficients(s)
-            return float(
-                0.5 * self._sigma**2 * np.trace(theta_s) - 0.25 * self._sigma**2 * b_s @ b_s
+        change = 0.0
+        if t > 0:
+            change, _ = quad(
+                lambda s: self.rate(self.shape(s)).constant - self._g.constant,
+                *(0.0, t),
+                epsabs=1e-13,
+                epsrel=1e-12,
+                limit=200,
             )
+        constant = self._start.constant + self._g.constant * t + change
+        return replace(self.shape(t), constant=constant)
 
-        change = quad(rate, 0.0, t, epsabs=1e-13, epsrel=1e-12, limit=200)[0] if t > 0 else 0.0
-        return Quadratic(theta, b, self._start.constant + self._g.constant * t + change)
+    def rate(self, v: Quadratic) -> Quadratic:
+        """∂_t v = (σ²/2)Δv − (σ²/4)|∇v|² + g."""
+        half, theta, b = 0.5 * self._sigma**2, v.hessian, v.slope
+        return Quadratic(
+            self._g.hessian - half * theta @ theta,
+            self._g.slope - half * theta @ b,
+            float(half * np.trace(theta) - 0.5 * half * b @ b + self._g.constant),
+        )
 
     def _coefficients(self, t: float) -> tuple[Array, Array]:
         d = self._g.slope.size

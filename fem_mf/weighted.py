@@ -4,10 +4,11 @@ With ρ = e^{−v} equation (W2) is linear in φ and symmetric in L²(ρ). Given
 
     ∫ρ(φ − r)χ/a + (σ²/2)∫ρ∇φ·∇χ + ½∫ρ(G[m] − s)φχ = 0,    m ∝ ρφ²:
 
-a third discretisation of the same curve, without Newton iterations, and with a boundary where ρ,
-not an assumption about φ, makes the flux vanish. The multiplier s keeps the norm of φ in L²(ρ), so
-that a step of any length is a minimising movement there (D7) and a is time. It takes the place of
-:class:`fem_mf.hjb_stage.HJBStage` in ``HJBFlow(..., decomposed=True, weighted=True)``.
+a third discretisation of the same curve, without Newton iterations. The boundary is an outflow, as
+in :mod:`fem_mf.hjb_stage`: the flux ½σ²ρ∂_nφ stays in the equation. Without it ∂_nw would be 0
+there, and w would have a boundary layer of width 1/|∇v|. The multiplier s keeps the norm of φ in
+L²(ρ), so that a step of any length is a minimising movement there (D7) and a is time. It takes the
+place of :class:`fem_mf.hjb_stage.HJBStage` in ``HJBFlow(..., decomposed=True, weighted=True)``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ __all__ = ["WeightedStage"]
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.stages
 _MOST_UPDATES = 100  # of c at one mean field
+# Of v and of w/2: products of two entries of the matrix must be floating-point numbers. Measured on
+# an interval, ∇²u is right at 417, wrong by a factor of 7 at 454, and φ is lost at 625.
+_MOST_SPAN = -0.5 * float(np.log(np.finfo(np.float64).tiny))
 
 _ADD = la.InsertMode.add
 _assemble_matrix: Any = fem_petsc.assemble_matrix
@@ -87,7 +91,8 @@ class WeightedStage:
         v, inertia, a = self.drift, self._inertia, self._weight
         value: Any = default_scalar_type(problem.sigma)
         sigma = fem.Constant(problem.mesh, value)
-        form = a * equations.hopf_cole(phi, chi, v, self._potential, sigma, dx)
+        ds = ufl.ds(domain=problem.mesh, metadata=dx.metadata())
+        form = a * equations.hopf_cole(phi, chi, v, self._potential, sigma, dx, ds)
         self._form: Any = fem.form(form)
         self._norm_form = fem.form(equations.mass(self._work, self._work, dx, v))
         self._load_form = fem.form(equations.mass(inertia * self._start, chi, dx, v))
@@ -96,12 +101,33 @@ class WeightedStage:
         self._solver: SpdSolver | None = None
 
     def set_drift(self, v: Array) -> None:
-        """Set v by its owned values; only differences count. Collective."""
+        """Set v by its owned values; only differences count. Collective.
+
+        Raises:
+            ConvergenceError: e^{−v} spans more than floating-point numbers can.
+        """
+        self._check_span("v", v, 1.0)
         set_owned(self.drift, v - self.problem.min(v))
 
     def encode(self, w: Array) -> Array:
-        """The unknown φ of w, by owned values."""
+        """The unknown φ of w, by owned values. Collective.
+
+        Raises:
+            ConvergenceError: e^{−w/2} spans more than floating-point numbers can.
+        """
+        self._check_span("w", w, 0.5)
         return np.exp(-0.5 * w)
+
+    def _check_span(self, name: str, values: Array, factor: float) -> None:
+        problem = self.problem
+        span = problem.max(float(values.max(initial=-np.inf))) - problem.min(values)
+        if not factor * span <= _MOST_SPAN:
+            raise ConvergenceError(
+                f"{name} varies by {span:.4g} on this mesh, and the Hopf–Cole form computes with "
+                f"e^{{−{name if factor == 1.0 else name + '/2'}}}, which would be inaccurate or 0 "
+                f"beyond {_MOST_SPAN / factor:.4g}: use weighted=False, which has no such limit, "
+                "or a smaller mesh"
+            )
 
     def rate_of_w(self, result: HJBResult) -> Array:
         """∂_t w at a solved stage, owned values."""

@@ -257,6 +257,17 @@ def test_hopf_cole_is_the_schrodinger_operator_divided_by_two(plane):
     )
 
 
+def test_hopf_cole_with_its_boundary_term_is_the_equation_of_phi(plane):
+    _, space, x, dx = plane
+    ds = ufl.ds(domain=space.mesh, metadata=dx.metadata())
+    chi, sigma = ufl.TestFunction(space), 0.7
+    v, G, phi = 0.3 * x[0] ** 2 - 0.2 * x[1], ufl.cos(x[0]), 2.0 + x[0] ** 2 + 0.5 * x[1]
+    drift = ufl.inner(ufl.grad(v), ufl.grad(phi))
+    right = sigma**2 / 2 * (ufl.div(ufl.grad(phi)) - drift) - 0.5 * G * phi
+    form = equations.hopf_cole(phi, chi, v, G, sigma, dx, ds)
+    np.testing.assert_allclose(vector(form), vector(-right * chi * ufl.exp(-v) * dx), atol=1e-12)
+
+
 def test_the_first_variation_is_the_hjb_operator_against_m(plane):
     *_, x, dx = plane
     sigma, u, V = 0.7, x[0] ** 2 + x[1] ** 2 + 0.3 * x[0], ufl.cos(x[0])

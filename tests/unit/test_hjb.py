@@ -227,6 +227,37 @@ def test_decomposed_anisotropic_gaussian_is_exact_in_time_too(form):
     assert last.lipschitz_w < 1e-8
 
 
+@pytest.mark.parametrize("h", [0.5, 0.25])
+def test_the_linear_form_has_no_boundary_layer(h):
+    """(X1) with v_0 ≠ u_0: ∇²u = θ_t, and ∇w = θ_t(x − μ_t) − ϑ_t x is largest at the boundary."""
+    radius, sigma, kappa = 5.0, 0.6, 0.5
+    mesh = mf.interval(COMM, radius, h)
+    problem = mf.Problem(mesh, trap(kappa) + mf.MeanInteraction(1.0, [0.5]), sigma, 4)
+    start = quadratic_start(problem, [[2.0]], [-1.6])
+    v = Quadratic(np.array([[1 / 0.6]]), np.zeros(1), 0.0)
+    flow = mf.HJBFlow(problem, 0.05, "sdirk2", **FORMS["weighted"])
+    *_, last = flow.run(start, 1.0, v_start=v)
+    mean, theta = moving_gaussian(1.0, 0.8, 2.0, sigma=sigma, kappa=kappa, strength=1.0, target=0.5)
+    limit = np.sqrt(2 * kappa) / sigma  # v is stationary
+    slopes = [theta * (x - mean[0]) - limit * x for x in (-radius, radius)]
+    assert last.hessian_u == pytest.approx(theta, rel=1e-4)
+    assert last.lipschitz_w == pytest.approx(np.abs(slopes).max(), rel=1e-3)
+
+
+def test_the_linear_form_says_when_its_exponentials_underflow():
+    mesh = mf.interval(COMM, 5.0, 0.1)
+    problem = mf.Problem(mesh, trap(1.0) + mf.MeanInteraction(1.0, [0.5]), 0.5, 2)
+    start = quadratic_start(problem, [[50.0]], [-150.0])
+    flow = mf.HJBFlow(problem, 0.01, **FORMS["weighted"])
+    with pytest.raises(mf.ConvergenceError, match=r"v varies by 1506 on this mesh.*weighted=False"):
+        list(flow.run(start, 0.1))
+    v = Quadratic(np.array([[2.0]]), np.zeros(1), 0.0)
+    with pytest.raises(mf.ConvergenceError, match=r"w varies by \d+ on this mesh.*weighted=False"):
+        list(flow.run(start, 0.1, v_start=v))
+    *_, last = mf.HJBFlow(problem, 0.01, **FORMS["decomposed"]).run(start, 0.1)
+    assert last.mass == pytest.approx(1.0, abs=1e-12)
+
+
 # -- orders in time ----------------------------------------------------------------------------
 
 STEPS = {1: [1 / 16, 1 / 32, 1 / 64], 2: [1 / 4, 1 / 8, 1 / 16]}
@@ -514,6 +545,23 @@ def test_ends_at_the_minimiser(form):
     assert last.eigenvalue == pytest.approx(minimum.eigenvalue, abs=1e-4)
     assert last.energy == pytest.approx(minimum.energy, abs=1e-4)
     assert l1(last.density, minimum.density) < 2e-4
+
+
+@every_form
+@every_scheme
+def test_the_residual_of_an_almost_steady_state_is_right_after_short_steps(scheme, form):
+    """N(μ∞, 1/θ) with θ near θ∞: ‖∂_tu‖ = ½|θ'| sd((x − μ)²) = |θ'|/(√2 θ), θ' = κ − ½σ²θ²."""
+    sigma, kappa, strength, target = 0.7, 1.0, 1.0, 0.5
+    mesh = mf.interval(COMM, 6.0, 0.125)
+    functional = trap(kappa) + mf.MeanInteraction(strength, [target])
+    problem = mf.Problem(mesh, functional, sigma, 4)
+    theta = np.sqrt(2 * kappa) / sigma * (1 + 1e-7)
+    mean = strength * target / (kappa + strength)
+    start = quadratic_start(problem, [[theta]], [-theta * mean])
+    *_, last = mf.HJBFlow(problem, 1e-4, scheme, **FORMS[form]).run(start, 3e-4)
+    exact = abs(kappa - 0.5 * sigma**2 * theta**2) / (np.sqrt(2.0) * theta)
+    assert last.residual == pytest.approx(exact, abs=1e-9)
+    assert exact > 4e-8
 
 
 def test_stops_at_a_steady_state():

@@ -144,6 +144,68 @@ def test_long_steps_end_at_the_minimiser():
 # -- the flow as limit -------------------------------------------------------------------------
 
 
+STRONG = {"data": np.linspace(-np.pi, np.pi, 40), "kappa": 0.1, "sigma": 0.5, "radius": 8.0}
+
+
+def strong_step_by_differences(h, n):
+    """Energy and second moment of one step of (J2), an independent code.
+
+    Ten times the network loss of tanh(xz + 1): central differences, outflow at the ends, Newton's
+    method with a dense matrix that knows the mean field, in pseudo-time.
+    """
+    z, kappa, sigma, radius = STRONG.values()
+    x, dx = np.linspace(-radius, radius, n, retstep=True)
+    features = np.tanh(np.outer(z, x) + 1.0)
+    first = (np.eye(n, k=1) - np.eye(n, k=-1)) / (2 * dx)
+    second = (np.eye(n, k=1) - 2 * np.eye(n) + np.eye(n, k=-1)) / dx**2
+    first[[0, -1]] = second[[0, -1]] = 0.0
+    first[0, :3], first[-1, -3:] = np.array([[-3, 4, -1], [1, -4, 3]]) / (2 * dx)
+    second[0, :4] = second[-1, :-5:-1] = np.array([2, -5, 4, -1]) / dx**2
+
+    def measure(u):
+        m = np.exp(u.min() - u)
+        return m / m.sum()
+
+    def rate_of(u):
+        loss = np.sin(z) - features @ measure(u)
+        V = 0.5 * kappa * x**2 - 20.0 / z.size * loss @ features
+        return V + sigma**2 / 2 * second @ u - sigma**2 / 4 * (first @ u) ** 2
+
+    def derivative(u):
+        m = measure(u)
+        coupling = features.T @ ((features - (features @ m)[:, None]) * m) / z.size
+        drift = sigma**2 / 2 * (first @ u)[:, None] * first
+        return sigma**2 / 2 * second - drift - 20.0 * coupling
+
+    start = u = 0.5 * x**2
+    delta, moved = 0.1, np.inf
+    while moved > 1e-9 * delta:
+        a = 1.0 / (1.0 / delta + 1.0 / h)
+        between, new, residual = a * (u / delta + start / h), u, np.array(np.inf)
+        while np.abs(residual).max() > 1e-9:
+            residual = new - between - a * rate_of(new)
+            new = new - np.linalg.solve(np.eye(n) - a * derivative(new), residual)
+        moved, u, delta = np.ptp(new - u), new, min(1.3 * delta, 3.0)
+    m = measure(u)
+    loss = 10.0 * np.mean((np.sin(z) - features @ m) ** 2)
+    return np.array([loss + 0.5 * kappa * x**2 @ m + sigma**2 / 4 * (first @ u) ** 2 @ m, x**2 @ m])
+
+
+def test_a_long_step_of_a_strong_mean_field_succeeds_on_every_mesh():
+    z, kappa, sigma, radius = STRONG.values()
+    coarse, fine = (strong_step_by_differences(100.0, n) for n in (161, 321))
+    exact = fine + (fine - coarse) / 3.0  # Richardson's extrapolation
+    for h in (0.8, 0.4, 0.2):
+        functional = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2) + 10.0 * mf.NetworkLoss(
+            z, np.sin(z), lambda x, z: np.tanh(x[0] * z + 1.0)
+        )
+        problem = mf.Problem(mf.interval(COMM, radius, h), functional, sigma, 4)
+        start = mf.LogDensity.from_function(problem, lambda x: 0.5 * x[0] ** 2)
+        _, state = mf.RelativeEntropyDescent(problem, 100.0).run(start, 100.0)
+        assert [state.energy, state.density.moment(2.0)] == pytest.approx(exact, rel=5e-6)
+        assert state.slack > 0.0
+
+
 def l1(here, there):
     dx = ufl.dx(metadata={"quadrature_degree": 8})
     form = fem.form(abs(ufl.exp(-here.u()) - ufl.exp(-there.u())) * dx)
