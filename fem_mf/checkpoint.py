@@ -1,15 +1,17 @@
 """Checkpoints: stop a run at any moment and go on later, on any number of ranks.
 
-    with mf.Checkpoint("run/checkpoint", problem, minutes=10) as checkpoint:
+    with mf.Checkpoint("run/checkpoint", problem, every=10) as checkpoint:
         for state in flow.run(start, t_end):
             history.append(state)
             checkpoint.write(state)  # last: the other files then reach at least as far
 
-and, in another job:
+Another job resumes the run:
 
     saved = mf.Checkpoint.read("run/checkpoint", comm)
     problem = mf.Problem(saved.mesh, functional, sigma=0.5, degree=2)
-    for state in flow.run(saved.state(problem), t_end): ...
+    flow = mf.SchrodingerFlow(problem, dt=0.05)
+    for state in flow.run(saved.state(problem), t_end):
+        print(state.t, state.energy)
 
 A checkpoint is a folder: ``manifest.json`` names the files that belong to it, ``.npy`` tables of
 the mesh and of each function. New files are written beside the old ones, and the manifest is

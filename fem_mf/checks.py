@@ -1,7 +1,9 @@
 """Checks of a functional: is its derivative right, is it convex?
 
-check_derivative(F, density)   # order 2 of the Taylor remainder
-probe_convexity(F, density)    # smallest second difference found
+Both questions are asked near a density, along random directions:
+
+    check_derivative(F, density).order    # 2 where the derivative is right
+    probe_convexity(F, density)           # the smallest second difference found
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The part v of the decomposition u = v + w: the classical equation (W1), without mean field.
 
-v = ClassicalPart(problem, g, density, v_start, ...)
-stage_values = v.advance(t, dt, stages)     # v at the stages of the step
-v.values, v.rate                            # at its end
+It advances with the stages of the time scheme; backward Euler has one:
+
+    v = ClassicalPart(problem, g, density, None, tolerance=1e-11, options=None)
+    stage_values = v.advance(t, dt, [(1.0, ())])    # v at the stages of the step
+    v.values, v.rate                                # at its end
 """
 
 from __future__ import annotations

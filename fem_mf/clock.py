@@ -1,10 +1,11 @@
 """Time of a run: an integer number of equal steps while they are equal, and an exact end.
 
-clock = Clock(dt, t_end)
-while not clock.done:
-dt = clock.next_step()
-...
-clock.accept()             # or clock.reject(0.5), and try again
+A run asks for each step and says whether it is accepted:
+
+    clock = Clock(dt, t_end)
+    while not clock.done:
+        step = clock.next_step()
+        clock.accept()    # or clock.reject(0.5), to try half of it
 """
 
 from __future__ import annotations

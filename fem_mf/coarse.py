@@ -1,7 +1,10 @@
 """A small problem on a box around the mesh, for starts.
 
-coarse = coarse_problem(problem)   # None where it would not help
-start = from_grid(density_on_coarse, problem)
+The minimiser there is a good start for the same problem on a fine mesh:
+
+    coarse = coarse_problem(problem)    # None where it would not help
+    if coarse is not None:
+        start = from_grid(minimise(coarse).density, problem)
 """
 
 from __future__ import annotations

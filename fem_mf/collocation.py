@@ -1,6 +1,8 @@
 """The collocated stiffness matrix of tensor cells, assembled along its grid lines.
 
-    matrix = collocated_stiffness(space, constrained)    # ∫∇ψ·∇χ by Gauss–Lobatto quadrature
+Its entries are those of ∫∇ψ·∇χ by Gauss–Lobatto quadrature:
+
+    matrix = collocated_stiffness(problem.space, problem.constrained)
 
 With the quadrature points at the nodes, the derivatives of the basis along reference axis a at a
 point involve the k + 1 nodes of one line, D_a, and with the geometry factors

@@ -3,7 +3,7 @@
     forms = first_order_forms(problem, density)
     forms.flat, forms.schrodinger, forms.hjb    # the same number but for discretisation
 
-    gap = bregman(problem, new, old)
+    gap = bregman(problem, density, start)
     gap.functional, gap.fisher                  # both ≥ 0 for convex F
 
 The three residuals measure ‖δF^σ/δm(m, ·) − λ‖ in L²(m) by three discretisations: tested against m

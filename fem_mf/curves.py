@@ -1,7 +1,10 @@
 """Curves with matplotlib: the history of a run, the fit of a network. Films use its figures, too.
 
-plot_history("run/history.png", History.read("run/history.csv"))
-plot_convergence("run/convergence.png", History.read("run/history.csv"))
+The columns of a history come from its CSV file:
+
+    history = History.read("run/history.csv")
+    plot_history("run/history.png", history)
+    plot_convergence("run/convergence.png", history)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Newton's method for F^σ on the sphere ‖ψ‖ = 1, safeguarded: from any start to a critical point.
 
     descent = Descent(problem)
-    for iterate in descent.run(density, residual=1e-8):
+    for iterate in descent.run(density, residual=1e-8, max_iterations=50):
         print(iterate.energy, iterate.residual)
 
 The same method computes a minimising movement (D7), argmin F^σ(ψ²) + (2/τ)‖ψ − r‖²: the term of the

@@ -1,8 +1,8 @@
 """Edge-averaged finite elements for ∂_t m = ∇·(m∇V) + (σ²/2)Δm on vertices, no flux outside.
 
     edges = EdgeOperator(problem)
-    edges.set_potential(V)             # owned values
-    edges.assemble(mass / dt)          # edges.matrix: M/dt + L(V), values only
+    edges.set_potential(V)                        # owned values
+    edges.assemble(problem.mass_diagonal / dt)    # edges.matrix: M/dt + L(V), values only
 
 With couplings w_ij = −∫∇θ_i·∇θ_j, φ = (2/σ²)V and B(x) = x/(e^x − 1), mass leaves vertex i for j at
 the rate (Scharfetter and Gummel 1969, on the edges of a mesh Xu and Zikatanov 1999)

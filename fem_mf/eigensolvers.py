@@ -1,6 +1,9 @@
 """Lowest eigenpairs of symmetric operators: the only module that touches SLEPc's EPS.
 
-    states = lowest_states(matrix, mass, preconditioner.apply, start_vectors, tolerance=1e-6)
+    start = np.random.default_rng(0).standard_normal((2, problem.num_owned))
+    states = lowest_states(
+        matrix, problem.mass_matrix, preconditioner.apply, start, tolerance=1e-6
+    )
     states.values, states.vectors
 
 LOBPCG (Knyazev 2001) with the caller's preconditioner and start: a block that contains a good

@@ -1,7 +1,9 @@
 """Every weak form of the package, in UFL. Names and letters are those of the theory page.
 
     from fem_mf import equations
-    form = equations.schrodinger(psi, chi, V, sigma, ufl.dx)
+    psi, chi = ufl.TrialFunction(problem.space), ufl.TestFunction(problem.space)
+    V = problem.functional.derivative(density)
+    form = equations.schrodinger(psi, chi, V, problem.sigma, ufl.dx)
 
 The functions are stateless: they combine trial functions, test functions and coefficients into a
 form and know neither problem nor time. What the package assembles comes from here (``langevin``,

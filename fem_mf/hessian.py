@@ -8,8 +8,9 @@ The mean-field part is of low rank for cylindrical terms, 2 Σ_j s_j ⟨b_j, v�
 is a multiplication by 2βm for contact terms; for a user's own functional it is a difference
 quotient of V. None of them ever forms a dense matrix.
 
+    from fem_mf.observables import first_order
     hessian = Hessian(problem)
-    hessian.update(density, condition)    # condition = first_order(problem, density)
+    hessian.update(density, first_order(problem, density))
     hessian.apply(v)
 """
 

@@ -1,9 +1,11 @@
 """Scalars of a run, step by step: a CSV file and a progress bar.
 
-with History("run/history.csv", problem.comm) as history:
-    for state in progress(flow.run(start, t_end), t_end, problem.comm):
-        history.append(state)
-energies = History.read("run/history.csv")["energy"]
+A run appends its states, and the file can be read at any time:
+
+    with History("run/history.csv", problem.comm) as history:
+        for state in progress(flow.run(start, t_end), t_end, problem.comm):
+            history.append(state)
+    energies = History.read("run/history.csv")["energy"]
 """
 
 from __future__ import annotations

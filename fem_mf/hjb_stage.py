@@ -11,8 +11,9 @@ given. For elements of degree k this "no boundary condition" acts as if the (k +
 vanished there (Papanastasiou, Malamataris, Ellwood 1992; Griffiths 1997), so that quadratic
 solutions are exact for k ≥ 2.
 
-    stage = HJBStage(problem, closure, ...)
-    result = stage.solve(r, guess, a, shift)
+    settings = dict(safeguard=True, tolerance=1e-11, prefix="fem_mf_hjb_", options=None)
+    stage = HJBStage(problem, closure, accelerator=Anderson(), stop=StopTest(), **settings)
+    result = stage.solve(start=r, guess=r, y=y, a=0.05, shift=0.0)
 """
 
 from __future__ import annotations

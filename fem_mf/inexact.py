@@ -1,8 +1,10 @@
 """How accurate the linear solves inside a fixed point need to be.
 
-tolerance = InnerTolerance(rtol=1e-12, stop=stop)
-rtol = tolerance(previous_residual, size)
-tolerance.learn(record, contraction)
+A stage asks for the tolerance of its next solve and, at its end, reports its fixed point:
+
+    tolerance = InnerTolerance(rtol=1e-12, stop=StopTest())
+    rtol = tolerance(previous=1e-3, size=1.0)
+    tolerance.learn(record, contraction=0.1)
 """
 
 from __future__ import annotations

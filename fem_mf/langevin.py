@@ -1,7 +1,8 @@
 """The mean-field Langevin flow (L1): the W₂ gradient flow of E(m) = F(m) + (σ²/2)∫m log m.
 
     problem = Problem(mesh, functional, sigma=0.5, degree=1, mass="lumped")
-    for state in LangevinFlow(problem, dt=0.05).run(start, t_end=10.0):
+    start = Density.from_function(problem, lambda x: np.exp(-(x[0] ** 2)))
+    for state in LangevinFlow(problem, dt=0.05).run(start, t_end=1.0):
         print(state.t, state.energy, state.gap)
     best = minimise_entropic(problem)
 

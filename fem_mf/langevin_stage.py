@@ -6,7 +6,10 @@ A fixed point on the mean field surrounds linear solves. Newton's method for it 
 from the derivative of L. A potential βm, which follows m point by point, would need a Newton step
 for each vertex: instead it is linearised inside each evaluation, where it couples the same edges.
 
-    stage = LangevinStage(problem, closure, ...)
+    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_langevin_", options=None)
+    stage = LangevinStage(
+        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+    )
     result = stage.solve(m, y, dt)
 """
 

@@ -1,7 +1,9 @@
 """The loss of an infinitely wide two-layer network as a functional of the law of its neurons.
 
-F = NetworkLoss(z, y, neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
-F.predict(density, new_z)    # the network's output
+A neuron is a function of its parameters x and of one datum z:
+
+    F = NetworkLoss(z, y, neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
+    F.predict(density, new_z)    # the network's output
 
 With labels y = ±1 and ``loss="logistic"`` it is a classifier, and f the log-odds of y = 1.
 """

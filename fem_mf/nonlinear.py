@@ -1,7 +1,10 @@
 """Nonlinear solves: the only module that touches SNES.
 
-solver = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", defaults)
-steps = solver.solve(solution, tolerance=1e-12)
+One solver serves a whole run; its two callables use data that change from step to step:
+
+    defaults = {"ksp_type": "preonly", "pc_type": "lu"}
+    solver = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", defaults)
+    steps = solver.solve(solution, tolerance=1e-12)
 """
 
 from __future__ import annotations

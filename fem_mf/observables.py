@@ -1,8 +1,11 @@
 """Energy, eigenvalue, residual and dissipation of a density.
 
-energy(problem, density)      # F^σ(m), E1
-eigenvalue(problem, density)  # λ = ⟨ψ, H[m]ψ⟩, F2
-residual(problem, density)    # ‖H[m]ψ − λψ‖
+Each is a number, the same on every rank:
+
+    energy(problem, density)         # F^σ(m), E1
+    eigenvalue(problem, density)     # λ = ⟨ψ, H[m]ψ⟩, F2
+    residual(problem, density)       # ‖H[m]ψ − λψ‖
+    dissipation(problem, density)    # −dF^σ/dt along the flow, D4
 """
 
 from __future__ import annotations

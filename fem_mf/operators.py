@@ -1,7 +1,7 @@
 """The matrix c M + σ²A + ∫V[m]ψχ while c and the mean field change.
 
     operator = PotentialOperator(problem, closure)
-    operator.update(c, y)    # values only, the matrix object stays
+    operator.update(2.0 / dt, y)    # values only, the matrix object stays
     operator.matrix, operator.order(density)
 
 Where V − V_0 has few features, each has its matrix assembled once and an update is a few axpys.

@@ -1,6 +1,7 @@
 """PETSc options: who wins, and what is good when nobody says anything.
 
-    tolerances = configure(ksp, default_options(condition, dofs, dim), petsc_options)
+    defaults = default_options(condition=1e4, dofs=66_000, dim=2)
+    tolerances = configure(ksp, defaults, {"pc_type": "jacobi"})
 
 Options come from, in this order: the command line (``-fem_mf_schrodinger_ksp_type ...``), the
 ``petsc_options`` argument, the defaults. Nothing stays behind in the database.

@@ -3,8 +3,10 @@
 Every function takes its communicator; ``MPI.COMM_WORLD`` is named only by the abort hook, which
 has to end the whole job.
 
-    total = global_sum(comm, local_value)
-    text = on_root(comm, path.read_text)      # rank 0 works, everybody gets it, or everybody raises
+    total = global_sum(comm, 1.0)    # the number of ranks
+    text = on_root(comm, Path("run/history.csv").read_text)
+
+Rank 0 reads the file; every rank receives the text, or every rank raises the error.
 """
 
 from __future__ import annotations

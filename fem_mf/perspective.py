@@ -1,5 +1,6 @@
 """A fixed view into a box with axes: pyvista draws what is in it, matplotlib the letters.
 
+    box = (-1.0, 1.0, -1.0, 1.0, 0.0, 0.5)
     view = Perspective((960, 720), box, values=box, names=("x₁", "x₂", "m"))
     image = view.shoot([(surface, {"color": "tan"})])   # (720, 960, 3) bytes
     view.label(figure)                                  # ticks and names, onto the figure below it

@@ -1,6 +1,6 @@
 """Pictures: densities in memory, and everything in a folder of results; the public face of drawing.
 
-    plot_density("run/density.png", state.density, title="t = 1")
+    plot_density("run/density.png", density, title="t = 1")
     render("run")                                   # pictures, film and curves of what is there
     film("run/series.xdmf", "run/m.mp4", field="m")
 

@@ -1,7 +1,7 @@
 """Descent in relative entropy (J1): a minimising movement for F^σ.
 
     descent = RelativeEntropyDescent(problem, step=0.5)
-    for state in descent.run(start, steps=20):
+    for state in descent.run(start, t_end=10.0):
         print(state.energy, state.relative_entropy, state.slack)
 
 m_{k+1} minimises h⁻¹H(m|m_k) + F^σ(m); its optimality condition (J2) is one backward Euler step of

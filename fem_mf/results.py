@@ -1,6 +1,8 @@
 """Everything in a folder of results as pictures.
 
-render("results/run")           # what ``python -m fem_mf.plotting results/run`` does
+This is what ``python -m fem_mf.plotting run`` does for a folder ``run``:
+
+    paths = render("run")    # the pictures, the film and the curves
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def render(
     with one camera and one scale of colours, and the curves of ``history.csv``. Of a ``.pvd`` and
     an ``.xdmf`` of one name that both have the field, the ``.pvd`` is drawn: it has the degree.
 
-        render("results/run")
-        render("results/run", field="u", times=[0.5, 1.0], kind=None)
+        render("run")
+        render("run", field="u", times=[0.5, 1.0], kind=None)
 
     Args:
         folder: where the results are, also of a run that goes on; or one of its files.

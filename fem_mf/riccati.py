@@ -1,7 +1,8 @@
 """Quadratic solutions v = ½xᵀΘx + b·x + c of the classical equation (W1), in closed form.
 
-    g = Quadratic.fit(problem, values)          # None where g is not quadratic
-    v = RiccatiFlow(g, v_0, sigma)
+    x = problem.nodes[:, : problem.num_owned]
+    g = Quadratic.fit(problem, 0.5 * x[0] ** 2, x)    # None where g is not quadratic
+    v = RiccatiFlow(g, start=g, sigma=problem.sigma)
     v.at(t).evaluate(x), v.at(t).hessian
 
 With g = ½xᵀQx + q·x + q₀, equation (W1) is Θ' = Q − (σ²/2)Θ², b' = q − (σ²/2)Θb and

@@ -1,8 +1,8 @@
 """Tables whose rows are shared out among ranks, each written and read as one ``.npy`` file.
 
-    blocks = write_rows(comm, "values.npy", my_rows)        # rank after rank
+    blocks = write_rows(comm, "values.npy", np.eye(3))      # rank after rank
     table = read_rows(comm, "values.npy", blocks)           # on any number of ranks
-    mine = table[wanted]
+    mine = table[[0, 2]]
 
 The file is an ordinary NumPy array. The checksum of each rank's block is kept apart from it, so
 that a file that was cut off or changed is found out, by all ranks together.

@@ -1,7 +1,10 @@
 """A finite-element function brought whole to rank 0, as a linear function on simplices.
 
-sample = gather(density.psi, degree=2)      # None on the other ranks
-sample.points, sample.cells, sample.values
+Only rank 0 receives it; a higher degree subdivides the cells:
+
+    sample = gather(density.psi, degree=2)    # None on the other ranks
+    if sample is not None:
+        sample.points, sample.cells, sample.values
 """
 
 from __future__ import annotations

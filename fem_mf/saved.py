@@ -1,8 +1,10 @@
 """A checkpoint read back: its mesh, its state, on any number of ranks.
 
-saved = Saved.open(Path("run/checkpoint"), comm)
-problem = Problem(saved.mesh, functional, sigma=0.5, degree=2)
-state = saved.state(problem)
+The functional is not stored, so the problem has to be made again:
+
+    saved = Saved.open(Path("run/checkpoint"), comm)
+    problem = Problem(saved.mesh, functional, sigma=0.5, degree=2)
+    state = saved.state(problem)
 """
 
 from __future__ import annotations

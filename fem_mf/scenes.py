@@ -1,7 +1,7 @@
 """One field at one time as an image: a curve, a surface, or isosurfaces and slices.
 
-    scene = make_scene(Recorded("run/series.xdmf"), "m", steps=range(20))
-    image = scene.draw(7)       # (720, 1280, 3) bytes
+    scene = make_scene(Recorded("run/series.xdmf"), "m", steps=range(3))
+    image = scene.draw(2)    # (720, 1280, 3) bytes
 
 What does not belong to the field stays the same in all images of a scene: camera, axes, colours.
 """

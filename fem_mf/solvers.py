@@ -1,10 +1,13 @@
 """Linear solves: the only module that touches KSP.
 
-solver = SpdSolver(matrix, "fem_mf_schrodinger_", defaults)
-iterations = solver.solve(right, solution, rtol=1e-12)
+A solver keeps its preconditioner while the matrix changes, and a preconditioner can be used alone:
 
-preconditioner = Preconditioner(matrix, "fem_mf_stationary_", defaults)
-preconditioner.apply(right, solution)
+    solver = SpdSolver(matrix, "fem_mf_schrodinger_", {"ksp_type": "cg", "pc_type": "jacobi"})
+    iterations = solver.solve(right, solution, rtol=1e-12)
+
+    defaults = {"ksp_type": "preonly", "pc_type": "cholesky"}
+    preconditioner = Preconditioner(matrix, "fem_mf_stationary_", defaults)
+    preconditioner.apply(right, solution)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The spectrum at a density: certificate (C1), spectral gap, decay rate of the flow.
 
-gap(problem, density)            # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, C1
-spectral_gap(problem, density)   # λ₁ − λ₀ of the frozen H[m]
-decay_rate(problem, density)     # of F^σ(m_t) − min F^σ along the flow, near the minimiser
+Both gaps are defined at any density, the decay rate at the minimiser:
+
+    gap(problem, density)             # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, C1
+    spectral_gap(problem, density)    # λ₁ − λ₀ of the frozen H[m]
+    decay_rate(problem, best)         # of F^σ(m_t) − min F^σ along the flow
 """
 
 from __future__ import annotations

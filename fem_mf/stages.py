@@ -9,8 +9,13 @@ field and the multiplier (:mod:`fem_mf.movement`) around linear solves; where th
 not contract, or its operator is not positive, by Newton's method on the sphere
 (:mod:`fem_mf.descent`), the one that computes minimisers. For convex F both give the same ψ.
 
-    stage = ImplicitStage(problem, closure, ...)
-    result = stage.solve(anchor, guess, a, origin)
+    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_schrodinger_", options=None)
+    stage = ImplicitStage(
+        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+    )
+    psi = density.amplitude()
+    anchor = Anchor(base=psi, load=density.mass_amplitude())
+    result = stage.solve(anchor, Guess(psi, y, shift=0.0), a=0.05, origin=psi)
 """
 
 from __future__ import annotations

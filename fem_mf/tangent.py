@@ -1,6 +1,8 @@
 """Truncated conjugate gradients on the tangent space of the sphere ‖ψ‖ = 1.
 
-    step = newton_direction(problem, hessian.apply, psi, mass_psi, gradient, precondition, ...)
+    step = newton_direction(
+        problem, hessian.apply, psi, mass_psi, gradient, precondition, tolerance=0.1
+    )
     step.direction, step.iterations, step.truncated
 
 Solves J δ = −r for δ ⊥ ψ, J symmetric but only known to be positive near a minimiser: where a

@@ -1,0 +1,252 @@
+"""The examples in the docstrings of the package run, and none has lost its indentation."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+import ufl
+
+import fem_mf as mf
+from fem_mf.closure import make_closure
+from fem_mf.operators import PotentialOperator
+
+pytest.importorskip("pyvista")
+pytest.importorskip("imageio.v3")
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST_EXAMPLES, MOST_LINES = 59, 10
+
+# --- what the docstrings hold ---------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """The code of one docstring, block after block as in a session."""
+
+    where: str  # a module, or a class or function of a module, as in "film.film"
+    blocks: list[str]
+
+    @property
+    def module(self) -> str:
+        return self.where.partition(".")[0]
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Place and text of every docstring of a module, a class or a function."""
+    for path in sorted((ROOT / "fem_mf").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                name = "" if isinstance(node, ast.Module) else f".{node.name}"
+                yield path.stem + name, ast.get_docstring(node) or ""
+
+
+def indented_blocks(text: str) -> list[str]:
+    """Paragraphs indented by four spaces; sections such as "Args:" have no empty line above."""
+    found = re.findall(r"(?<=\n\n) {4}.*(?:\n {4}.*|\n(?=\n {4}))*", text)
+    return [textwrap.dedent(block) for block in found]
+
+
+def is_code(block: str) -> bool:
+    """Neither a command line nor a formula, which is not ASCII outside strings and comments."""
+    bare = re.sub(r'"[^"]*"|#.*', "", block)
+    return bare.isascii() and not block.startswith("python -m")
+
+
+def examples() -> Iterator[Example]:
+    for where, text in docstrings():
+        blocks = [block for block in indented_blocks(text) if is_code(block)]
+        if blocks:
+            yield Example(where, blocks)
+
+
+EXAMPLES = list(examples())
+
+
+# --- what they may use ----------------------------------------------------------------------
+
+# Modules whose examples are about a problem with lumped vertices, as the Langevin flow needs it.
+LUMPED = {"edge_averaged", "langevin_stage"}
+
+# What an example uses besides the names of its module, of the package and of ``namespace``.
+PREPARATION = {
+    "checkpoint": "history = mf.History('run/history.csv', comm)",
+    "classical": """
+        g = closure.base
+        density = mf.LogDensity.from_function(problem, well)
+    """,
+    "coarse": "problem = mf.Problem(mf.interval(comm, radius=3.0, h=0.01), F, sigma=0.5)",
+    "eigensolvers": """
+        from fem_mf.solvers import Preconditioner
+        options = {"ksp_type": "preonly", "pc_type": "lu"}
+        preconditioner = Preconditioner(matrix, "fem_mf_example_", options)
+    """,
+    "fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",
+    "functionals": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
+    "hjb_stage": "r = well(problem.nodes[:, : problem.num_owned])",
+    "inexact": """
+        record = FixedPointRecord(y=y, residuals=(1.0, 0.1), contraction=0.1, shortened=0)
+    """,
+    "langevin_stage": "m = density.amplitude() ** 2",
+    "network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
+    "nonlinear": """
+        residual = lambda x, f: matrix.mult(x, f)
+        jacobian = lambda x, J: None
+        solution.set(1.0)
+    """,
+    "options": """
+        ksp = PETSc.KSP().create(comm)
+        ksp.setOptionsPrefix("fem_mf_example_")
+        ksp.setOperators(matrix)
+    """,
+    "perspective": """
+        import pyvista
+        from fem_mf.curves import make_figure
+        surface, figure = pyvista.Plane(), make_figure(9.6, 7.2, dpi=100.0, layout=None)
+    """,
+    "regularity": "u = v = w = well(problem.nodes[:, : problem.num_owned])",
+    "spectrum": "best = mf.minimise(problem).density",
+    "tangent": """
+        from fem_mf.hessian import Hessian
+        from fem_mf.observables import first_order
+        hessian, condition = Hessian(problem), first_order(problem, density)
+        hessian.update(density, condition)
+        psi, mass_psi, gradient = density.amplitude(), density.mass_amplitude(), condition.gradient
+        precondition = problem.solve_mass
+    """,
+}
+
+
+def well(x: np.ndarray) -> np.ndarray:
+    return x[0] ** 2 + x[1] ** 2
+
+
+def neuron(x: np.ndarray, z: float) -> np.ndarray:
+    return np.tanh(x[0] * z)
+
+
+def namespace(lumped: bool) -> dict[str, Any]:
+    """The names that all examples share, for a network on an interval."""
+    comm, dt = MPI.COMM_WORLD, 0.05
+    mesh = mf.interval(comm, radius=3.0, h=0.25)
+    F = 0.1 * mf.Potential(well) + mf.NetworkLoss([-1.0, 1.0], [0.5, 1.0], neuron)
+    mass = {"degree": 1, "mass": "lumped"} if lumped else {"degree": 2}
+    problem = mf.Problem(mesh, F, sigma=0.5, **mass)
+    start = mf.Density.from_function(problem, lambda x: np.exp(-well(x)))
+    density = mf.Density.from_function(problem, lambda x: np.exp(-2.0 * well(x)))
+    closure = make_closure(problem)
+    y = closure.order(density)
+    operator = PotentialOperator(problem, closure)
+    operator.update(2.0 / dt, y)
+    right, solution = operator.matrix.createVecs()
+    right.set(1.0)
+    solution.set(0.0)
+    return {name: getattr(mf, name) for name in mf.__all__} | {
+        "MPI": MPI,
+        "Path": Path,
+        "fem_mf": mf,
+        "mf": mf,
+        "np": np,
+        "ufl": ufl,
+        "comm": comm,
+        "mesh": mesh,
+        "F": F,
+        "functional": F,
+        "well": well,
+        "neuron": neuron,
+        "problem": problem,
+        "start": start,
+        "density": density,
+        "flow": mf.SchrodingerFlow(problem, dt),
+        "t": 0.0,
+        "dt": dt,
+        "t_end": 0.5,
+        "closure": closure,
+        "y": y,
+        "V": closure.potential(y)[: problem.num_owned],
+        "v": density.amplitude(),
+        "matrix": operator.matrix,
+        "right": right,
+        "solution": solution,
+    }
+
+
+@pytest.fixture(scope="module")
+def common() -> dict[bool, dict[str, Any]]:
+    return {lumped: namespace(lumped) for lumped in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def run(common: dict[bool, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results: a history, two series of three steps, and a checkpoint."""
+    names, folder = common[False], tmp_path_factory.mktemp("results") / "run"
+    problem, comm = names["problem"], names["comm"]
+    with (
+        mf.XDMFSeries(folder / "series.xdmf", problem) as xdmf,
+        mf.PVDSeries(folder / "series.pvd", problem) as pvd,
+        mf.History(folder / "history.csv", comm) as history,
+        mf.Checkpoint(folder / "checkpoint", problem, every=1) as checkpoint,
+    ):
+        for state in names["flow"].run(names["start"], t_end=0.1):
+            xdmf.write(state.t, state.density)
+            pvd.write(state.t, state.density)
+            history.append(state)
+            checkpoint.write(state)
+    return folder
+
+
+# --- tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.where)
+def test_example_runs(
+    example: Example,
+    common: dict[bool, dict[str, Any]],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "meshes").symlink_to(ROOT / "meshes")
+    monkeypatch.chdir(tmp_path)
+    module = example.module
+    home = importlib.import_module("fem_mf" if module == "__init__" else f"fem_mf.{module}")
+    names = common[module in LUMPED] | vars(home)
+    exec(textwrap.dedent(PREPARATION.get(module, "")), names)
+    for block in example.blocks:
+        exec(compile(block, f"<docstring of {example.where}>", "exec"), names)
+
+
+def test_examples_are_all_found_short_and_without_gaps() -> None:
+    assert len(EXAMPLES) >= LEAST_EXAMPLES
+    assert LUMPED | PREPARATION.keys() <= {example.module for example in EXAMPLES}
+    for example in EXAMPLES:
+        for block in example.blocks:
+            assert "..." not in block, example.where
+            assert len(block.splitlines()) <= MOST_LINES, example.where
+
+
+# An assignment of a call, a call, the head of a block, an import, or a comment.
+CODE = re.compile(
+    r"^[\w.]+(, [\w.]+)* = [\w.]+\(.*[)\](,:]$|^[\w.]+\(.*\)$|^(for|while|with) .*:$"
+    r"|^from \w+(\.\w+)* import |^import \w+|^\S.*\s# "
+)
+
+
+def test_no_example_lost_its_indentation() -> None:
+    flush = [
+        f"{where}: {line}"
+        for where, text in docstrings()
+        for line in text.splitlines()
+        if CODE.search(line)
+    ]
+    assert not flush, "indent these by four spaces, below an empty line:\n" + "\n".join(flush)
