@@ -26,6 +26,7 @@ except ImportError as error:
         f"into an environment (conda, Debian, docker image) that has it ({error})"
     ) from error
 
+from fem_mf.boundary import boundary_mass
 from fem_mf.checkpoint import Checkpoint
 from fem_mf.checks import Convexity, check_derivative, probe_convexity
 from fem_mf.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
@@ -47,7 +48,7 @@ from fem_mf.log_density import LogDensity
 from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.network import NetworkLoss
 from fem_mf.newton import Newton
-from fem_mf.observables import boundary_mass, dissipation, eigenvalue, energy, residual
+from fem_mf.observables import dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.parallel import install_abort_hook, setup_logging
 from fem_mf.problem import Problem

@@ -43,7 +43,7 @@ from dolfinx import fem
 
 from fem_mf.history import RunFile
 from fem_mf.log_density import LogDensity
-from fem_mf.parallel import on_root
+from fem_mf.parallel import on_root, warn
 from fem_mf.problem import Problem
 from fem_mf.rows import write_rows
 from fem_mf.saved import FORMAT, MANIFEST, Saved, describe
@@ -167,7 +167,8 @@ class Checkpoint(RunFile):
             self._written_at = time.monotonic()
         if told:
             name = signal.Signals(told).name
-            _LOG.warning(
+            warn(
+                *(self._comm, _LOG),
                 "%s: stopped at t = %.6g, step %d; '%s' has all that is needed to resume the run%s",
                 name,
                 state.t,

@@ -26,7 +26,7 @@ from ufl.core.expr import Expr
 
 from fem_mf.errors import number
 from fem_mf.features import Array, FeatureMatrix, SpaceFunction
-from fem_mf.parallel import global_sum, same_on_all_ranks
+from fem_mf.parallel import global_sum, same_on_all_ranks, warn
 
 __all__ = [
     "Contact",
@@ -339,7 +339,8 @@ class Cylindrical(Functional):
                 f"{problem.dim}"
             )
         if zero.size:
-            _LOG.warning(
+            warn(
+                *(problem.comm, _LOG),
                 "%d of %d features vanish at all nodes of the mesh, the first is %s number %d",
                 *(zero.size, len(largest), self._label, zero[0]),
             )

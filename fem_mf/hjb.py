@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fem_mf.arguments import check_run, check_scheme, check_step, check_tolerances
+from fem_mf.boundary import warn_if_truncated
 from fem_mf.classical import ClassicalPart
 from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
@@ -28,7 +29,7 @@ from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.log_density import LogDensity, log_density
 from fem_mf.newton import Newton
-from fem_mf.observables import energy, warn_if_truncated
+from fem_mf.observables import energy
 from fem_mf.options import Options
 from fem_mf.problem import Problem
 from fem_mf.regularity import Regularity
@@ -169,7 +170,7 @@ class HJBFlow:
                 self.problem, self.closure.base, density, v_start, self._tolerance, self._options
             )
         y = self.closure.order(density)
-        warn_if_truncated(self.problem, density)
+        outside = warn_if_truncated(self.problem, density)
         if state is None:
             state = self._state(density, classical, y, [], t=0.0, dt=0.0, next_dt=self.dt, step=0)
         yield state
@@ -190,7 +191,7 @@ class HJBFlow:
                 step=clock.step,
             )
             yield state
-        warn_if_truncated(self.problem, density)
+        warn_if_truncated(self.problem, density, outside)
 
     def rate(self, density: LogDensity) -> Array:
         """(σ²/2)Δu − (σ²/4)|∇u|² + V[m], owned values: ∂_t u up to a constant. Collective."""

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.arguments import check_run, check_step, check_tolerances
+from fem_mf.boundary import warn_if_truncated
 from fem_mf.clock import Clock
 from fem_mf.closure import make_closure
 from fem_mf.density import Density
@@ -35,8 +36,8 @@ from fem_mf.extrapolation import Extrapolation
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, StopTest
 from fem_mf.langevin_stage import LangevinResult, LangevinStage, default_accelerator
-from fem_mf.observables import warn_if_truncated
 from fem_mf.options import Options
+from fem_mf.parallel import warn
 from fem_mf.problem import Problem
 from fem_mf.state import State
 
@@ -169,7 +170,7 @@ class LangevinFlow:
             state = start
         else:
             state = self._state(m, None, t=0.0, dt=0.0, next_dt=self.dt, step=0)
-        warn_if_truncated(self.problem, density)
+        outside = warn_if_truncated(self.problem, density)
         warned = _warn_of_diffusion(state)
         yield state
         past = Extrapolation(2, lambda y: float(np.sqrt(self.closure.dot(y, y))))
@@ -185,7 +186,7 @@ class LangevinFlow:
             )
             warned = warned or _warn_of_diffusion(state)
             yield state
-        warn_if_truncated(self.problem, state.density)
+        warn_if_truncated(self.problem, state.density, outside)
 
     def _limit(self, start: Density) -> LangevinState:
         """Where the flow ends, as one infinite step."""
@@ -291,7 +292,8 @@ def _warn_of_diffusion(state: LangevinState) -> bool:
     """Say that the mesh is too coarse for the drift; whether it was said."""
     if not state.peclet > 1.0:
         return False
-    _LOG.warning(
+    warn(
+        *(state.density.problem.comm, _LOG),
         "t = %.6g: the cell Péclet number |∇V|h/σ² is %.2g: numerical diffusion spreads m as it "
         "moves, and the scheme is of order 1 in h; make the mesh about %.2g times as fine",
         *(state.t, state.peclet, 2.0 * state.peclet),
@@ -302,7 +304,8 @@ def _warn_of_diffusion(state: LangevinState) -> bool:
 def _warn_of_negative_couplings(stage: LangevinStage) -> None:
     edges = stage.edges
     if edges.negative:
-        _LOG.warning(
+        warn(
+            *(stage.problem.comm, _LOG),
             "%d of %d edges have a negative coupling (a positive off-diagonal stiffness entry): "
             "m > 0 and the decay of energy are not guaranteed; use %s",
             edges.negative,

@@ -10,7 +10,6 @@ Each is a number, the same on every rank:
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,6 @@ from fem_mf.problem import Problem
 
 __all__ = [
     "FirstOrder",
-    "boundary_mass",
     "check_density",
     "check_problem",
     "dissipation",
@@ -34,9 +32,6 @@ __all__ = [
     "hamiltonian",
     "residual",
 ]
-
-_LOG = logging.getLogger(__name__)
-BOUNDARY_MASS_WARNING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,35 +135,3 @@ def residual(problem: Problem, density: Density) -> float:
 def dissipation(problem: Problem, density: Density) -> float:
     """−dF^σ/dt = ‖H[m]ψ − λψ‖² along the flow through this density (D4). Collective."""
     return first_order(problem, density).residual ** 2
-
-
-def boundary_mass(problem: Problem, density: Density) -> float:
-    """Mass of the cells that touch the boundary. Collective.
-
-    What the truncation of R^d to the mesh neglects is of this size or smaller; the boundary of a
-    hole counts too.
-    """
-    return problem.boundary_mass(density.amplitude())
-
-
-def warn_if_truncated(problem: Problem, density: Density) -> float:
-    """Log a warning with the radius to use when the mesh is too small for m. Collective.
-
-    Not with ``boundary="dirichlet"``: walls belong to the problem.
-
-    Returns:
-        The boundary mass.
-    """
-    mass = boundary_mass(problem, density)
-    if mass > BOUNDARY_MASS_WARNING and problem.boundary == "natural":
-        radius = problem.max(float(np.abs(problem.mesh.geometry.x).max(initial=0.0)))
-        # Gaussian tails, mass ~ exp(−θR²/2): solve for the radius that reaches the threshold.
-        tail = min(mass, 0.5)
-        wanted = radius * np.sqrt(np.log(BOUNDARY_MASS_WARNING * 1e-2) / np.log(tail))
-        _LOG.warning(
-            "the mesh is too small: boundary mass %.1e at radius %.3g; use a radius of about %.3g",
-            mass,
-            radius,
-            wanted,
-        )
-    return mass

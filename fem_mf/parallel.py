@@ -32,6 +32,7 @@ __all__ = [
     "on_root",
     "same_on_all_ranks",
     "setup_logging",
+    "warn",
 ]
 
 _HANDLER_NAME = "fem_mf rank 0"
@@ -152,6 +153,19 @@ def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
     logger.addHandler(handler)
     logger.setLevel(level if comm.rank == 0 else logging.ERROR)
     logger.propagate = False
+
+
+def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) -> None:
+    """Log a warning once, on rank 0, with that word, whatever the user's logging is.
+
+    Args:
+        comm: the communicator whose rank 0 speaks.
+        logger: of the module.
+        message: with ``%`` formats.
+        args: for the formats.
+    """
+    if comm.rank == 0:
+        logger.warning("warning: " + message, *args)
 
 
 def install_abort_hook() -> None:

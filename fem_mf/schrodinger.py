@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fem_mf.arguments import check_run, check_scheme, check_step, check_tolerances
+from fem_mf.boundary import warn_if_truncated
 from fem_mf.clock import Clock
 from fem_mf.closure import Closure, MomentClosure, make_closure
 from fem_mf.density import Density
@@ -27,9 +28,9 @@ from fem_mf.extrapolation import Extrapolation
 from fem_mf.features import Array
 from fem_mf.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.newton import Newton
-from fem_mf.observables import hamiltonian, warn_if_truncated
+from fem_mf.observables import hamiltonian
 from fem_mf.options import Options
-from fem_mf.parallel import same_on_all_ranks
+from fem_mf.parallel import same_on_all_ranks, warn
 from fem_mf.problem import Problem
 from fem_mf.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
 from fem_mf.spaces import owned_values
@@ -145,7 +146,7 @@ class SchrodingerFlow:
         state = start if isinstance(start, State) else None
         if state is None:
             state = self._state(now, t=0.0, dt=0.0, next_dt=self.dt, step=0)
-        warn_if_truncated(self.problem, state.density)
+        outside = warn_if_truncated(self.problem, state.density)
         yield state
         dt = self.dt if self.tolerance is None else state.next_dt
         clock = Clock(dt, t_end, state.t, state.step)
@@ -163,7 +164,7 @@ class SchrodingerFlow:
                 **counts,
             )
             yield state
-        warn_if_truncated(self.problem, state.density)
+        warn_if_truncated(self.problem, state.density, outside)
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -260,13 +261,15 @@ class SchrodingerFlow:
 
     def _warn(self, now: Instant, t: float, dt: float, parts: int, error: Exception) -> None:
         if not isinstance(error, TooLongError):
-            _LOG.warning(
+            warn(
+                *(self.problem.comm, _LOG),
                 "t = %.6g: a step of %.3g was replaced by %d minimising movement(s) of the same "
                 "length together, of order 1 (column 'replaced'; said once): %s",
                 *(t, dt, parts, error),
             )
             return
-        _LOG.warning(
+        warn(
+            *(self.problem.comm, _LOG),
             "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
             "movements of the same length, of order 1 (column 'replaced'; said once); %s resolves "
             "dt up to about %.2g there",

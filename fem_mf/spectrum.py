@@ -24,6 +24,7 @@ from fem_mf.features import Array
 from fem_mf.hessian import FrozenOperator, Hessian
 from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order, flat_scale
 from fem_mf.options import Options, default_preconditioner
+from fem_mf.parallel import warn
 from fem_mf.problem import Problem
 from fem_mf.solvers import Preconditioner
 from fem_mf.spaces import owned_values
@@ -303,7 +304,7 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
         return values[1] - values[0], first + second + rounding
 
     rounding = _rounding(problem, density, condition)
-    return _sharpened(measure, tolerance, spread, "spectral gap")
+    return _sharpened(problem, measure, tolerance, spread, "spectral gap")
 
 
 def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
@@ -384,7 +385,7 @@ def lowest_curvature(
         residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
         return found.values[0], _error(found.values, residuals, 0) + rounding
 
-    value = _sharpened(measure, tolerance, spread, name)
+    value = _sharpened(problem, measure, tolerance, spread, name)
     slowest = states[0] - psi * problem.dot(mass_psi, states[0])
     return value, slowest / problem.norm(slowest)
 
@@ -407,7 +408,11 @@ def _error(values: list[float], residuals: list[float], k: int) -> float:
 
 
 def _sharpened(
-    measure: Callable[[float], tuple[float, float]], tolerance: float, spread: float, name: str
+    problem: Problem,
+    measure: Callable[[float], tuple[float, float]],
+    tolerance: float,
+    spread: float,
+    name: str,
 ) -> float:
     """A number whose error is below tolerance times itself, from residuals that are tightened."""
     value, error = measure(0.02 * spread)
@@ -421,7 +426,8 @@ def _sharpened(
             break
         residual *= 0.1
     if error > tolerance * abs(value):
-        _LOG.warning(
+        warn(
+            *(problem.comm, _LOG),
             "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
             "further",
             *(name, value, error),

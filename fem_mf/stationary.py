@@ -18,6 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from fem_mf.boundary import warn_if_truncated
 from fem_mf.checks import Convexity, convexity
 from fem_mf.coarse import coarse_problem, from_grid
 from fem_mf.density import Density
@@ -30,9 +31,9 @@ from fem_mf.observables import (
     energy,
     energy_scale,
     first_order,
-    warn_if_truncated,
 )
 from fem_mf.options import Options
+from fem_mf.parallel import warn
 from fem_mf.problem import Problem
 from fem_mf.spectrum import certify_gap, lowest_curvature
 
@@ -261,7 +262,8 @@ def _descended(search: _Search, best: Minimum, residual_tol: float, tol: float) 
         if not found.energy < best.energy:
             break
         best = found
-    _LOG.warning(
+    warn(
+        *(problem.comm, _LOG),
         "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
         "starts (starts=[...])",
         *(best.energy, curvature),

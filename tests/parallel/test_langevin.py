@@ -134,7 +134,7 @@ def test_a_rank_may_have_no_nodes():
         assert here.energy == pytest.approx(there.energy, abs=1e-10)
 
 
-def test_errors_and_the_warning_come_on_every_rank(caplog):
+def test_errors_come_on_every_rank_and_the_warning_on_one(caplog):
     problem = both("triangles", network)[0].problem
     start = both("triangles", network)[0]
     for action, text, kind in (
@@ -164,5 +164,4 @@ def test_errors_and_the_warning_come_on_every_rank(caplog):
     finally:
         logger.propagate = propagate
     messages = {r.getMessage() for r in caplog.records if "coupling" in r.getMessage()}
-    assert len(messages) == 1
-    assert len(set(COMM.allgather(messages.pop()))) == 1
+    assert len(messages) == (1 if COMM.rank == 0 else 0)

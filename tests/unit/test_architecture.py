@@ -16,7 +16,7 @@ LAYERS = [
     ["meshing", "blocks", "features", "functionals", "network"],
     ["equations", "spaces", "collocation", "discretisation", "problem"],
     ["points", "density", "log_density"],
-    ["observables", "checks"],
+    ["observables", "boundary", "checks"],
     [
         "closure",
         "operators",

@@ -556,7 +556,7 @@ def test_a_feature_that_vanishes_is_named(caplog):
     problem = mf.Problem(mf.interval(COMM, 3.0, 0.5), loss, 0.5, 2)
     loss.value(mf.Density(problem, np.ones(problem.num_owned)))
     (warning,) = [r.getMessage() for r in caplog.records if "vanish" in r.getMessage()]
-    assert warning.startswith("1 of 3 features") and warning.endswith("number 1")
+    assert warning.startswith("warning: 1 of 3 features") and warning.endswith("number 1")
     zero = mf.Problem(mf.interval(COMM, 3.0, 0.5), mf.Potential(lambda x: 0.0 * x[0]), 0.5, 2)
     assert mf.minimise(zero).energy == pytest.approx(0.0, abs=1e-12)  # a flat V is one
 

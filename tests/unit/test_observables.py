@@ -1,6 +1,7 @@
 """Energy, eigenvalue, residual and boundary mass against closed forms and the strong equation."""
 
 import logging
+from pathlib import Path
 
 from mpi4py import MPI
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import ufl
 from dolfinx import fem
+from dolfinx import mesh as dmesh
 from scipy.special import erf
 
 import fem_mf as mf
-from fem_mf.observables import warn_if_truncated
+from fem_mf.boundary import boundary_components, warn_if_truncated
 from tests.exact import gaussian, gaussian_energy, rate
 
 COMM = MPI.COMM_WORLD
@@ -206,13 +208,60 @@ def test_a_mesh_too_small_is_reported_with_the_radius_to_use(log):
     assert mass == mf.boundary_mass(problem, density)
     assert mass > 1e-3
     (message,) = log.messages
-    assert f"the mesh is too small: boundary mass {mass:.1e} at radius 2;" in message
-    advice = float(message.split("use a radius of about ")[1])
+    assert message.startswith(f"warning: the mesh is too small: boundary mass {mass:.1e}, at")
+    assert "at distance 2 from the centre of mass (0);" in message
+    advice = float(message.split("reaches about ")[1].split()[0])
     log.clear()
     # following the advice ends the warnings, without being extravagant
     assert warn_if_truncated(*ground_state(advice)) < 1e-6
     assert not log.messages
     assert advice < 3 * mf.truncation_radius(KAPPA, SIGMA, 1e-6, dim=1)
+
+
+def test_a_mesh_far_from_the_origin_is_judged_from_the_centre_of_mass(log):
+    mesh = dmesh.create_interval(COMM, 40, [195.0, 205.0])
+    far = mf.Potential(lambda x: trap(x - np.array([[200.0], [0.0], [0.0]])))
+    problem = mf.Problem(mesh, far, SIGMA, 4)
+    centred = gaussian(200.0, THETA_STAR)
+    warn_if_truncated(problem, mf.Density.from_function(problem, centred))
+    assert not log.messages
+    warn_if_truncated(problem, mf.Density.from_function(problem, gaussian(200.0, 0.5)))
+    (message,) = log.messages
+    assert "at distance 5 from the centre of mass (200);" in message
+    assert 5.0 < float(message.split("reaches about ")[1].split()[0]) < 8.0
+
+
+@pytest.mark.parametrize(
+    ("potential", "dim"),
+    [(lambda x: -(x[0] ** 2) - x[1] ** 2, 2), (lambda x: 0.0 * x[0], 1), (lambda x: -x[0], 1)],
+)
+def test_a_potential_that_does_not_confine_m_is_named_instead_of_a_radius(potential, dim, log):
+    problem = mf.Problem(mf.box(COMM, 3.0, 0.5, dim=dim), mf.Potential(potential), SIGMA, 2)
+    best = mf.minimise(problem)
+    (message,) = [m for m in log.messages if m.startswith("warning")]
+    mass = mf.boundary_mass(problem, best.density)
+    assert "V does not confine m: it does not grow towards the outer boundary" in message
+    assert f"mass {mass:.1e}; the minimum on R^d may not exist" in message
+    assert "reaches" not in message
+
+
+def test_holes_are_told_from_the_outer_boundary(log):
+    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    problem = mf.Problem(mf.read_mesh(file, COMM), mf.Potential(trap), 0.3, 2)
+    best = mf.minimise(problem)
+    components = boundary_components(problem, best.density)
+    outer, *holes = components
+    assert outer.outer
+    assert len(holes) == 5
+    assert not any(hole.outer for hole in holes)
+    assert outer.mass < 1e-6 < max(hole.mass for hole in holes)
+    assert sum(c.mass for c in components) == pytest.approx(
+        mf.boundary_mass(problem, best.density), rel=1e-12
+    )
+    assert not any("too small" in message for message in log.messages)
+    (named,) = [m for m in log.messages if "hole(s)" in m]
+    assert f"around {sum(hole.mass > 1e-6 for hole in holes)} hole(s)" in named
+    assert f"most of it ({holes[0].mass:.1e})" in named
 
 
 def test_a_flow_warns_at_its_start_and_end(log):
@@ -222,8 +271,8 @@ def test_a_flow_warns_at_its_start_and_end(log):
     states = list(mf.SchrodingerFlow(problem, 1.0).run(start, 3.0))
     assert states[0].boundary_mass < 1e-6 < states[-1].boundary_mass
     (message,) = log.messages
-    assert f"boundary mass {states[-1].boundary_mass:.1e}" in message
+    assert f"whose cells have mass {states[-1].boundary_mass:.1e}" in message
     log.clear()
     wide = mf.Density.from_function(problem, gaussian(0.0, 0.5))
     next(mf.SchrodingerFlow(problem, 1.0).run(wide, 3.0))
-    assert "the mesh is too small" in log.text
+    assert "V does not confine m" in log.text
