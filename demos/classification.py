@@ -19,9 +19,10 @@ third of the wines is held out, of each class alike; the others' mean and deviat
     mpirun -n 2 python demos/classification.py --features flavanoids proline --scale 30
 
 Written to the output folder: series.xdmf (m, psi, u, V), history.csv (with loss and accuracy on
-both parts of the data), pictures of the decision boundary, of the history and of the law of the
-neurons, and a film of the boundary with a frame for every time step. ``--restart`` goes on from
-what checkpoint/ has, after a stop.
+both parts of the data), history.json (the certified minimum and the predicted rate of decay of the
+energy), pictures of the decision boundary, of the history and of the law of the neurons, and a film
+of the boundary with a frame for every time step. ``--restart`` goes on from what checkpoint/ has,
+after a stop.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from sklearn.datasets import load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from common import CONSOLE, parse, restart_command
+from common import CONSOLE, find_limit, parse, restart_command
 from fem_mf.film import write_film
 from fem_mf.framing import pixels
 from fem_mf.plotting import plot_density, plot_history
@@ -338,7 +339,9 @@ def main(
     state, maps = train(flow, task, folder, t_end, every, minutes, saved)
     rows = {**baselines(task), f"law of the neurons, t = {t_end:g}": task.of(state.density)}
     rows |= finite_networks(task, state.density, seed)
-    minimum = mf.minimise(problem, state.density, tol=1e-6) if minimiser else None
+    minimum, limit = None, None
+    if minimiser:
+        minimum, limit = find_limit(state.density, folder / "history.csv", tol=1e-6)
     if minimum is not None:
         rows["minimiser"] = task.of(minimum.density)
     report(state, rows, minimum)
@@ -346,7 +349,7 @@ def main(
     if comm.rank == 0:
         history = mf.History.read(folder / "history.csv")
         columns = ("energy", "held_out_loss", "held_out_accuracy")
-        plot_history(folder / "history.png", history, columns)
+        plot_history(folder / "history.png", history, columns, lowest=limit)
         draw_panels(folder / "boundary.png", task, maps)
         draw_film(folder / "boundary.mp4", task, maps, history)
     comm.barrier()

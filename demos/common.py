@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import inspect
+import logging
 import shlex
 import sys
 import types
@@ -27,10 +28,13 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
+import fem_mf as mf
+
 __all__ = [
     "CONSOLE",
     "Columns",
     "draw_slope",
+    "find_limit",
     "parse",
     "print_table",
     "restart_command",
@@ -177,6 +181,30 @@ def with_orders(sizes: list[float], results: list[dict[str, float]]) -> Columns:
         columns[name] = errors
         columns[f"{name} order"] = [float("nan"), *ratios.tolist()]
     return columns
+
+
+def find_limit(
+    density: mf.Density, history: Path, tol: float = 1e-10
+) -> tuple[mf.Minimum | None, mf.Limit | None]:
+    """The minimiser to which a run leads, and the limit of its energy beside its history.
+
+    Collective. Without a certificate, on a mesh too coarse for one, a warning is logged and nothing
+    is written.
+
+    Args:
+        density: where the run has arrived.
+        history: the ``history.csv`` of the run.
+        tol: the gap to reach.
+    """
+    problem = density.problem
+    try:
+        best = mf.minimise(problem, density, tol=tol)
+    except mf.ConvergenceError as error:
+        logging.getLogger("fem_mf.demo").warning("the minimum is not known: %s", error)
+        return None, None
+    limit = mf.Limit.of(best)
+    limit.write(history, problem.comm)
+    return best, limit
 
 
 def restart_command() -> str:

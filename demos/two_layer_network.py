@@ -21,9 +21,10 @@ G. Conforti, Z. Ren, S. Wang, arXiv:2302.05938.
     mpirun -n 2 python demos/two_layer_network.py --dim 3
     mpirun -n 3 python demos/two_layer_network.py --restart     # goes on after a stop
 
-Written to the output folder: series.xdmf (m, psi, u, V for ParaView and pyvista), history.csv, and
-pictures of the fit, of the history, of the law of the neurons and of the loss of finite networks of
-n neurons drawn from m, whose mean is F + (1/n) (1/K) Σ_j Var_m N(z_j; ·). In checkpoint/ is what
+Written to the output folder: series.xdmf (m, psi, u, V for ParaView and pyvista), history.csv,
+history.json (the certified minimum and the predicted rate of decay of the energy), and pictures of
+the fit, of the history, of the law of the neurons and of the loss of finite networks of n neurons
+drawn from m, whose mean is F + (1/n) (1/K) Σ_j Var_m N(z_j; ·). In checkpoint/ is what
 ``--restart`` goes on from, with the same parameters: written every so many minutes, at the end, and
 when the scheduler says (SIGTERM) that the time is up.
 """
@@ -44,7 +45,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from common import CONSOLE, parse, restart_command
+from common import CONSOLE, find_limit, parse, restart_command
 from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 type Array = npt.NDArray[np.float64]
@@ -188,12 +189,29 @@ def draw_finite(path: Path, results: dict[int, tuple[float, float, float]], loss
     figure.savefig(path)
 
 
-def report(state: mf.State, loss: float, results: dict[int, tuple[float, float, float]]) -> None:
+def report(
+    state: mf.State,
+    loss: float,
+    results: dict[int, tuple[float, float, float]],
+    minimum: mf.Minimum | None,
+    limit: mf.Limit | None,
+) -> None:
     """Print the outcome on rank 0."""
     CONSOLE.print(
         f"t = {state.t:g}  F^σ = {state.energy:.10f}  loss = {loss:.6f}  "
         f"residual = {state.residual:.1e}  boundary mass = {state.boundary_mass:.1e}"
     )
+    if minimum is not None and limit is not None:
+        rate = (
+            "" if limit.decay_rate is None else f"  predicted decay e^(−{limit.decay_rate:.4f} t)"
+        )
+        CONSOLE.print(f"minimiser: {minimum}{rate}", soft_wrap=True)
+        if state.density.problem.dim == 3 and rate:
+            CONSOLE.print(
+                "Neurons are even under (a, b, c) → (−a, −b, −c), and so is the start: if the "
+                "slowest mode is odd, this run has no part of it and decays faster than predicted.",
+                soft_wrap=True,
+            )
     table = Table(title="finite networks drawn from m", title_justify="left")
     for name in ("neurons", "mean loss", "± s.e.", "expected"):
         table.add_column(name, justify="right")
@@ -259,12 +277,14 @@ def main(
     state, fits = train(problem, network, grid, folder, run, t_end, every, minutes, saved)
     loss = network.value(state.density)
     results = finite_networks(state.density, network, samples, seed)
-    report(state, loss, results)
+    minimum, limit = find_limit(state.density, folder / "history.csv")
+    report(state, loss, results, minimum, limit)
     title = f"law of the neurons, t = {state.t:g}"
     plot_density(folder / "neurons.png", state.density, title)
     history = mf.History.read(folder / "history.csv") if comm.rank == 0 else {}
     if comm.rank == 0:
-        plot_history(folder / "history.png", history, ("energy", "loss", "dissipation"))
+        columns = ("energy", "loss", "dissipation")
+        plot_history(folder / "history.png", history, columns, lowest=limit)
         labels = (f"{points.z_label}, standardised", f"{points.y_label}, standardised")
         plot_fit(folder / "fit.png", points.z, points.y, grid, fits, labels=labels)
         draw_finite(folder / "finite_networks.png", results, loss)

@@ -30,6 +30,7 @@ from fem_mf.boundary import boundary_mass
 from fem_mf.checkpoint import Checkpoint
 from fem_mf.checks import Convexity, check_derivative, probe_convexity
 from fem_mf.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
+from fem_mf.decay import Decay, Limit, measure_decay
 from fem_mf.density import Density
 from fem_mf.errors import ConvergenceError
 from fem_mf.fixed_point import Anderson, Picard
@@ -68,6 +69,7 @@ __all__ = [
     "ConvergenceError",
     "Convexity",
     "Cylindrical",
+    "Decay",
     "Density",
     "DescentState",
     "ExplicitDescent",
@@ -78,6 +80,7 @@ __all__ = [
     "HJBState",
     "History",
     "LangevinFlow",
+    "Limit",
     "LogDensity",
     "MeanInteraction",
     "Minimum",
@@ -107,6 +110,7 @@ __all__ = [
     "functional",
     "gap",
     "interval",
+    "measure_decay",
     "minimise",
     "minimise_entropic",
     "minimise_nested",

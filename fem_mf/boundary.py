@@ -188,8 +188,8 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
         warn(
             problem.comm,
             _LOG,
-            "the cells around %d hole(s) have mass %.1e, most of it (%.1e) at (%s): the "
-            "natural condition makes them obstacles without flux; with boundary='dirichlet' m vanishes there",
+            "the cells around %d hole(s) have mass %.1e, most of it (%.1e) at (%s): the natural "
+            "condition makes them obstacles without flux; with boundary='dirichlet' m is 0 there",
             *(len(holes), sum(c.mass for c in holes), holes[0].mass, _point(holes[0].centre)),
         )
     return mass

@@ -1,10 +1,10 @@
 """Curves with matplotlib: the history of a run, the fit of a network. Films use its figures, too.
 
-The columns of a history come from its CSV file:
+The columns of a history come from its CSV file, the minimum and the rate from beside it:
 
-    history = History.read("run/history.csv")
-    plot_history("run/history.png", history)
-    plot_convergence("run/convergence.png", history)
+    history, limit = History.read("run/history.csv"), Limit.read("run/history.csv")
+    plot_history("run/history.png", history, lowest=limit)
+    plot_convergence("run/convergence.png", history, lowest=limit)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from fem_mf.decay import Limit
 from fem_mf.parallel import on_root
 from fem_mf.sampled import Array
 
@@ -41,21 +42,23 @@ def plot_history(
     history: Mapping[str, npt.ArrayLike],
     columns: Sequence[str] = ("energy", "dissipation"),
     title: str = "",
-    lowest: float | None = None,
+    lowest: Limit | float | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
     """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
 
-    The energy is drawn above its lowest value, which the label tells; it, dissipation, residual
-    and gap have logarithmic axes.
+    The energy is drawn above the minimum where that is known, as far as its certificate allows,
+    with the predicted rate as a dashed line. Otherwise it is drawn above the last energy of the
+    run, as the label says, and the end, where that choice would bend the curve, is left out.
+    Energy, dissipation, residual and gap have logarithmic axes.
 
     Args:
         path: the picture; missing folders are created.
         history: what ``History.read`` returns; only rank 0's is used.
         columns: a panel for each.
         title: above the picture.
-        lowest: the minimal energy, if known (``minimise``); otherwise the smallest in the history,
-            towards which the curve bends down at its end.
+        lowest: the minimal energy if it is known: a number, or what ``Limit.of`` makes of a
+            minimum and ``Limit.read`` finds beside a history.
         comm: the communicator that calls.
 
     Raises:
@@ -78,21 +81,73 @@ def plot_history(
 
 
 def _history_panel(
-    axes: Axes, name: str, t: Array, values: Array, lowest: float | None, spans: bool = False
+    axes: Axes,
+    name: str,
+    t: Array,
+    values: Array,
+    lowest: Limit | float | None,
+    spans: bool = False,
 ) -> None:
-    label = _words(name)
-    if name == "energy" and np.ptp(values) > 0.0:
-        lowest = float(values.min()) if lowest is None else lowest
-        label = f"energy {'+' if lowest < 0.0 else '−'} {abs(lowest):.8g}"
-        values = values - lowest
+    label, rate = _words(name), None
+    if name == "energy" and len(values) > 1 and np.ptp(values) > 0.0:
+        limit = Limit(lowest) if isinstance(lowest, int | float) else lowest
+        if limit is None:
+            label, values = _above_the_last(t, values)
+        else:
+            label, values = _above_the_minimum(values, limit)
+            rate = limit.decay_rate
+        spans = label != "energy"
+    if len(t) > 1:  # the whole run, also where the energy is left out
+        margin = 0.05 * (t[-1] - t[0])
+        axes.set_xlim(t[0] - margin, t[-1] + margin)
     shown = values > 0.0
-    logarithmic = (spans or name in _FIRST) and bool(shown.any())
+    logarithmic = (spans or name in _LOGARITHMIC) and bool(shown.any())
     if logarithmic:
         t, values = t[shown], values[shown]
         axes.set_yscale("log")
     axes.plot(t, values, "." if len(t) == 1 else "-")
+    if logarithmic and rate is not None:
+        _draw_rate(axes, t, values, rate)
     axes.set(xlabel="t", ylabel=label)
     axes.grid(alpha=0.3)
+
+
+def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array]:
+    """Energies above the minimum, NaN where they are lost in its uncertainty."""
+    excess = values - limit.minimum
+    excess = np.where(excess > limit.uncertainty, excess, np.nan)
+    if np.isnan(excess).all():  # of another run
+        return "energy", values
+    return f"energy − minimum ({limit.minimum:.8g})", excess
+
+
+def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
+    """Energies above the smallest, NaN where they depend on this choice by more than a tenth.
+
+    The last energy is too large for the minimum. By how much is extrapolated from the decrease over
+    the last two quarters of the run; the energies themselves if they do not converge.
+    """
+    least = float(np.min(values))
+    excess = values - least
+    before, middle, last = np.interp(t[-1] - (t[-1] - t[0]) * np.array([0.5, 0.25, 0.0]), t, values)
+    first, second = before - middle, middle - last
+    error = 64.0 * float(np.finfo(float).eps) * abs(least)
+    if second > error:
+        error = second**2 / (first - second) if first > second else np.inf
+    excess = np.where(excess > 10.0 * error, excess, np.nan)
+    if np.count_nonzero(excess > 0.0) < 2:
+        return "energy", values
+    which = "last energy" if values[-1] == least else "lowest"
+    return f"energy − {which} ({least:.8g})", excess
+
+
+def _draw_rate(axes: Axes, t: Array, values: Array, rate: float) -> None:
+    """A dashed line of the predicted slope, below the second half of a curve."""
+    half = np.linspace(0.5 * (t[0] + t[-1]), t[-1], 50)
+    line = 0.5 * values[-1] * np.exp(np.minimum(rate * (t[-1] - half), 700.0))
+    below = line <= values.max()
+    axes.plot(half[below], line[below], "k--", linewidth=1.0, label=f"e^(−{rate:.4g} t), predicted")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def plot_convergence(
@@ -100,11 +155,12 @@ def plot_convergence(
     history: Mapping[str, npt.ArrayLike],
     title: str = "",
     comm: MPI.Comm = MPI.COMM_SELF,
+    lowest: Limit | float | None = None,
 ) -> None:
     """Draw every column of a history. Collective on ``comm``, whose rank 0 draws.
 
     A panel for each, against ``t`` (the line number if there is none); counts (``..._iterations``,
-    ``rejected``) share one. The energy is drawn above its smallest value; it and all columns that
+    ``rejected``) share one. The energy is drawn as by :func:`plot_history`; it and all columns that
     are positive and span a factor of ten have logarithmic axes. Columns that never change or hold
     no number are left out.
 
@@ -113,6 +169,7 @@ def plot_convergence(
         history: what ``History.read`` returns; only rank 0's is used.
         title: above the picture.
         comm: the communicator that calls.
+        lowest: the minimal energy, if it is known.
 
     Raises:
         ValueError: no column to draw.
@@ -138,7 +195,7 @@ def plot_convergence(
             if name == "iterations":
                 _count_panel(axes, t, {count: shown[count] for count in counts})
             else:
-                _history_panel(axes, name, t, shown[name], None, _spans(shown[name]))
+                _history_panel(axes, name, t, shown[name], lowest, _spans(shown[name]))
             axes.set_xlabel(label)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()

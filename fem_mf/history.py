@@ -24,6 +24,7 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from fem_mf.decay import limit_file
 from fem_mf.parallel import all_ranks_agree, on_root
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ class History(RunFile):
         """Create the file, or go on with it. Collective.
 
         Args:
-            path: the ``.csv`` file; missing folders are created, an existing file replaced.
+            path: the ``.csv`` file; missing folders are created, an existing file replaced, and the
+                :class:`fem_mf.Limit` beside it, of another run, removed.
             comm: the communicator of the run; rank 0 writes.
             resume: the checkpoint or state from which the run goes on: lines before its time are
                 kept, later ones will be written again.
@@ -135,9 +137,11 @@ class History(RunFile):
             kept = on_root(comm, lambda: _lines_before(self.path, resume.t))
         if kept:
             self._keys = kept[0].split(",")
-        self._on_disk(lambda: self._open(kept))
+        self._on_disk(lambda: self._open(kept, resume is None))
 
-    def _open(self, kept: list[str]) -> None:
+    def _open(self, kept: list[str], new: bool) -> None:
+        if new:
+            limit_file(self.path).unlink(missing_ok=True)
         self._replace("".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
 

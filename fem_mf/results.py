@@ -15,6 +15,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from fem_mf.curves import Path_, plot_convergence
+from fem_mf.decay import Limit
 from fem_mf.film import check_film, chosen_steps, load_imageio, make_film, write_picture
 from fem_mf.framing import Look
 from fem_mf.history import History
@@ -41,8 +42,10 @@ def render(
     """Draw what is in a folder of results. Collective on ``comm``, whose rank 0 draws.
 
     Of each ``.xdmf`` or ``.pvd`` series pictures of the first and the last step and a film, all
-    with one camera and one scale of colours, and the curves of ``history.csv``. Of a ``.pvd`` and
-    an ``.xdmf`` of one name that both have the field, the ``.pvd`` is drawn: it has the degree.
+    with one camera and one scale of colours, and the curves of ``history.csv``, with the minimum
+    and the predicted rate from the ``history.json`` that :class:`fem_mf.Limit` writes. Of a
+    ``.pvd`` and an ``.xdmf`` of one name that both have the field, the ``.pvd`` is drawn: it has
+    the degree.
 
         render("run")
         render("run", field="u", times=[0.5, 1.0], kind=None)
@@ -82,7 +85,8 @@ def render(
         for file in files:
             if file.suffix == ".csv":
                 try:
-                    plot_convergence(out / "convergence.png", History.read(file))
+                    limit = Limit.read(file)
+                    plot_convergence(out / "convergence.png", History.read(file), lowest=limit)
                     drawn.append(out / "convergence.png")
                 except ValueError as error:
                     problems.append(ValueError(f"'{file}': {error}"))

@@ -25,6 +25,7 @@ def test_numbers_and_files(shared_tmp_path):
     np.testing.assert_allclose(hjb, schrodinger, rtol=0.05)
     # no mode is slower than the slowest; faster ones have not quite died out
     assert 0.99 < results["observed"] / results["rate"] < 1.25
+    assert not results["decay"].settled
     wide, narrow = results["table"]
     assert narrow["F, Fisher"] < wide["F, Fisher"]
     assert narrow["F, entropy"] < wide["F, entropy"]
@@ -35,3 +36,17 @@ def test_command_line_on_two_ranks(mpirun, tmp_path):
     done = mpirun(2, [SCRIPT, *options, "--steps", "0.2", "--output", tmp_path])
     assert done.returncode == 0, done.stderr
     assert "the two minimisers" in done.stdout
+    assert "the run is too short for a comparison" in done.stdout
+
+
+def test_the_rate_of_a_long_run_is_the_predicted_one(shared_tmp_path, capsys):
+    results = demo.main(
+        h=1.2, t_end=30.0, dt=0.2, data=10, sigmas=(1.0,), steps=(2.0,), output=str(shared_tmp_path)
+    )
+    decay, rate = results["decay"], results["rate"]
+    assert decay.settled and decay.window[1] > 20.0
+    assert rate < decay.rate < 1.03 * rate
+    assert abs(decay.extrapolated - rate) < 0.015 * rate
+    said = capsys.readouterr().out
+    assert f"predicted rate as t → ∞: {rate:.4f} (measured: +" in said
+    assert f"e^(−{decay.rate:.4f} t) for " in said

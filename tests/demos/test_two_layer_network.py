@@ -30,6 +30,17 @@ def test_it_learns(run):
     assert 0.2 < result["loss"] < 0.25
 
 
+def test_the_energy_is_measured_from_the_certified_minimum(run):
+    folder, result = run
+    limit = mf.Limit.read(folder / "history.csv")
+    assert limit.gap <= 1e-10
+    history = mf.History.read(folder / "history.csv")
+    assert limit.minimum < history["energy"][-1] == result["energy"]
+    # far from asymptotic at t = 2, where the energy falls faster than in the end
+    decay = mf.measure_decay(history["t"], history["energy"], limit)
+    assert 0.0 < limit.decay_rate < decay.rate
+
+
 def test_finite_networks_approach_the_limit_as_one_over_n(run):
     _, result = run
     for n, (mean, error, expected) in result["finite_networks"].items():
@@ -41,6 +52,7 @@ def test_finite_networks_approach_the_limit_as_one_over_n(run):
 
 def test_it_writes_its_files(run):
     folder, _ = run
+    assert (folder / "history.json").exists()
     for name in [*FILES, "finite_networks.png"]:
         assert (folder / name).stat().st_size > 1000, name
 
@@ -78,6 +90,11 @@ def test_two_ranks_from_the_command_line(run, mpirun, tmp_path):
     job = mpirun(2, ["demos/two_layer_network.py", *options], timeout=100)
     assert job.returncode == 0, job.stderr
     assert "finite networks drawn from m" in job.stdout
+    assert "predicted decay" in job.stdout.replace("\n", " ")
+    folder = run[0]
+    here, there = (mf.Limit.read(path / "history.csv") for path in (tmp_path, folder))
+    assert here.minimum == pytest.approx(there.minimum, rel=1e-9)
+    assert here.decay_rate == pytest.approx(there.decay_rate, rel=2e-4)
     history = mf.History.read(tmp_path / "history.csv")
     assert history["energy"][-1] == pytest.approx(alone["energy"], rel=1e-8)
 

@@ -56,6 +56,67 @@ def test_one_failing_rank_ends_the_job(mpirun, program, tmp_path, n, culprit, pl
     assert "nobody gets here" not in job.stdout
 
 
+# What the ranks raise, by case, and what must be printed.
+ERRORS = """
+import sys
+import fem_mf
+from fem_mf.parallel import all_ranks_agree, on_root
+from mpi4py import MPI
+
+comm, case = MPI.COMM_WORLD, sys.argv[1]
+last = comm.size - 1
+
+def fail():
+    raise ValueError("the step is too long")
+
+comm.barrier()
+if case == "all":
+    fail()
+elif case == "all, late":
+    import time
+    time.sleep(0.2 * (last - comm.rank))
+    fail()
+elif case == "last" and comm.rank == last:
+    fail()
+elif case == "root":
+    on_root(comm, fail)
+elif case == "passed on":
+    error = None
+    if comm.rank == last:
+        try:
+            fail()
+        except ValueError as caught:
+            error = caught
+    all_ranks_agree(comm, error)
+elif case == "different":
+    raise ValueError(f"rank {comm.rank} is out of memory")
+comm.barrier()
+print("nobody gets here")
+"""
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("case", ["all", "all, late", "last", "root", "passed on", "different"])
+def test_an_uncaught_error_prints_its_traceback_once(mpirun, tmp_path, n, case) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ERRORS)
+    job = mpirun(n, [program, case])
+    assert job.returncode != 0
+    assert "nobody gets here" not in job.stdout
+    assert job.stderr.count("Traceback (most recent call last)") == (
+        n if case == "different" else 1
+    )
+    if case == "different":
+        for rank in range(n):
+            assert f"ValueError: rank {rank} is out of memory" in job.stderr
+    else:
+        # By the rank on which it happened, whose traceback leads to the place.
+        printer = n - 1 if case in ("last", "passed on") else 0
+        assert f"rank {printer}: Traceback" in job.stderr
+        assert "in fail" in job.stderr
+        assert job.stderr.count("ValueError: the step is too long") == 1
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_job_without_failure_returns_zero(mpirun, tmp_path, n) -> None:
     path = tmp_path / "size.py"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from dolfinx import fem, mesh
 
-from fem_mf import plotting, sampled
+import fem_mf
+from fem_mf import curves, plotting, sampled
 
 pytest.importorskip("matplotlib")
 
@@ -94,6 +95,108 @@ def test_history_picture(tmp_path: Path) -> None:
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="no column"):
         plotting.plot_history(tmp_path / "x.png", history, ["gap"])
+
+
+@pytest.fixture
+def panels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The first panel of a picture of a history, which is not written."""
+    figures: list[Any] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+
+    def draw(history: Any, lowest: Any = None, convergence: bool = False) -> Any:
+        if convergence:
+            plotting.plot_convergence("x.png", history, lowest=lowest)
+        else:
+            plotting.plot_history("x.png", history, ["energy"], lowest=lowest)
+        return figures[-1].axes[0]
+
+    return draw
+
+
+T = np.linspace(0.0, 10.0, 101)
+DECAY = {"t": T, "energy": 0.25 + np.exp(-T)}
+
+
+@pytest.mark.parametrize("convergence", [False, True])
+def test_energy_above_the_certified_minimum(panels: Any, convergence: bool) -> None:
+    axes = panels(DECAY, fem_mf.Limit(0.25, 1e-3, 0.9), convergence)
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "energy − minimum (0.25)"
+    curve, line = axes.lines
+    t, excess = curve.get_data()
+    # straight to the end, which the uncertainty of the minimum sets
+    np.testing.assert_allclose(np.log(excess), -t, atol=1e-9)
+    assert t[-1] == pytest.approx(np.log(1e3), abs=0.11)
+    assert line.get_linestyle() == "--"
+    assert line.get_label() == "e^(−0.9 t), predicted"
+    slope = np.polyfit(line.get_xdata(), np.log(line.get_ydata()), 1)[0]
+    assert slope == pytest.approx(-0.9)
+    assert np.all(line.get_ydata() < np.interp(line.get_xdata(), t, excess))
+    assert axes.get_xlim()[1] > 10.0
+
+
+def test_energy_above_a_number_and_below_it(panels: Any) -> None:
+    (curve,) = panels(DECAY, 0.25).lines
+    np.testing.assert_allclose(np.log(curve.get_ydata()), -T, atol=1e-9)
+    # rounding, or a minimum with a gap: energies below it are left out
+    below = {"t": T, "energy": np.where(T < 5.0, DECAY["energy"], 0.25 - 1e-6)}
+    axes = panels(below, fem_mf.Limit(0.25, 1e-9, 1.0))
+    assert axes.lines[0].get_xdata()[-1] == pytest.approx(4.9)
+    # not the minimum of this run
+    axes = panels(DECAY, fem_mf.Limit(9.0, 0.0, 1.0))
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("energy", "linear")
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), DECAY["energy"])
+    # a rate that would leave the picture
+    axes = panels(DECAY, fem_mf.Limit(0.25, 0.0, 1e6))
+    assert np.all(axes.lines[1].get_ydata() <= 1.0)
+
+
+def test_energy_above_the_last_one_does_not_bend(panels: Any) -> None:
+    axes = panels(DECAY)
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == f"energy − last energy ({DECAY['energy'][-1]:.8g})"
+    (curve,) = axes.lines
+    t, excess = curve.get_data()
+    assert 6.0 < t[-1] < 8.0
+    np.testing.assert_allclose(np.log(excess), -t, atol=0.12)
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        5.0 - 0.3 * T,  # a run that has not begun to converge
+        1.0 - np.exp(0.1 * T),
+        np.where(T[-1] == T, 1.0, 2.0),
+    ],
+)
+def test_energy_itself_where_its_limit_is_unknown(panels: Any, energy: Any) -> None:
+    axes = panels({"t": T, "energy": energy})
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("energy", "linear")
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), energy)
+
+
+def test_energy_that_has_converged_to_rounding(panels: Any) -> None:
+    noise = 1e-16 * np.random.default_rng(1).normal(size=T.size)
+    axes = panels({"t": T, "energy": 0.25 + np.exp(-8.0 * T) + noise})
+    assert axes.get_ylabel().startswith("energy − l")
+    t, excess = axes.lines[0].get_data()
+    np.testing.assert_allclose(np.log(excess), -8.0 * t, atol=0.12)
+    assert 3.0 < t[-1] < 5.0
+
+
+def test_the_limit_beside_a_history_is_used(panels: Any, tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    with fem_mf.History(path, COMM) as history:
+        for t, energy in zip(T, DECAY["energy"], strict=True):
+            history.append({"t": t, "energy": energy})
+    fem_mf.Limit(0.25, 1e-9, 1.0).write(path, COMM)
+    drawn: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+        assert plotting.main([str(tmp_path), "--no-film"]) == 0
+    axes = drawn[0].axes[0]
+    assert axes.get_ylabel() == "energy − minimum (0.25)"
+    assert len(axes.lines) == 2
 
 
 def test_fit_picture_of_the_motorcycle_data(tmp_path: Path) -> None:
