@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fem_mf.stage_data import Anchor, Guess
+from fem_mf.stationary.newton_cg import Anchor, Guess
 
 COMM = MPI.COMM_WORLD
 CONSOLE = Console(quiet=COMM.rank != 0, width=120)

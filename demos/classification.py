@@ -48,9 +48,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from common import CONSOLE, find_limit, parse, restart_command
-from fem_mf.film import write_film
-from fem_mf.framing import pixels
 from fem_mf.plotting import plot_density, plot_history
+from fem_mf.plotting.film import write_film
+from fem_mf.plotting.framing import pixels
 
 type Array = npt.NDArray[np.float64]
 type Scores = dict[str, float]

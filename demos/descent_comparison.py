@@ -28,9 +28,9 @@ from rich.table import Table
 
 import fem_mf as mf
 from common import CONSOLE, parse
-from fem_mf.features import Array
-from fem_mf.parallel import on_root
-from fem_mf.sampled import Sampled, gather
+from fem_mf.mpi import on_root
+from fem_mf.plotting.sampled import Sampled, gather
+from fem_mf.typing import Array
 
 type Curves = dict[str, tuple[list[float], list[float]]]
 type Row = dict[str, float]

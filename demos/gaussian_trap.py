@@ -79,7 +79,7 @@ from common import (
     with_orders,
     write_studies,
 )
-from fem_mf.parallel import on_root
+from fem_mf.mpi import on_root
 
 type Array = npt.NDArray[np.float64]
 

@@ -30,8 +30,8 @@ from rich.table import Table
 
 import fem_mf as mf
 from common import CONSOLE, parse
-from fem_mf.features import Array
-from fem_mf.parallel import on_root
+from fem_mf.mpi import on_root
+from fem_mf.typing import Array
 
 PUBLISHED = {  # β: μ, E where the source has it
     1: {400.0: (35.5775, 21.3601)},

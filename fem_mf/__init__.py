@@ -27,14 +27,17 @@ except ImportError as error:
     ) from error
 
 from fem_mf.boundary import boundary_mass
-from fem_mf.checkpoint import Checkpoint
-from fem_mf.checks import Convexity, check_derivative, probe_convexity
-from fem_mf.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
-from fem_mf.decay import Decay, Limit, measure_decay
-from fem_mf.density import Density
-from fem_mf.errors import ConvergenceError
-from fem_mf.fixed_point import Anderson, Picard
-from fem_mf.functionals import (
+from fem_mf.density import Density, LogDensity
+from fem_mf.flows.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
+from fem_mf.flows.flow import HJBState, State
+from fem_mf.flows.hjb import HJBFlow
+from fem_mf.flows.langevin import LangevinFlow, minimise_entropic
+from fem_mf.flows.relative_entropy import DescentState, ExplicitDescent, RelativeEntropyDescent
+from fem_mf.flows.schrodinger import SchrodingerFlow
+from fem_mf.flows.window import WindowMap
+from fem_mf.functionals.checks import Convexity, check_derivative, probe_convexity
+from fem_mf.functionals.network import NetworkLoss
+from fem_mf.functionals.terms import (
     Contact,
     Cylindrical,
     FormFunctional,
@@ -43,23 +46,17 @@ from fem_mf.functionals import (
     Potential,
     functional,
 )
-from fem_mf.hjb import HJBFlow
-from fem_mf.langevin import LangevinFlow, minimise_entropic
-from fem_mf.log_density import LogDensity
-from fem_mf.meshing import ball, box, disk, interval, read_mesh, refine, truncation_radius
-from fem_mf.network import NetworkLoss
-from fem_mf.newton import Newton
+from fem_mf.mean_field.fixed_point import Anderson, Picard
+from fem_mf.mean_field.newton import Newton
+from fem_mf.mesh import ball, box, disk, interval, read_mesh, refine, truncation_radius
+from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
 from fem_mf.observables import dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
-from fem_mf.parallel import install_abort_hook, setup_logging
+from fem_mf.output.checkpoint import Checkpoint, Saved
 from fem_mf.problem import Problem
-from fem_mf.relative_entropy import DescentState, ExplicitDescent, RelativeEntropyDescent
-from fem_mf.saved import Saved
-from fem_mf.schrodinger import SchrodingerFlow
-from fem_mf.spectrum import decay_rate, gap, spectral_gap
-from fem_mf.state import HJBState, State
-from fem_mf.stationary import Minimum, minimise, minimise_nested
-from fem_mf.window import WindowMap
+from fem_mf.stationary.certificate import decay_rate, gap, spectral_gap
+from fem_mf.stationary.decay import Decay, Limit, measure_decay
+from fem_mf.stationary.minimise import Minimum, minimise, minimise_nested
 
 __all__ = [
     "Anderson",

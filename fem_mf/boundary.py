@@ -21,10 +21,10 @@ from scipy.sparse.csgraph import connected_components
 
 from fem_mf import equations
 from fem_mf.density import Density
-from fem_mf.features import Array
-from fem_mf.parallel import global_sum, on_root, warn
+from fem_mf.mpi import global_sum, on_root, warn
 from fem_mf.problem import Problem
 from fem_mf.spaces import set_owned
+from fem_mf.typing import Array
 
 __all__ = ["BoundaryComponent", "boundary_components", "boundary_mass", "warn_if_truncated"]
 

@@ -24,7 +24,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from scipy import sparse
 
-from fem_mf.features import Array
+from fem_mf.typing import Array
 
 __all__ = ["collocated_stiffness"]
 

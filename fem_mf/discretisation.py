@@ -27,9 +27,9 @@ from ufl.core.expr import Expr
 
 from fem_mf import equations
 from fem_mf.collocation import collocated_stiffness
-from fem_mf.features import Array, SpaceFunction, evaluate
-from fem_mf.parallel import all_ranks_agree, global_sum
-from fem_mf.solvers import SpdSolver
+from fem_mf.mpi import all_ranks_agree, global_sum
+from fem_mf.petsc import SpdSolver
+from fem_mf.points import evaluate
 from fem_mf.spaces import (
     assemble_owned,
     exact_measure,
@@ -37,6 +37,7 @@ from fem_mf.spaces import (
     lumped_measure,
     set_owned,
 )
+from fem_mf.typing import Array, SpaceFunction
 
 __all__ = ["Discretisation"]
 

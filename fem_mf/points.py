@@ -15,11 +15,10 @@ import numpy.typing as npt
 from dolfinx import fem, geometry
 from dolfinx import mesh as dmesh
 
-from fem_mf.errors import integer
-from fem_mf.features import Array
-from fem_mf.parallel import global_sum
+from fem_mf.mpi import all_ranks_agree, global_sum, integer
+from fem_mf.typing import Array, SpaceFunction
 
-__all__ = ["evaluate_at", "interpolate_between", "sample_exponential", "sample_square"]
+__all__ = ["evaluate", "evaluate_at", "interpolate_between", "sample_exponential", "sample_square"]
 
 # Coordinates are projected on this direction to give cells an order that depends neither on the
 # partition nor on the numbering; its irrational ratios make ties improbable.
@@ -28,6 +27,40 @@ _MAX_ROUNDS = 1000
 _MAX_BOXES = {1: 64, 2: 24, 3: 10}  # per axis of a cell
 _FOLD = {2: 2.0 * np.cos(np.pi / 5.0), 3: 2.0 * np.cos(np.pi / 7.0)}  # norm of the map to a simplex
 _EXPONENTIAL_DEGREE = {1: 40, 2: 20, 3: 12}  # of the quadrature of e^{−u} over a cell
+
+
+def evaluate(comm: MPI.Comm, function: SpaceFunction, points: Array, name: str) -> Array:
+    """Values of a user's function of space at points, checked. Collective.
+
+    Args:
+        comm: the communicator of the mesh.
+        function: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
+        points: ``(3, n)``, this rank's nodes.
+        name: what the function is, for the error message.
+
+    Returns:
+        ``(n,)`` values.
+
+    Raises:
+        ValueError: on every rank, when on any rank the shape is wrong, a value is not finite, or
+            the function itself raises.
+    """
+    error: Exception | None = None
+    values = np.empty(0)
+    try:
+        values = np.asarray(function(points), dtype=np.float64)
+        if values.shape != (points.shape[1],):
+            error = ValueError(
+                f"{name} returned shape {values.shape} for x of shape {points.shape}; it must "
+                f"return one value per point, shape ({points.shape[1]},)"
+            )
+        elif not np.isfinite(values).all():
+            bad = points[:, int(np.argmin(np.isfinite(values)))]
+            error = ValueError(f"{name} is not finite at x = {bad.tolist()}")
+    except Exception as caught:
+        error = ValueError(f"{name} failed: {type(caught).__name__}: {caught}")
+    all_ranks_agree(comm, error)
+    return values
 
 
 def evaluate_at(function: fem.Function, points: Array) -> Array:

@@ -13,6 +13,7 @@ own, of a degree that keeps the order 2k of the energy (``Functional.potential_d
 from __future__ import annotations
 
 import copy
+from typing import Any, Protocol, runtime_checkable
 
 from petsc4py import PETSc
 
@@ -21,16 +22,38 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from fem_mf.discretisation import Discretisation
-from fem_mf.errors import integer, positive
-from fem_mf.features import Array
-from fem_mf.functionals import FunctionalLike, potential_degree_of
-from fem_mf.parallel import all_ranks_agree, same_on_all_ranks
+from fem_mf.mpi import all_ranks_agree, integer, positive, same_on_all_ranks
 from fem_mf.spaces import cell_family
+from fem_mf.typing import Array
 
-__all__ = ["Problem"]
+__all__ = ["FunctionalLike", "Problem", "potential_degree_of", "usual_potential_degree"]
 
 _MAX_DEGREE = {"simplex": 6, "tensor": 8}
 _DEFAULT_DEGREE = {"interval": 2, "triangle": 2, "tetrahedron": 2, "quadrilateral": 6}
+
+
+@runtime_checkable
+class FunctionalLike(Protocol):
+    """What a problem needs of F; a functional of your own may be any object with these methods.
+
+    An object may also have ``potential_degree(degree)``, the degree of V for ψ of a degree.
+    """
+
+    def value(self, density: Any) -> float:
+        """F(m)."""
+
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m] = δF/δm(m, ·), up to a constant."""
+
+
+def usual_potential_degree(degree: int) -> int:
+    """Degree of V for which the energy keeps its order 2k, or k + 2 where that costs too much."""
+    return min(2 * degree - 1, degree + 2)
+
+
+def potential_degree_of(functional: FunctionalLike, degree: int) -> int:
+    """Degree of the potential space that a functional asks for, else the usual one."""
+    return int(getattr(functional, "potential_degree", usual_potential_degree)(degree))
 
 
 class Problem(Discretisation):

@@ -10,7 +10,7 @@ import numpy as np
 import ufl
 from dolfinx import fem, la, mesh
 
-from fem_mf.features import Array
+from fem_mf.typing import Array
 
 __all__ = [
     "assemble_owned",

@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch):
 
     yield run
     # Pages show how to set up the log; the tests after this one want to see it as it was.
-    for handler in list((logger := fem_mf.parallel.logging.getLogger("fem_mf")).handlers):
+    for handler in list((logger := fem_mf.mpi.logging.getLogger("fem_mf")).handlers):
         logger.removeHandler(handler)
     logger.propagate = True
     logger.setLevel("NOTSET")

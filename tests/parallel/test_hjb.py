@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.conditions import bregman, first_order_forms
-from fem_mf.log_density import log_density
-from fem_mf.regularity import Regularity
-from fem_mf.riccati import Quadratic
-from fem_mf.window import WindowMap
+from fem_mf.density import log_density
+from fem_mf.flows.conditions import bregman, first_order_forms
+from fem_mf.flows.decomposition import Quadratic
+from fem_mf.flows.window import WindowMap
+from fem_mf.observables import Regularity
 from tests.ranks import COMM, LOOSE, TIGHT, compare_scalars, once
 
 # Derivatives cell by cell: where they are largest, differences of u over a cell cancel.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.edge_averaged import EdgeOperator
+from fem_mf.flows.edge_averaged import EdgeOperator
 from tests.exact import gaussian
 from tests.ranks import COMM, TIGHT, compare_scalars, contact, network, once
 

@@ -60,7 +60,7 @@ def test_one_failing_rank_ends_the_job(mpirun, program, tmp_path, n, culprit, pl
 ERRORS = """
 import sys
 import fem_mf
-from fem_mf.parallel import all_ranks_agree, on_root
+from fem_mf.mpi import all_ranks_agree, on_root
 from mpi4py import MPI
 
 comm, case = MPI.COMM_WORLD, sys.argv[1]

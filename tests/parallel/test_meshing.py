@@ -15,7 +15,7 @@ from dolfinx.io import XDMFFile
 from dolfinx.mesh import Mesh
 
 import fem_mf
-from fem_mf.parallel import global_sum
+from fem_mf.mpi import global_sum
 
 COMM = MPI.COMM_WORLD
 MESHES = Path(__file__).resolve().parents[2] / "meshes"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.checks import _mixture, _random_density
+from fem_mf.functionals.checks import _mixture, _random_density
 
 COMM = MPI.COMM_WORLD
 

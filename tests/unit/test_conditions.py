@@ -8,8 +8,8 @@ import ufl
 from dolfinx import fem
 
 import fem_mf as mf
-from fem_mf.conditions import bregman, first_order_forms
-from fem_mf.riccati import Quadratic
+from fem_mf.flows.conditions import bregman, first_order_forms
+from fem_mf.flows.decomposition import Quadratic
 from tests.exact import rate
 
 COMM = MPI.COMM_WORLD

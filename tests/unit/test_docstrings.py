@@ -9,23 +9,25 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
 import pytest
 import ufl
 
 import fem_mf as mf
-from fem_mf.closure import make_closure
-from fem_mf.operators import PotentialOperator
+from fem_mf.hamiltonian import PotentialOperator
+from fem_mf.mean_field.moments import make_closure
 
 pytest.importorskip("pyvista")
 pytest.importorskip("imageio.v3")
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST_EXAMPLES, MOST_LINES = 59, 10
+LEAST_EXAMPLES, MOST_LINES = 50, 10
 
 # --- what the docstrings hold ---------------------------------------------------------------
 
@@ -33,21 +35,22 @@ LEAST_EXAMPLES, MOST_LINES = 59, 10
 class Example(NamedTuple):
     """The code of one docstring, block after block as in a session."""
 
-    where: str  # a module, or a class or function of a module, as in "film.film"
+    where: str  # a module, or a class or function of a module, as in "plotting.film:film"
     blocks: list[str]
 
     @property
     def module(self) -> str:
-        return self.where.partition(".")[0]
+        return self.where.partition(":")[0]
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
     """Place and text of every docstring of a module, a class or a function."""
-    for path in sorted((ROOT / "fem_mf").glob("*.py")):
+    for path in sorted((ROOT / "fem_mf").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT / "fem_mf").with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                name = "" if isinstance(node, ast.Module) else f".{node.name}"
-                yield path.stem + name, ast.get_docstring(node) or ""
+                name = "" if isinstance(node, ast.Module) else f":{node.name}"
+                yield module.removesuffix(".__init__") + name, ast.get_docstring(node) or ""
 
 
 def indented_blocks(text: str) -> list[str]:
@@ -75,48 +78,36 @@ EXAMPLES = list(examples())
 # --- what they may use ----------------------------------------------------------------------
 
 # Modules whose examples are about a problem with lumped vertices, as the Langevin flow needs it.
-LUMPED = {"edge_averaged", "langevin_stage"}
+LUMPED = {"flows.edge_averaged", "flows.langevin_stage"}
 
 # What an example uses besides the names of its module, of the package and of ``namespace``.
 PREPARATION = {
-    "checkpoint": "history = mf.History('run/history.csv', comm)",
-    "classical": """
-        g = closure.base
+    "flows.decomposition": """
         density = mf.LogDensity.from_function(problem, well)
     """,
-    "coarse": "problem = mf.Problem(mf.interval(comm, radius=3.0, h=0.01), F, sigma=0.5)",
-    "eigensolvers": """
-        from fem_mf.solvers import Preconditioner
-        options = {"ksp_type": "preonly", "pc_type": "lu"}
-        preconditioner = Preconditioner(matrix, "fem_mf_example_", options)
-    """,
-    "fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",
-    "functionals": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
-    "hjb_stage": "r = well(problem.nodes[:, : problem.num_owned])",
-    "inexact": """
-        record = FixedPointRecord(y=y, residuals=(1.0, 0.1), contraction=0.1, shortened=0)
-    """,
-    "langevin_stage": "m = density.amplitude() ** 2",
-    "network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
-    "nonlinear": """
-        residual = lambda x, f: matrix.mult(x, f)
-        jacobian = lambda x, J: None
-        solution.set(1.0)
-    """,
-    "options": """
+    "flows.hjb_stage": "r = well(problem.nodes[:, : problem.num_owned])",
+    "flows.langevin_stage": "m = density.amplitude() ** 2",
+    "functionals.network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
+    "functionals.terms": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
+    "mean_field.fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",
+    "observables": "u = v = w = well(problem.nodes[:, : problem.num_owned])",
+    "output.checkpoint": "history = mf.History('run/history.csv', comm)",
+    "petsc": """
         ksp = PETSc.KSP().create(comm)
         ksp.setOptionsPrefix("fem_mf_example_")
         ksp.setOperators(matrix)
+        residual = lambda x, f: matrix.mult(x, f)
+        jacobian = lambda x, J: None
     """,
-    "perspective": """
+    "plotting.perspective": """
         import pyvista
-        from fem_mf.curves import make_figure
+        from fem_mf.plotting.curves import make_figure
         surface, figure = pyvista.Plane(), make_figure(9.6, 7.2, dpi=100.0, layout=None)
     """,
-    "regularity": "u = v = w = well(problem.nodes[:, : problem.num_owned])",
-    "spectrum": "best = mf.minimise(problem).density",
-    "tangent": """
-        from fem_mf.hessian import Hessian
+    "stationary.certificate": "best = mf.minimise(problem).density",
+    "stationary.coarse": "problem = mf.Problem(mf.interval(comm, 3.0, h=0.01), F, sigma=0.5)",
+    "stationary.newton_cg": """
+        from fem_mf.stationary.hessian import Hessian
         from fem_mf.observables import first_order
         hessian, condition = Hessian(problem), first_order(problem, density)
         hessian.update(density, condition)
@@ -220,7 +211,8 @@ def test_example_runs(
     monkeypatch.chdir(tmp_path)
     module = example.module
     home = importlib.import_module("fem_mf" if module == "__init__" else f"fem_mf.{module}")
-    names = common[module in LUMPED] | vars(home)
+    own = {name: value for name, value in vars(home).items() if not isinstance(value, ModuleType)}
+    names = common[module in LUMPED] | own | {"PETSc": PETSc}
     exec(textwrap.dedent(PREPARATION.get(module, "")), names)
     for block in example.blocks:
         exec(compile(block, f"<docstring of {example.where}>", "exec"), names)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.features import FeatureMatrix, evaluate
+from fem_mf.functionals.features import FeatureMatrix
+from fem_mf.points import evaluate
 
 COMM = MPI.COMM_WORLD
 RNG = np.random.default_rng(7)

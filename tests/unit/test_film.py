@@ -15,9 +15,9 @@ import pytest
 from dolfinx import fem, io, mesh
 
 from fem_mf import plotting
-from fem_mf.framing import Look
 from fem_mf.output import PVDSeries, XDMFSeries
-from fem_mf.recorded import Recorded
+from fem_mf.plotting.framing import Look
+from fem_mf.plotting.recorded import Recorded
 from tests.recorded_runs import TIMES, Run, write_run
 
 pytest.importorskip("pyvista")

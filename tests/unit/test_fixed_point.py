@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import brentq
 
 import fem_mf as mf
-from fem_mf.fixed_point import StopTest, solve
-from fem_mf.stage_data import Anchor, Guess
+from fem_mf.mean_field.fixed_point import StopTest, solve
+from fem_mf.stationary.newton_cg import Anchor, Guess
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.closure import make_closure
-from fem_mf.descent import Descent
-from fem_mf.hessian import FrozenOperator, Hessian
+from fem_mf.mean_field.moments import make_closure
 from fem_mf.observables import first_order, hamiltonian
-from fem_mf.options import default_preconditioner
-from fem_mf.solvers import Preconditioner
-from fem_mf.spectrum import Metric
-from fem_mf.tangent import NotPositiveError, newton_direction
+from fem_mf.petsc import Preconditioner, default_preconditioner
+from fem_mf.stationary.certificate import Metric
+from fem_mf.stationary.hessian import FrozenOperator, Hessian
+from fem_mf.stationary.newton_cg import Descent, NotPositiveError, newton_direction
 from tests.exact import gaussian
 
 COMM = MPI.COMM_WORLD

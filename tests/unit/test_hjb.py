@@ -12,8 +12,8 @@ from dolfinx import fem
 from scipy.integrate import solve_ivp
 
 import fem_mf as mf
-from fem_mf.regularity import Regularity
-from fem_mf.riccati import Quadratic, convexity_bound
+from fem_mf.flows.decomposition import Quadratic, convexity_bound
+from fem_mf.observables import Regularity
 from tests.exact import breathing_precision, moving_gaussian, rate
 
 COMM = MPI.COMM_WORLD

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.edge_averaged import EdgeOperator
-from fem_mf.langevin import LangevinState
+from fem_mf.flows.edge_averaged import EdgeOperator
+from fem_mf.flows.langevin import LangevinState
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import kstest
 
 import fem_mf as mf
-from fem_mf.log_density import log_density
-from fem_mf.riccati import Quadratic
+from fem_mf.density import log_density
+from fem_mf.flows.decomposition import Quadratic
 
 COMM = MPI.COMM_WORLD
 TRAP = mf.Potential(lambda x: x[0] ** 2)

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize
 
 import fem_mf as mf
-from fem_mf.stage_data import Anchor, Guess
+from fem_mf.stationary.newton_cg import Anchor, Guess
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD

@@ -11,8 +11,8 @@ import ufl
 from dolfinx import fem
 
 import fem_mf as mf
-from fem_mf.hjb import HJBFlow
-from fem_mf.riccati import Quadratic, convexity_bound
+from fem_mf.flows.decomposition import Quadratic, convexity_bound
+from fem_mf.flows.hjb import HJBFlow
 from tests.exact import rate
 
 COMM = MPI.COMM_WORLD

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.options import default_options
-from fem_mf.solvers import SpdSolver
+from fem_mf.petsc import SpdSolver, default_options
 
 COMM = MPI.COMM_WORLD
 PREFIX = "fem_mf_test_"

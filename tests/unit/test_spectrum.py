@@ -7,9 +7,9 @@ import pytest
 from scipy.linalg import eigh
 
 import fem_mf as mf
-from fem_mf.eigensolvers import lowest_states, shell_matrix
-from fem_mf.hessian import FrozenOperator, Hessian
 from fem_mf.observables import first_order
+from fem_mf.petsc import lowest_states, shell_matrix
+from fem_mf.stationary.hessian import FrozenOperator, Hessian
 from tests.exact import gaussian, gaussian_energy
 
 COMM = MPI.COMM_WORLD

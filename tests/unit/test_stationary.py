@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.checks import convexity
-from fem_mf.coarse import coarse_problem, from_grid
-from fem_mf.functionals import convexity_of
-from fem_mf.spectrum import lowest_curvature
+from fem_mf.functionals.checks import convexity
+from fem_mf.functionals.terms import convexity_of
+from fem_mf.stationary.certificate import lowest_curvature
+from fem_mf.stationary.coarse import coarse_problem, from_grid
 from tests.exact import gaussian
 
 COMM = MPI.COMM_WORLD

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.regularity import Regularity
-from fem_mf.riccati import Quadratic
-from fem_mf.window import WindowMap
+from fem_mf.flows.decomposition import Quadratic
+from fem_mf.flows.window import WindowMap
+from fem_mf.observables import Regularity
 
 COMM = MPI.COMM_WORLD
 SIGMA, KAPPA = 0.6, 0.6

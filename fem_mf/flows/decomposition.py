@@ -1,0 +1,285 @@
+"""The part v of u = v + w: the classical equation (W1), in closed form where it is quadratic.
+
+    x = problem.nodes[:, : problem.num_owned]
+    g = Quadratic.fit(problem, 0.5 * x[0] ** 2, x)    # None where g is not quadratic
+    v = RiccatiFlow(g, start=g, sigma=problem.sigma)
+    v.at(t).evaluate(x), v.at(t).hessian
+
+With g = ½xᵀQx + q·x + q₀, equation (W1) is Θ' = Q − (σ²/2)Θ², b' = q − (σ²/2)Θb and
+c' = (σ²/2) tr Θ − (σ²/4)|b|² + q₀. The first two are linear in homogeneous coordinates: with
+X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
+
+Elsewhere v advances with the implicit stages of the time scheme; backward Euler has one:
+
+    v = ClassicalPart(problem, closure.base, density, None, tolerance=1e-11, options=None)
+    stage_values = v.advance(t, dt, [(1.0, ())])    # v at the stages of the step
+    v.values, v.rate                                # at its end
+
+The values are known up to a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.integrate import quad
+from scipy.linalg import expm
+
+from fem_mf.density import LogDensity
+from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
+from fem_mf.mean_field.fixed_point import Picard, StopTest
+from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.mpi import global_sum
+from fem_mf.petsc import Options
+from fem_mf.problem import Problem
+from fem_mf.typing import Array
+
+__all__ = [
+    "ClassicalPart",
+    "Quadratic",
+    "RiccatiFlow",
+    "convexity_bound",
+    "stationary_quadratic",
+]
+
+_FIT = 1e-10  # relative deviation up to which values are those of a quadratic
+_STATIONARY = 1e-15  # relative change of v over a time 1/c below which it has its limit
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """½xᵀHx + b·x + c.
+
+    Attributes:
+        hessian: H, ``(d, d)``.
+        slope: b, ``(d,)``.
+        constant: c.
+    """
+
+    hessian: Array
+    slope: Array
+    constant: float
+
+    def evaluate(self, x: Array) -> Array:
+        """Values at points ``(3, n)`` or ``(d, n)``."""
+        x = x[: self.slope.size]
+        quadratic = 0.5 * np.einsum("in,ij,jn->n", x, self.hessian, x, optimize=True)
+        return np.asarray(quadratic + self.slope @ x + self.constant)
+
+    @classmethod
+    def fit(
+        cls, problem: Problem, values: Array, points: Array, *, nearest: bool = False
+    ) -> Quadratic | None:
+        """The quadratic with these values, or None where there is none. Collective.
+
+        Args:
+            problem: gives dimension and communicator.
+            values: ``(n,)`` at this rank's points.
+            points: ``(3, n)``.
+            nearest: the one of least squares where there is none.
+        """
+        dim, comm = problem.dim, problem.comm
+        upper = np.triu_indices(dim)
+        scale = problem.max(float(np.abs(points).max(initial=0.0)))
+        x = points[:dim] / scale
+        columns = [np.ones(values.size), *x, *(x[i] * x[j] for i, j in zip(*upper, strict=True))]
+        matrix = np.column_stack(columns)
+        gram = global_sum(comm, matrix.T @ matrix)
+        right = global_sum(comm, matrix.T @ values)
+        found = np.linalg.lstsq(gram, right, rcond=None)[0]
+        deviation = problem.max(float(np.abs(matrix @ found - values).max(initial=0.0)))
+        if not nearest and deviation > _FIT * max(
+            problem.max(float(np.abs(values).max(initial=0.0))), 1e-300
+        ):
+            return None
+        hessian = np.zeros((dim, dim))
+        hessian[upper] = found[1 + dim :]
+        hessian = (hessian + hessian.T) / scale**2
+        return cls(hessian, found[1 : 1 + dim] / scale, float(found[0]))
+
+
+class RiccatiFlow:
+    """The solution v of (W1) for quadratic g and v_0.
+
+    Args:
+        g: the potential.
+        start: v_0, with a Hessian for which the flow exists (positive definite will do).
+        sigma: σ.
+    """
+
+    def __init__(self, g: Quadratic, start: Quadratic, sigma: float) -> None:
+        self._g, self._start, self._sigma = g, start, sigma
+        d = g.slope.size
+        half = 0.5 * sigma**2
+        # (X, Y, x, y) with Θ = Y X⁻¹ and b = y − Θx: a shift of the origin obeys the same system.
+        self._generator = np.zeros((2 * d + 1, 2 * d + 1))
+        self._generator[:d, d : 2 * d] = half * np.eye(d)
+        self._generator[d : 2 * d, :d] = g.hessian
+        self._generator[d : 2 * d, -1] = g.slope
+
+    def shape(self, t: float) -> Quadratic:
+        """v_t without its constant, which takes an integral over [0, t]."""
+        return Quadratic(*self._coefficients(t), 0.0)
+
+    def at(self, t: float) -> Quadratic:
+        """v_t."""
+        change = 0.0
+        if t > 0:
+            change, _ = quad(
+                lambda s: self.rate(self.shape(s)).constant - self._g.constant,
+                *(0.0, t),
+                epsabs=1e-13,
+                epsrel=1e-12,
+                limit=200,
+            )
+        constant = self._start.constant + self._g.constant * t + change
+        return replace(self.shape(t), constant=constant)
+
+    def rate(self, v: Quadratic) -> Quadratic:
+        """∂_t v = (σ²/2)Δv − (σ²/4)|∇v|² + g."""
+        half, theta, b = 0.5 * self._sigma**2, v.hessian, v.slope
+        return Quadratic(
+            self._g.hessian - half * theta @ theta,
+            self._g.slope - half * theta @ b,
+            float(half * np.trace(theta) - 0.5 * half * b @ b + self._g.constant),
+        )
+
+    def _coefficients(self, t: float) -> tuple[Array, Array]:
+        d = self._g.slope.size
+        start = np.zeros((2 * d + 1, d + 1))
+        start[:d, :d] = np.eye(d)
+        start[d : 2 * d, :d] = self._start.hessian
+        start[d : 2 * d, d] = self._start.slope
+        start[-1, d] = 1.0
+        flow = self._advance(start, t)
+        theta = np.linalg.solve(flow[:d, :d].T, flow[d : 2 * d, :d].T).T
+        slope = flow[d : 2 * d, d] - theta @ flow[:d, d]
+        return 0.5 * (theta + theta.T), slope
+
+    def _advance(self, start: Array, t: float) -> Array:
+        # In pieces of length 1/c, rescaled: X and Y grow like e^{ct}, c² = (σ²/2)‖Q‖, and differ by
+        # that much from direction to direction; their quotient does not.
+        d = self._g.slope.size
+        growth = self._sigma * np.sqrt(0.5 * np.linalg.norm(self._g.hessian, 2))
+        pieces = max(1, int(np.ceil(t * growth)))
+        step, flow = expm(self._generator * (t / pieces)), start
+        for _ in range(pieces):
+            before, flow = flow, step @ flow
+            inverse = np.linalg.inv(flow[:d, :d])
+            shift = flow[:d, d].copy()
+            flow[:, :d] = flow[:, :d] @ inverse
+            flow[:, d] -= flow[:, :d] @ shift
+            if np.abs(flow - before).max() <= _STATIONARY * np.abs(flow).max():
+                break
+        return flow
+
+
+def convexity_bound(t: float, start: float, kappa: float, sigma: float) -> float:
+    """θ_t of θ' = κ − (σ²/2)θ²: v_0 θ₀-convex and g κ-convex make v_t θ_t-convex (theory §4).
+
+    Args:
+        t: time.
+        start: θ₀ ≥ 0.
+        kappa: κ > 0.
+        sigma: σ.
+    """
+    limit = np.sqrt(2.0 * kappa) / sigma
+    tanh = np.tanh(0.5 * sigma**2 * limit * t)
+    return float(limit * (start + limit * tanh) / (limit + start * tanh))
+
+
+type Stages = Sequence[tuple[float, tuple[float, ...]]]
+
+
+class ClassicalPart:
+    """v_t with v_0 quadratic: in closed form where g is quadratic too, else by implicit stages.
+
+    Args:
+        problem: the problem.
+        g: the part of V that does not depend on m, on the potential space, owned and ghosts.
+        density: m_0 = e^{−u_0}.
+        start: v_0, a quadratic or its owned values; None for u_0 where it is quadratic, else for
+            the stationary v of a quadratic that fits g.
+        tolerance: tolerance of Newton's method.
+        options: PETSc options of Newton's method.
+
+    Attributes:
+        values: owned values of v now, up to a constant.
+        rate: of ∂_t v at the end of the last step.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        g: Array,
+        density: LogDensity,
+        start: Quadratic | Array | None,
+        tolerance: float,
+        options: Options | None,
+    ) -> None:
+        self.problem = problem
+        points = problem.nodes[:, : problem.num_owned]
+        self._points = points
+        own = problem.num_potential_owned
+        quadratic_g = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own])
+        if start is None:
+            start = Quadratic.fit(problem, density.log_values(), points)
+        if start is None:
+            start = stationary_quadratic(problem, g)
+        fitted = start if isinstance(start, Quadratic) else Quadratic.fit(problem, start, points)
+        self.values: Array = start.evaluate(points) if isinstance(start, Quadratic) else start
+        self.rate: Array = np.zeros_like(self.values)
+        self._flow = None
+        if quadratic_g is not None and fitted is not None:
+            self._flow = RiccatiFlow(quadratic_g, fitted, problem.sigma)
+            return
+        closure = MomentClosure(problem, [])
+        closure.base = g
+        self._stage = HJBStage(
+            problem,
+            closure,
+            accelerator=Picard(),
+            stop=StopTest(tolerance=1.0),
+            safeguard=False,
+            tolerance=tolerance,
+            prefix="fem_mf_hjb_",
+            options=options,
+        )
+
+    def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
+        """Take a step, t after the start; v at each of its stages, owned values. Collective."""
+        if self._flow is None:
+            return self._integrate(dt, stages)
+        times = [t + (factor + sum(weights)) * dt for factor, weights in stages]
+        shapes = [self._flow.shape(time) for time in times]
+        values = [shape.evaluate(self._points) for shape in shapes]
+        self.values, self.rate = values[-1], self._flow.rate(shapes[-1]).evaluate(self._points)
+        return values
+
+    def _integrate(self, dt: float, stages: Stages) -> list[Array]:
+        results: list[HJBResult] = []
+        for factor, weights in stages:
+            start = stage_start(self.values, dt, weights, results)
+            guess = results[-1].unknown if results else self.values
+            results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
+        self.values, self.rate = results[-1].unknown, results[-1].rate
+        self.values = self.values - self.problem.min(self.values)  # it would grow like λ_v t
+        return [r.unknown for r in results]
+
+
+def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:
+    """½xᵀΘx + b·x with (σ²/2)Θ² = Q and (σ²/2)Θb = q of a quadratic that fits g. Collective.
+
+    Eigenvalues of Q that are not positive are replaced by the smallest that is.
+    """
+    own = problem.num_potential_owned
+    fitted = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own], nearest=True)
+    assert fitted is not None
+    eigenvalues, frame = np.linalg.eigh(fitted.hessian)
+    positive = eigenvalues[eigenvalues > 0]
+    floor = float(positive.min()) if positive.size else 1.0
+    theta = (frame * np.sqrt(2.0 * np.maximum(eigenvalues, floor)) / problem.sigma) @ frame.T
+    slope = np.linalg.solve(0.5 * problem.sigma**2 * theta, fitted.slope)
+    return Quadratic(theta, slope, 0.0)

@@ -1,0 +1,290 @@
+"""What all flows share: states, checks of arguments, time, extrapolation of the past.
+
+A run asks for each step and says whether it is accepted:
+
+    clock = Clock(dt, t_end)
+    while not clock.done:
+        step = clock.next_step()
+        clock.accept()    # or clock.reject(0.5), to try half of it
+
+The mean field of the next step is extrapolated, to the order that the past itself supports:
+
+    past = Extrapolation(order=4, norm=np.linalg.norm)
+    past.add(t, y)
+    guess = past.predict(t + dt)     # None while there is nothing to go by
+
+Newton's form: with divided differences D_k, p_k(t) = p_{k-1}(t) + (t − t_n)...(t − t_{n-k+1}) D_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from dolfinx import fem
+
+from fem_mf.density import Density
+from fem_mf.mpi import all_ranks_agree, integer, number, positive, same_on_all_ranks
+from fem_mf.observables import check_problem
+from fem_mf.problem import Problem
+from fem_mf.typing import Array
+
+__all__ = [
+    "Clock",
+    "Extrapolation",
+    "HJBState",
+    "State",
+    "check_run",
+    "check_scheme",
+    "check_step",
+    "check_tolerances",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One instant of a flow, from which any run of that flow can go on.
+
+    Attributes:
+        t: time.
+        dt: the step that led here (0 at the start).
+        next_dt: the step to come, if the end leaves room for it.
+        step: number of accepted steps so far.
+        density: m_t.
+        energy: F^σ(m_t) (E1).
+        eigenvalue: λ_t = ⟨ψ, H[m_t]ψ⟩.
+        residual: ‖H[m_t]ψ − λ_tψ‖.
+        dissipation: −dF^σ/dt = residual² (D4).
+        mass: ∫m_t dx.
+        boundary_mass: mass of the cells that touch the boundary.
+        fixed_point_iterations: of the step, all stages together.
+        linear_iterations: of the step, all solves together.
+        contraction: ratio of the first two fixed-point residuals of a stage, the last measured
+            (steps whose first iterate is converged measure none); NaN before that.
+        rejected: steps rejected by the error control before this one.
+        replaced: minimising movements (D7), of the same length together, that took the place of
+            a step too long for its scheme; 0 when the step is the scheme's own.
+    """
+
+    t: float
+    dt: float
+    next_dt: float
+    step: int
+    density: Density
+    energy: float
+    eigenvalue: float
+    residual: float
+    dissipation: float
+    mass: float
+    boundary_mass: float
+    fixed_point_iterations: int = 0
+    linear_iterations: int = 0
+    contraction: float = float("nan")
+    rejected: int = 0
+    replaced: int = 0
+
+    def scalars(self) -> dict[str, float | int]:
+        """The numbers, in the order of the attributes: one row of a history."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if isinstance(value, (int, float))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HJBState(State):
+    """One instant of the flow; see :class:`State` for what is not listed.
+
+    Attributes:
+        u: −log m.
+        v: of the decomposition, None without; its constant is that of w.
+        w: u − v with ∫w dm = 0, None without.
+        newton_iterations: of the step, all nonlinear solves together.
+        newton_most: of the hardest nonlinear solve of the step.
+        hessian_u: ‖∇²u‖∞.
+        growth_u: sup |∇u|/(1 + |x|).
+        theta_v: smallest eigenvalue of ∇²v; NaN without decomposition.
+        growth_v: sup |∇v|/(1 + |x|); NaN without decomposition.
+        lipschitz_w: ‖∇w‖∞; NaN without decomposition.
+        second_moment: ∫|x|² dm.
+        fourth_moment: ∫|x|⁴ dm.
+    """
+
+    u: fem.Function
+    v: fem.Function | None = None
+    w: fem.Function | None = None
+    newton_iterations: int = 0
+    newton_most: int = 0
+    hessian_u: float = float("nan")
+    growth_u: float = float("nan")
+    theta_v: float = float("nan")
+    growth_v: float = float("nan")
+    lipschitz_w: float = float("nan")
+    second_moment: float = float("nan")
+    fourth_moment: float = float("nan")
+
+
+def check_step(problem: Problem, dt: float) -> None:
+    """A problem, and a positive step that is the same on every rank. Collective."""
+    check_problem(problem)
+    error: Exception | None = None
+    try:
+        positive("dt", dt)
+    except (TypeError, ValueError) as caught:
+        error = caught
+    all_ranks_agree(problem.comm, error)
+    same_on_all_ranks(problem.comm, dt=float(dt))
+
+
+def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
+    """A known scheme."""
+    if scheme not in schemes:
+        raise ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
+
+
+def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
+    """Tolerances between 0 and 1, None for none, and at least one iteration."""
+    for name, value in tolerances.items():
+        if value is not None and not 0 < number(name, value) < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+    if integer("max_iterations", max_iterations) < 1:
+        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+
+
+def check_run(
+    problem: Problem, start: Density | State, t_end: float, kind: type[State] = State
+) -> None:
+    """A start of the flow's own problem and a final time that is not before it.
+
+    Args:
+        problem: the problem.
+        start: a density, or a state of the flow.
+        t_end: the final time.
+        kind: what the flow yields; those of the HJB flow have a family of their own.
+
+    Raises:
+        TypeError: the state is that of another flow, whose numbers mean something else.
+        ValueError: another problem, or a time that is none.
+    """
+    if isinstance(start, State) and not (
+        type(start) is State if kind is State else isinstance(start, kind)
+    ):
+        raise TypeError(
+            f"this flow goes on from a {kind.__name__} of its own, not from a "
+            f"{type(start).__name__} of another flow; start from its density: "
+            "run(state.density, ...)"
+        )
+    density = start.density if isinstance(start, State) else start
+    if not isinstance(density, Density):
+        raise TypeError(
+            "the start is a Density, such as Density.from_function(problem, m), or a state of the "
+            f"flow, not {type(start).__name__}"
+        )
+    if density.problem is not problem:
+        raise ValueError("the start belongs to another problem; build it on the flow's own")
+    if not (np.isfinite(number("t_end", t_end)) and t_end >= 0):
+        raise ValueError(f"t_end must be a non-negative number, not {t_end}")
+    same_on_all_ranks(problem.comm, t_end=float(t_end))
+    if isinstance(start, State) and t_end < start.t:
+        raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")
+
+
+_SMALLEST_STEP = 1e-12  # relative to the time span
+
+
+class Clock:
+    """Time as an integer number of equal steps as long as they are equal; ends exactly."""
+
+    def __init__(self, dt: float, t_end: float, t: float = 0.0, step: int = 0) -> None:
+        self.t, self.step, self.last = t, step, 0.0
+        self._dt, self._t_end = dt, t_end
+        self._origin, self._steps_from_origin = t, 0
+
+    @property
+    def dt(self) -> float:
+        """The step to come, if the end leaves room for it."""
+        return self._dt
+
+    @property
+    def done(self) -> bool:
+        """Whether the end is reached."""
+        return self.t >= self._t_end
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether a smaller step still means something."""
+        return self._dt > _SMALLEST_STEP * max(self._t_end, 1e-300)
+
+    def next_step(self) -> float:
+        """The step to try: dt, or what is left."""
+        left = self._t_end - self.t
+        # A last step longer by rounding is better than one more of length 1e-16.
+        self.last = left if self._dt >= left * (1.0 - 1e-9) else self._dt
+        return self.last
+
+    def accept(self, factor: float = 1.0) -> None:
+        """Advance by the step tried; the next dt is ``factor`` times this one."""
+        self.step += 1
+        self._steps_from_origin += 1
+        if self.last != self._dt:
+            self.t = self._t_end
+        else:
+            self.t = self._origin + self._steps_from_origin * self._dt
+            if self._t_end - self.t < 1e-9 * self._dt:
+                self.t = self._t_end
+        if factor != 1.0:
+            self._rescale(factor)
+
+    def reject(self, factor: float) -> None:
+        """Stay, and try ``factor`` times the step next."""
+        if self.last < self._dt:
+            self._dt = self.last
+        self._rescale(factor)
+
+    def _rescale(self, factor: float) -> None:
+        self._dt *= factor
+        self._origin, self._steps_from_origin = self.t, 0
+
+
+# A first-order prediction that moves by more than this part of the value is no prediction.
+_TRUST = 0.1
+
+
+class Extrapolation:
+    """Values at increasing times, and what they predict.
+
+    Args:
+        order: highest polynomial degree used.
+        norm: of a value; collective for distributed ones.
+    """
+
+    def __init__(self, order: int, norm: Callable[[Array], float]) -> None:
+        self._order, self._norm = order, norm
+        self._times: list[float] = []
+        self._differences: list[Array] = []  # D_0, D_1, ... of the newest value
+
+    def add(self, t: float, value: Array) -> None:
+        """Append a value; those beyond the order are forgotten."""
+        differences = [value]
+        for k, old in enumerate(self._differences[: self._order]):
+            differences.append((differences[k] - old) / (t - self._times[-1 - k]))
+        self._differences = differences
+        self._times = [*self._times[-self._order :], t]
+
+    def predict(self, t: float) -> Array | None:
+        """The value at a later time, None without a past. Collective when the norm is.
+
+        Of the degrees 0, 1, ..., the one whose prediction moved least from the one before: where
+        the past is not smooth, or at rounding level, higher degrees only amplify its noise.
+        """
+        if not self._differences:
+            return None
+        prediction = self._differences[0]
+        smallest = _TRUST * self._norm(prediction)
+        factor = 1.0
+        for k, difference in enumerate(self._differences[1:]):
+            factor *= t - self._times[-1 - k]
+            moved = abs(factor) * self._norm(difference)
+            if not moved < smallest:
+                break
+            prediction, smallest = prediction + factor * difference, moved
+        return np.array(prediction)

@@ -1,0 +1,300 @@
+"""The mean-field Hamilton–Jacobi–Bellman flow (D3), whole or decomposed (W1, W2).
+
+    flow = HJBFlow(problem, dt=0.05, scheme="sdirk2", decomposed=True)
+    for state in flow.run(start, t_end=10.0):
+        print(state.t, state.energy, state.lipschitz_w)
+
+The unknown is u = −log m, a discretisation of its own of the curve m_t that
+:class:`fem_mf.SchrodingerFlow` follows in ψ = √m. Decomposed, u = v + w: v solves the classical
+equation (W1) with the part g of V that does not depend on m, in closed form where g and v_0 are
+quadratic, and w the rest, which stays Lipschitz uniformly in time. The additive constant is that of
+mass one after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fem_mf.boundary import warn_if_truncated
+from fem_mf.density import Density, LogDensity, log_density
+from fem_mf.flows.decomposition import ClassicalPart, Quadratic
+from fem_mf.flows.flow import Clock, HJBState, check_run, check_scheme, check_step, check_tolerances
+from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
+from fem_mf.flows.hopf_cole import WeightedStage
+from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
+from fem_mf.mean_field.moments import make_closure
+from fem_mf.mean_field.newton import Newton
+from fem_mf.observables import Regularity, energy
+from fem_mf.petsc import Options
+from fem_mf.problem import Problem
+from fem_mf.spaces import set_owned
+from fem_mf.typing import Array
+
+__all__ = ["HJBFlow"]
+
+_PREFIX = "fem_mf_hjb_"
+_GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
+# Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
+_STAGES = {
+    "backward-euler": ((1.0, ()),),
+    "sdirk2": ((_GAMMA, ()), (_GAMMA, (1.0 - _GAMMA,))),
+}
+
+
+class HJBFlow:
+    """∂_t u = (σ²/2)Δu − (σ²/4)|∇u|² + V[m_t] − λ_t, m = e^{−u} (D3).
+
+    Args:
+        problem: the problem, natural boundary, degree 2 at least (a quadratic u is then exact in
+            space). The mesh stands for all of R^d: its boundary is an outflow.
+        dt: time step, > 0.
+        scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
+        decomposed: compute v and w instead of u.
+        weighted: compute w by the linear equation of φ = e^{−w/2} (W3); decomposed only.
+        accelerator: how the fixed-point iteration is accelerated: ``Picard()`` or ``Anderson()``
+            (default).
+        fixed_point_tolerance: relative tolerance of the moments (or of m).
+        max_iterations: evaluations of one fixed point.
+        safeguard: whether fixed-point steps that overshoot are shortened.
+        newton_tolerance: tolerance of the residual of the equation.
+        petsc_options: options of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the
+            command line takes precedence.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        dt: float,
+        scheme: str = "backward-euler",
+        *,
+        decomposed: bool = False,
+        weighted: bool = False,
+        accelerator: Accelerator | None = None,
+        fixed_point_tolerance: float = 1e-10,
+        max_iterations: int = 100,
+        safeguard: bool = True,
+        newton_tolerance: float = 1e-11,
+        petsc_options: Options | None = None,
+    ) -> None:
+        check_step(problem, dt)
+        check_scheme(scheme, sorted(_STAGES))
+        check_tolerances(
+            max_iterations,
+            fixed_point_tolerance=fixed_point_tolerance,
+            newton_tolerance=newton_tolerance,
+        )
+        if problem.degree < 2:
+            raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
+        if problem.boundary != "natural":
+            raise ValueError("u is infinite where ψ = 0: HJBFlow needs boundary='natural'")
+        if isinstance(accelerator, Newton):
+            raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
+        if weighted and not decomposed:
+            raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
+        self.problem, self.dt, self.scheme = problem, float(dt), scheme
+        self.decomposed = decomposed
+        self.closure = make_closure(problem)
+        settings: dict[str, Any] = {
+            "accelerator": Anderson(depth=10) if accelerator is None else accelerator,
+            "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            "safeguard": safeguard,
+            "tolerance": newton_tolerance,
+            "options": petsc_options,
+        }
+        self._operator = HJBStage(
+            problem, self.closure, whole=not decomposed, prefix=_PREFIX, **settings
+        )
+        self._stage: HJBStage | WeightedStage = self._operator
+        if weighted:
+            self._stage = WeightedStage(
+                problem, self.closure, prefix="fem_mf_weighted_", **settings
+            )
+        self._tolerance, self._options = newton_tolerance, petsc_options
+        self._bounds = Regularity(problem)
+
+    def run(
+        self,
+        start: Density | HJBState,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
+        v_start: Quadratic | None = None,
+    ) -> Iterator[HJBState]:
+        """Integrate from t = 0; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
+                of this flow, from which it goes on, with the v it has.
+            t_end: final time, reached exactly (the last step is shortened).
+            steady_residual: stop earlier, when ‖∂_t u‖ in L²(m) is at most this.
+            v_start: v_0 of the decomposition; the default is u_0 where it is quadratic, else the
+                stationary v of a quadratic fit to g.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            TypeError: start is a state of another flow.
+            ValueError: start of another problem, or too small to know its logarithm; t_end not a
+                non-negative number.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        check_run(self.problem, start, t_end, HJBState)
+        return self._run(start, float(t_end), steady_residual, v_start)
+
+    def _run(
+        self,
+        start: Density | HJBState,
+        t_end: float,
+        steady: float | None,
+        v_start: Quadratic | Array | None,
+    ) -> Iterator[HJBState]:
+        state = start if isinstance(start, HJBState) else None
+        density = log_density(start.density if isinstance(start, HJBState) else start)
+        if state is not None and state.v is not None:
+            v_start = state.v.x.array[: self.problem.num_owned].copy()
+        classical = None
+        if self.decomposed:
+            classical = ClassicalPart(
+                self.problem, self.closure.base, density, v_start, self._tolerance, self._options
+            )
+        y = self.closure.order(density)
+        outside = warn_if_truncated(self.problem, density)
+        if state is None:
+            state = self._state(density, classical, y, [], t=0.0, dt=0.0, next_dt=self.dt, step=0)
+        yield state
+        clock = Clock(self.dt, t_end, state.t, state.step)
+        origin = state.t
+        while not clock.done and (steady is None or not state.residual <= steady):
+            results = self._step(density, classical, y, clock.t - origin, clock.next_step())
+            clock.accept()
+            density, y = results[-1].density, results[-1].y
+            state = self._state(
+                density,
+                classical,
+                y,
+                results,
+                t=clock.t,
+                dt=clock.last,
+                next_dt=clock.dt,
+                step=clock.step,
+            )
+            yield state
+        warn_if_truncated(self.problem, density, outside)
+
+    def rate(self, density: LogDensity) -> Array:
+        """(σ²/2)Δu − (σ²/4)|∇u|² + V[m], owned values: ∂_t u up to a constant. Collective."""
+        y = self.closure.order(density)
+        return self._whole_operator().rate(density.log_values(), self.closure.potential(y))
+
+    def _whole_operator(self) -> HJBStage:
+        """The operator of u itself: without drift."""
+        self._operator.set_drift(np.zeros(self.problem.num_owned))
+        return self._operator
+
+    def linearised(self, density: LogDensity) -> Callable[[Array], Array]:
+        """δ ↦ (σ²/2)Δδ − (σ²/2)∇u·∇δ at a density, on owned values. Collective to call."""
+        return self._whole_operator().linearised(density.log_values())
+
+    def _step(
+        self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
+    ) -> list[HJBResult]:
+        stage = self._stage
+        w = stage.encode(_remainder(now, classical))
+        results: list[HJBResult] = []
+        stages = _STAGES[self.scheme]
+        if classical is not None:
+            drifts = classical.advance(t, dt, stages)
+        shift = self._shift(now, y)
+        for i, (factor, weights) in enumerate(stages):
+            start = stage_start(w, dt, weights, results)
+            if classical is not None:
+                stage.set_drift(drifts[i])
+            guess = results[-1].unknown if results else w
+            mean_field = results[-1].y if results else y
+            results.append(stage.solve(start, guess, mean_field, factor * dt, shift))
+        return results
+
+    def _shift(self, now: LogDensity, y: Array) -> float:
+        """Any constant will do; λ, or its mean-field part, keeps u and w from drifting off."""
+        potential = self.closure.potential(y)
+        if self.decomposed:
+            potential = potential - self.closure.base
+        return self.problem.dot(potential[: self.problem.num_potential_owned], now.measure())
+
+    def _state(
+        self,
+        density: LogDensity,
+        classical: ClassicalPart | None,
+        y: Array,
+        results: list[HJBResult],
+        **numbers: float | int,
+    ) -> HJBState:
+        problem, u = self.problem, density.log_values()
+        kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
+        dissipation = density.variance(self._rate(density, classical, results))
+        hessian = self._bounds.hessian(u)[1]
+        state = {
+            "density": density,
+            "energy": energy(problem, density),
+            "eigenvalue": kinetic
+            + problem.dot(
+                self.closure.potential(y)[: problem.num_potential_owned], density.measure()
+            ),
+            "residual": float(np.sqrt(dissipation)),
+            "dissipation": dissipation,
+            "mass": density.mass(),
+            "boundary_mass": problem.boundary_mass(density.amplitude()),
+            "fixed_point_iterations": sum(r.record.iterations for r in results),
+            "newton_iterations": sum(r.newton_iterations for r in results),
+            "newton_most": max((r.newton_most for r in results), default=0),
+            "contraction": results[-1].record.contraction if results else float("nan"),
+            "hessian_u": hessian,
+            "growth_u": self._bounds.growth(u),
+            "second_moment": density.moment(2.0),
+            "fourth_moment": density.moment(4.0),
+        }
+        return HJBState(u=density.u(), **state, **self._parts(density, u, classical), **numbers)  # type: ignore[arg-type]
+
+    def _rate(
+        self, density: LogDensity, classical: ClassicalPart | None, results: list[HJBResult]
+    ) -> Array:
+        """∂_t u at the end of the step, up to a constant."""
+        if not results:
+            return self.rate(density)
+        rate = self._stage.rate_of_w(results[-1])
+        return rate if classical is None else rate + classical.rate
+
+    def _parts(
+        self, density: LogDensity, u: Array, classical: ClassicalPart | None
+    ) -> dict[str, object]:
+        if classical is None:
+            return {}
+        bounds, w = self._bounds, _remainder(density, classical)
+        v = u - w
+        parts: dict[str, object] = {}
+        for name, values in (("v", v), ("w", w)):
+            function = self.problem.new_amplitude()
+            function.name = name
+            set_owned(function, values)
+            parts[name] = function
+        return {
+            **parts,
+            "theta_v": bounds.hessian(v)[0],
+            "growth_v": bounds.growth(v),
+            "lipschitz_w": bounds.gradient(w),
+        }
+
+
+def _remainder(density: LogDensity, classical: ClassicalPart | None) -> Array:
+    """w = u − v, decomposed with ∫w dm = 0: v's own constant grows like λ_v t. Collective."""
+    if classical is None:
+        return density.log_values()
+    w = density.log_values() - classical.values
+    return w - density.expectation(w)

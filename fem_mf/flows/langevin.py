@@ -1,0 +1,311 @@
+"""The mean-field Langevin flow (L1): the W₂ gradient flow of E(m) = F(m) + (σ²/2)∫m log m.
+
+    problem = Problem(mesh, functional, sigma=0.5, degree=1, mass="lumped")
+    start = Density.from_function(problem, lambda x: np.exp(-(x[0] ** 2)))
+    for state in LangevinFlow(problem, dt=0.05).run(start, t_end=1.0):
+        print(state.t, state.energy, state.gap)
+    best = minimise_entropic(problem)
+
+m is unknown at the vertices; space is discretised by edge-averaged finite elements with couplings
+w_ij and flows J_ij (:mod:`fem_mf.flows.edge_averaged`), time by backward Euler with V at the new m.
+With μ = V[m] + (σ²/2) log m and D(m) = Σ J_ij (μ_i − μ_j) over the edges:
+
+* proved for every mesh: a step conserves mass, and m ∝ e^{−(2/σ²)V} is stationary, at the nodes;
+* proved where no coupling is negative, for every dt: M/dt + L(V) is an M-matrix, so that m > 0;
+  each term of D is ≥ 0; a step exists (Brouwer); and for convex F energy decreases,
+  E(m⁺) + dt D(m⁺) ≤ E(m), since E(m) ≥ E(m⁺) + ∫μ⁺d(m − m⁺) and ∫μ⁺d(m⁺ − m) = −dt D(m⁺);
+* observed: mean and variance are of order 2 in h, as long as the cell Péclet number |∇V|h/σ² is
+  below 1, and of order 1 above (a warning says so); of order 1 in dt; the fixed point finds the
+  step from dt = 1e-4 to 1e4, for networks and contact terms.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fem_mf.boundary import warn_if_truncated
+from fem_mf.density import Density
+from fem_mf.flows.flow import Clock, Extrapolation, State, check_run, check_step, check_tolerances
+from fem_mf.flows.langevin_stage import LangevinResult, LangevinStage, default_accelerator
+from fem_mf.mean_field.fixed_point import Accelerator, StopTest
+from fem_mf.mean_field.moments import make_closure
+from fem_mf.mpi import warn
+from fem_mf.petsc import Options
+from fem_mf.problem import Problem
+from fem_mf.typing import Array
+
+__all__ = ["LangevinFlow", "LangevinState", "minimise_entropic"]
+
+_LOG = logging.getLogger(__name__)
+_PREFIX = "fem_mf_langevin_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LangevinState(State):
+    """One instant of the flow; see :class:`fem_mf.State` for what is not listed.
+
+    Integrals are sums over the vertices, those of the scheme.
+
+    Attributes:
+        energy: E(m) = F(m) + (σ²/2)∫m log m.
+        eigenvalue: ∫μ dm, the chemical potential: at the minimiser μ is this constant.
+        residual: speed of m_t in W₂, the square root of the dissipation.
+        dissipation: D(m), the discrete ∫|∇μ|² dm: −dE/dt of the scheme in the limit dt → 0.
+        mass: ∫m dx. Its rounding errors are scaled away at every step.
+        gap: (σ²/2) H(m | m̂), m̂ ∝ e^{−(2/σ²)V} with V = V[m] frozen; E(m) − min E ≤ gap where F
+            is convex (as C1 for F^σ).
+        clipped: mass added in the step to keep m above what remains of the m before when nothing
+            flows in: 0 up to rounding and the tolerances of iterations, unless couplings are
+            negative.
+        peclet: |∇V|h/σ², averaged over m. Above 1 numerical diffusion spreads m as it moves; the
+            equilibrium itself is exact at the vertices.
+    """
+
+    gap: float
+    clipped: float = 0.0
+    peclet: float = float("nan")
+
+
+class LangevinFlow:
+    """∂_t m = ∇·(m∇V[m_t]) + (σ²/2)Δm, no flux through the boundary (L1).
+
+    No coupling is negative on intervals, on Delaunay triangles, and on quadrilaterals and hexahedra
+    along the axes. Most meshes of tetrahedra have some: a warning counts them.
+
+    Args:
+        problem: the problem, with ``degree=1``, ``mass="lumped"`` and the natural boundary.
+        dt: time step, > 0.
+        accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
+            ``Newton()``. What ``Contact`` terms add to V is linearised in every evaluation with
+            each of them. The default is Newton where every term of F is cylindrical, Picard where V
+            depends on m by contact only, else Anderson.
+        fixed_point_tolerance: relative tolerance of the moments (or of m).
+        max_iterations: evaluations of one fixed point.
+        safeguard: whether fixed-point steps that overshoot are shortened.
+        linear_tolerance: relative tolerance of iterative linear solves.
+        petsc_options: options of the linear solver, without prefix; ``-fem_mf_langevin_...`` on the
+            command line takes precedence. The default is LU where affordable, for which m has
+            relative precision where it is tiny too, and BiCGStab with ILU on each rank elsewhere.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        dt: float,
+        *,
+        accelerator: Accelerator | None = None,
+        fixed_point_tolerance: float = 1e-10,
+        max_iterations: int = 100,
+        safeguard: bool = True,
+        linear_tolerance: float = 1e-12,
+        petsc_options: Options | None = None,
+    ) -> None:
+        check_step(problem, dt)
+        check_tolerances(
+            max_iterations,
+            fixed_point_tolerance=fixed_point_tolerance,
+            linear_tolerance=linear_tolerance,
+        )
+        _check(problem)
+        self.problem, self.dt = problem, float(dt)
+        self.closure = make_closure(problem)
+        if accelerator is None:
+            accelerator = default_accelerator(problem, self.closure)
+        self._stage = LangevinStage(
+            problem,
+            self.closure,
+            accelerator=accelerator,
+            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            safeguard=safeguard,
+            linear_tolerance=linear_tolerance,
+            prefix=_PREFIX,
+            options=petsc_options,
+        )
+        self._warned = False
+
+    def run(
+        self,
+        start: Density | LangevinState,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
+    ) -> Iterator[LangevinState]:
+        """Integrate from t = 0; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem; or a state of this flow, from which it goes on.
+            t_end: final time, reached exactly (the last step is shortened).
+            steady_residual: stop earlier, when the speed of m_t in W₂ is at most this.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            TypeError: start is a state of another flow.
+            ValueError: start of another problem, or t_end not a non-negative number.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        check_run(self.problem, start, t_end, LangevinState)
+        if not self._warned:
+            _warn_of_negative_couplings(self._stage)
+            self._warned = True
+        return self._run(start, float(t_end), steady_residual)
+
+    def _run(
+        self, start: Density | LangevinState, t_end: float, steady: float | None
+    ) -> Iterator[LangevinState]:
+        density = start.density if isinstance(start, LangevinState) else start
+        m, y = density.amplitude() ** 2, self.closure.order(density)
+        if isinstance(start, LangevinState):
+            state = start
+        else:
+            state = self._state(m, None, t=0.0, dt=0.0, next_dt=self.dt, step=0)
+        outside = warn_if_truncated(self.problem, density)
+        warned = _warn_of_diffusion(state)
+        yield state
+        past = Extrapolation(2, lambda y: float(np.sqrt(self.closure.dot(y, y))))
+        clock = Clock(self.dt, t_end, state.t, state.step)
+        while not clock.done and (steady is None or not state.residual <= steady):
+            guess = past.predict(clock.t + clock.next_step())
+            result = self._stage.solve(m, y if guess is None else guess, clock.last)
+            clock.accept()
+            m, y = result.m, result.y
+            past.add(clock.t, y)
+            state = self._state(
+                m, result, t=clock.t, dt=clock.last, next_dt=clock.dt, step=clock.step
+            )
+            warned = warned or _warn_of_diffusion(state)
+            yield state
+        warn_if_truncated(self.problem, state.density, outside)
+
+    def _limit(self, start: Density) -> LangevinState:
+        """Where the flow ends, as one infinite step."""
+        m, y = start.amplitude() ** 2, self.closure.order(start)
+        result = self._stage.solve(m, y, np.inf)
+        state = self._state(result.m, result, t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
+        warn_if_truncated(self.problem, state.density)
+        return state
+
+    def _state(
+        self,
+        m: Array,
+        result: LangevinResult | None,
+        *,
+        t: float,
+        dt: float,
+        next_dt: float,
+        step: int,
+    ) -> LangevinState:
+        problem, edges = self.problem, self._stage.edges
+        temperature = edges.temperature
+        density = Density(problem, np.sqrt(m), normalised=True)
+        potential = problem.on_potential_space(problem.functional.derivative(density))
+        potential = potential[: problem.num_owned]
+        edges.set_potential(potential)
+        dissipation = edges.dissipation(m, potential + temperature * np.log(m))
+        entropic = temperature * density.entropy()
+        eigenvalue = problem.dot(density.measure(), potential) + entropic
+        # (σ²/2) H(m | m̂) = ∫μ dm + (σ²/2) log ∫e^{−(2/σ²)V}, the integral without overflow.
+        lowest = problem.min(potential)
+        partition = problem.dot(problem.mass_diagonal, np.exp((lowest - potential) / temperature))
+        return LangevinState(
+            t=t,
+            dt=dt,
+            next_dt=next_dt,
+            step=step,
+            density=density,
+            energy=float(problem.functional.value(density)) + entropic,
+            eigenvalue=eigenvalue,
+            residual=float(np.sqrt(max(dissipation, 0.0))),
+            dissipation=dissipation,
+            mass=density.mass(),
+            boundary_mass=problem.boundary_mass(density.amplitude()),
+            fixed_point_iterations=result.record.iterations if result else 0,
+            linear_iterations=result.linear_iterations if result else 0,
+            contraction=result.record.contraction if result else float("nan"),
+            gap=eigenvalue - lowest + temperature * float(np.log(partition)),
+            clipped=result.clipped if result else 0.0,
+            peclet=edges.peclet(m),
+        )
+
+
+def minimise_entropic(
+    problem: Problem,
+    start: Density | None = None,
+    *,
+    tol: float = 1e-10,
+    accelerator: Accelerator | None = None,
+    max_iterations: int = 100,
+) -> LangevinState:
+    """Minimise F(m) + (σ²/2)∫m log m by a fixed point on m ∝ e^{−(2/σ²)V[m]} (L1). Collective.
+
+    No flow: wells of V that particles take for ever to leave are no obstacle.
+
+    Args:
+        problem: the problem, as for :class:`LangevinFlow`.
+        start: where the fixed point begins, a density of any problem; the default is uniform.
+        tol: of the fixed point, relative, on the moments (or on m).
+        accelerator: of the fixed point, as for :class:`LangevinFlow`.
+        max_iterations: of the fixed point.
+
+    Returns:
+        The limit of the flow, at t = inf. Where F is convex its ``gap`` bounds E(m) − min E.
+
+    Raises:
+        ValueError: an argument is out of range, or the problem does not suit the flow.
+        ConvergenceError: no convergence; try more iterations, or the end of a flow as the start.
+    """
+    check_tolerances(max_iterations, tol=tol)
+    flow = LangevinFlow(
+        problem,
+        1.0,
+        accelerator=accelerator,
+        fixed_point_tolerance=tol,
+        max_iterations=max_iterations,
+    )
+    uniform = Density(problem, np.ones(problem.num_owned))
+    return flow._limit(uniform if start is None else start.on(problem))
+
+
+def _check(problem: Problem) -> None:
+    if problem.degree != 1 or not problem.lumped:
+        raise ValueError(
+            "the Langevin flow lives on vertices, Problem(..., degree=1, mass='lumped'); this "
+            f"problem has degree={problem.degree}, "
+            f"mass={'lumped' if problem.lumped else 'consistent'!r}"
+        )
+    if problem.boundary != "natural":
+        raise ValueError("no mass leaves the mesh: the Langevin flow needs boundary='natural'")
+
+
+def _warn_of_diffusion(state: LangevinState) -> bool:
+    """Say that the mesh is too coarse for the drift; whether it was said."""
+    if not state.peclet > 1.0:
+        return False
+    warn(
+        *(state.density.problem.comm, _LOG),
+        "t = %.6g: the cell Péclet number |∇V|h/σ² is %.2g: numerical diffusion spreads m as it "
+        "moves, and the scheme is of order 1 in h; make the mesh about %.2g times as fine",
+        *(state.t, state.peclet, 2.0 * state.peclet),
+    )
+    return True
+
+
+def _warn_of_negative_couplings(stage: LangevinStage) -> None:
+    edges = stage.edges
+    if edges.negative:
+        warn(
+            *(stage.problem.comm, _LOG),
+            "%d of %d edges have a negative coupling (a positive off-diagonal stiffness entry): "
+            "m > 0 and the decay of energy are not guaranteed; use %s",
+            edges.negative,
+            edges.edges,
+            "hexahedra along the axes" if stage.problem.dim == 3 else "Delaunay triangles",
+        )

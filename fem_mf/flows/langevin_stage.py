@@ -1,0 +1,264 @@
+"""One step of the mean-field Langevin flow (L1) by edge-averaged finite elements.
+
+A step of length dt from mⁿ solves (M/dt + L(V[m])) m = M mⁿ/dt with the lumped mass M and the
+edge-averaged L of :mod:`fem_mf.flows.edge_averaged`; an infinite one ends at the minimiser, m ∝
+e^{−φ}. A fixed point on the mean field surrounds linear solves. Newton's method for it is exact: R
+comes from the derivative of L. A potential βm, which follows m point by point, would need a Newton
+step for each vertex: instead it is linearised inside each evaluation, where it couples the same
+edges.
+
+    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_langevin_", options=None)
+    stage = LangevinStage(
+        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+    )
+    result = stage.solve(m, y, dt)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from petsc4py import PETSc
+
+import numpy as np
+from scipy.special import wrightomega
+
+from fem_mf.density import WorkDensity
+from fem_mf.flows.edge_averaged import EdgeOperator
+from fem_mf.functionals.terms import Contact, flatten
+from fem_mf.mean_field.fixed_point import (
+    Accelerator,
+    Anderson,
+    FixedPointRecord,
+    Picard,
+    StopTest,
+    private,
+    solve,
+)
+from fem_mf.mean_field.moments import Closure, MomentClosure
+from fem_mf.mean_field.newton import Newton
+from fem_mf.mpi import ConvergenceError, global_sum
+from fem_mf.petsc import Options, SpdSolver
+from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
+from fem_mf.typing import Array
+
+__all__ = ["LangevinResult", "LangevinStage", "default_accelerator"]
+
+_FLOOR = 1e-300  # m is kept above this multiple of its maximum, so that log m is finite
+# In three dimensions a factorisation, needed anew for every V, takes 10 times as long at 30k dofs.
+_DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 3_000}
+_UNSOLVED = 1e-6  # relative residual above which a linear system was not solved
+
+
+@dataclass(frozen=True, kw_only=True)
+class LangevinResult:
+    """A solved step.
+
+    Attributes:
+        m: owned values, of mass one.
+        y: the mean field of m.
+        record: of the fixed point.
+        linear_iterations: of all its linear solves.
+        clipped: mass that was added to keep m above what mⁿ and the M-matrix imply.
+    """
+
+    m: Array
+    y: Array
+    record: FixedPointRecord
+    linear_iterations: int
+    clipped: float
+
+
+class LangevinStage:
+    """Solves steps; owns the edges, the linear solver and the fixed point.
+
+    Args:
+        problem: the problem, of degree 1 and lumped.
+        closure: the mean field.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating.
+        safeguard: whether overshooting steps are shortened.
+        linear_tolerance: relative tolerance of iterative linear solves.
+        prefix: prefix of the PETSc options.
+        options: the user's PETSc options.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        closure: Closure,
+        *,
+        accelerator: Accelerator,
+        stop: StopTest,
+        safeguard: bool,
+        linear_tolerance: float,
+        prefix: str,
+        options: Options | None,
+    ) -> None:
+        self.problem, self.closure, self.edges = problem, closure, EdgeOperator(problem)
+        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
+        self._rtol, self._prefix, self._options = linear_tolerance, prefix, options or {}
+        if isinstance(self._accelerator, Newton) and isinstance(closure, MomentClosure):
+            self._accelerator.bind(self._response, closure.stiffness)
+        self._beta = _contact(problem)
+        self._constant = closure.basis is not None and closure.basis.shape[1] == 0
+        self._solver: SpdSolver | None = None
+        self._right, self._solution, self._work = (
+            self.edges.matrix.createVecRight() for _ in range(3)
+        )
+        self._density = WorkDensity(problem, np.ones(problem.num_owned))
+        self._start = self._m = self._at = self._moments = np.empty(0)
+        self._dt, self._assembled, self._clipped, self._iterations = 0.0, 0.0, 0.0, 0
+
+    def solve(self, start: Array, y: Array, dt: float) -> LangevinResult:
+        """One step. Collective.
+
+        Args:
+            start: mⁿ, owned values of mass one.
+            y: the mean field to begin from.
+            dt: > 0; ∞ for the minimiser, whatever mⁿ.
+
+        Raises:
+            ConvergenceError: the fixed point or the linear solver failed.
+        """
+        self._start, self._dt, self._iterations, self._clipped = start, dt, 0, 0.0
+        if isinstance(self._accelerator, Newton):
+            self._accelerator.rescale(dt)
+        record = solve(
+            self._evaluate,
+            y,
+            accelerator=self._accelerator,
+            stop=self._stop,
+            unknown=self.closure,
+            safeguard=self._safeguard,
+        )
+        return LangevinResult(
+            m=self._m,
+            y=self._moments,
+            record=record,
+            linear_iterations=self._iterations,
+            clipped=self._clipped,
+        )
+
+    def _evaluate(self, y: Array, previous: float) -> Array:
+        """T(y): the mean field at the end of the step in the potential of y."""
+        problem = self.problem
+        potential = self.closure.potential(y)[: problem.num_owned]
+        m = self._gibbs(potential, y) if np.isinf(self._dt) else self._step(potential, y)
+        m = np.maximum(m, _FLOOR * problem.max(m.max(initial=0.0)))
+        self._m, self._at = m / problem.dot(problem.mass_diagonal, m), y
+        self._density.set_amplitude(np.sqrt(self._m))
+        self._moments = self.closure.order(self._density)
+        return self._moments
+
+    def _step(self, potential: Array, y: Array) -> Array:
+        """(M/dt + L(V)) m = M mⁿ/dt, the V of contact terms to first order around m = y."""
+        problem, edges, solution = self.problem, self.edges, self._solution
+        inertia = problem.mass_diagonal / self._dt
+        self._right.array[:] = inertia * self._start
+        if self._beta > 0.0:
+            edges.set_potential(potential)
+            contact = self._beta * edges.mobility(np.maximum(y, 0.0))
+            self._right.array[:] -= edges.sum(contact * edges.rise(y))
+            edges.assemble(inertia, contact)
+        elif not (self._constant and self._dt == self._assembled):
+            edges.set_potential(potential)
+            edges.assemble(inertia)
+            self._assembled = self._dt
+        if self._solver is None:
+            defaults = _defaults(problem, self._prefix, self._options)
+            self._solver = SpdSolver(edges.matrix, self._prefix, defaults, self._options)
+        solution.array[:] = self._start
+        self._iterations += self._solver.solve(self._right, solution, self._rtol)
+        self._verify()
+        m = owned_values(solution)
+        # What is left of mⁿ when nothing comes in: an exact solution is never below.
+        least = np.maximum(m, inertia * self._start / (inertia + edges.sum(edges.leave)))
+        self._clipped = problem.dot(problem.mass_diagonal, least - m)
+        return least
+
+    def _verify(self) -> None:
+        """Refuse what is no solution, as of a preconditioner taken for a solver."""
+        self.edges.matrix.mult(self._solution, self._work)
+        residual = np.abs(self._work.array - self._right.array).sum()
+        scale = np.abs(self.edges.diagonal * owned_values(self._solution)).sum()
+        residual, scale = global_sum(self.problem.comm, [residual, scale])
+        if not residual <= max(_UNSOLVED, 10.0 * self._rtol) * scale:
+            raise ConvergenceError(
+                f"the linear solver {self._prefix} left a residual of {residual / scale:.1e}; "
+                "choose another solver (ksp_type and pc_type), or a smaller dt"
+            )
+
+    def _gibbs(self, potential: Array, y: Array) -> Array:
+        """m with (σ²/2) log m + V constant, the V of contact terms at m itself."""
+        problem, s, beta = self.problem, self.edges.temperature, self._beta
+        if beta > 0.0:
+            potential = potential - beta * y
+        exponent = (problem.min(potential) - potential) / s
+        if beta == 0.0:
+            return np.asarray(np.exp(exponent))
+        # s log m + βm = c − V has the solution m = (s/β) ω((c − V)/s − log(s/β)), ω + log ω = x.
+        # The logarithm of its mass is concave in c, and c begins below: Newton is monotone.
+        exponent += np.log(beta / s / problem.dot(problem.mass_diagonal, np.exp(exponent)))
+        for _ in range(100):
+            m = s / beta * wrightomega(exponent)
+            mass = problem.dot(problem.mass_diagonal, m)
+            if mass >= 1.0 - 1e-13:
+                break
+            slope = problem.dot(problem.mass_diagonal, m / (1.0 + m * beta / s))
+            exponent -= np.log(mass) * mass / slope
+        return np.asarray(m)
+
+    def _response(self, y: Array) -> Array:
+        """R at y, ``(r, r)``: minus the derivative of T by the potential's coefficients w."""
+        assert isinstance(self.closure, MomentClosure) and self.closure.basis is not None
+        if not np.array_equal(y, self._at):
+            self._evaluate(y, np.inf)
+        if np.isinf(self._dt):
+            return self.closure.covariance(self._density) / self.edges.temperature
+        assert self._solver is not None
+        problem, edges, solution = self.problem, self.edges, self._solution
+        basis, mobility = self.closure.basis[: problem.num_owned], edges.mobility(self._m)
+        local = np.zeros((y.size, y.size))
+        for column, feature in enumerate(basis.T):
+            self._right.array[:] = -edges.sum(mobility * edges.rise(feature))
+            solution.set(0.0)
+            self._solver.solve(self._right, solution, 1e-3, typical=False)
+            local[:, column] = (problem.mass_diagonal * owned_values(solution)) @ basis
+        return global_sum(problem.comm, local)
+
+
+def default_accelerator(problem: Problem, closure: Closure) -> Accelerator:
+    """The accelerator that needs the fewest evaluations for the terms of F."""
+    if isinstance(closure, MomentClosure):
+        return Newton()
+    others = [term for _, term in flatten(problem.functional) if not isinstance(term, Contact)]
+    if _contact(problem) > 0.0 and all(getattr(term, "linear", False) for term in others):
+        return Picard()  # whose steps are Newton's: half as many as Anderson's
+    return Anderson(depth=3)  # deeper ones are led astray by a start far from the solution
+
+
+def _contact(problem: Problem) -> float:
+    """The β of all contact terms together that is linearised; none if it would be negative."""
+    terms = flatten(problem.functional)
+    return max(sum(factor * f.beta for factor, f in terms if isinstance(f, Contact)), 0.0)
+
+
+def _defaults(problem: Problem, prefix: str, chosen: Options) -> dict[str, str | int | float]:
+    """LU where that is affordable, else BiCGStab, also around a preconditioner that was chosen."""
+    own = "pc_type" in chosen or PETSc.Options(prefix).hasName("pc_type")
+    dofs: int = problem.space.dofmap.index_map.size_global
+    if own or dofs > _DIRECT_DOFS[problem.dim]:
+        return {"ksp_type": "bcgs", "pc_type": "bjacobi", "sub_pc_type": "ilu"}
+    return {
+        "ksp_type": "preonly",
+        "pc_type": "lu",
+        "pc_factor_mat_solver_type": "mumps",
+        "mat_mumps_icntl_7": 2,  # approximate minimum fill
+        # The diagonal of an M-matrix is always a good pivot. Without others, numbers of opposite
+        # sign are added on it alone, and m has relative precision where it is tiny too.
+        "mat_mumps_icntl_6": 0,
+        "mat_mumps_icntl_8": 0,
+        "mat_mumps_cntl_1": 0.0,
+    }

@@ -1,0 +1,164 @@
+"""Descent in relative entropy (J1): a minimising movement for F^σ.
+
+    descent = RelativeEntropyDescent(problem, step=0.5)
+    for state in descent.run(start, t_end=10.0):
+        print(state.energy, state.relative_entropy, state.slack)
+
+m_{k+1} minimises h⁻¹H(m|m_k) + F^σ(m); its optimality condition (J2) is one backward Euler step of
+the Hamilton–Jacobi–Bellman equation with the mean field implicit, and is solved as such. Comparing
+the minimum with m_k gives F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h: each state says
+by how much. :class:`ExplicitDescent` is the multiplicative rule of the slides, for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from fem_mf.density import Density, LogDensity, log_density
+from fem_mf.flows.flow import HJBState
+from fem_mf.flows.hjb import HJBFlow
+from fem_mf.mpi import ConvergenceError
+from fem_mf.observables import energy
+from fem_mf.problem import Problem
+
+__all__ = ["DescentState", "ExplicitDescent", "RelativeEntropyDescent"]
+
+_POWER_ITERATIONS = 60
+_ROUNDING = 1e-13
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescentState(HJBState):
+    """One iterate m_k at t = kh; see :class:`fem_mf.HJBState` for what is not listed.
+
+    Attributes:
+        relative_entropy: H(m_k|m_{k−1}); 0 at the start.
+        slack: F^σ(m_{k−1}) − F^σ(m_k) − h⁻¹H(m_k|m_{k−1}) ≥ 0; 0 at the start.
+    """
+
+    relative_entropy: float = 0.0
+    slack: float = 0.0
+
+
+class RelativeEntropyDescent:
+    """m_{k+1} = argmin h⁻¹H(m|m_k) + F^σ(m) (J1), by (J2).
+
+    Args:
+        problem: the problem, natural boundary, degree 2 at least.
+        step: h > 0; any size decreases the energy.
+        options: of :class:`fem_mf.HJBFlow`, whose backward Euler step it is.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(self, problem: Problem, step: float, **options: Any) -> None:
+        if "scheme" in options or "decomposed" in options:
+            raise ValueError("a step of the descent is a backward Euler step of u as a whole")
+        self.problem, self.step = problem, float(step)
+        self._flow = HJBFlow(problem, step, "backward-euler", **options)
+
+    def run(
+        self,
+        start: Density | DescentState,
+        t_end: float,
+        *,
+        steady_residual: float | None = None,
+    ) -> Iterator[DescentState]:
+        """Iterate up to t = kh = t_end; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
+                of this descent, from which it goes on.
+            t_end: final time; the last step is shortened.
+            steady_residual: stop earlier, see :meth:`fem_mf.HJBFlow.run`.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            ValueError: as :meth:`fem_mf.HJBFlow.run`.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        before: HJBState | None = None
+        for state in self._flow.run(start, t_end, steady_residual=steady_residual):
+            yield state if isinstance(state, DescentState) else _compare(state, before)
+            before = state
+
+
+def _compare(state: HJBState, before: HJBState | None) -> DescentState:
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    if before is None:
+        return DescentState(**values)
+    entropy = state.density.relative_entropy(before.density)
+    slack = before.energy - state.energy - entropy / state.dt
+    return DescentState(**values, relative_entropy=entropy, slack=slack)
+
+
+class ExplicitDescent:
+    """m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k, ·)): the multiplicative update, explicit.
+
+    It is an explicit Euler step of the Hamilton–Jacobi–Bellman equation and stable only for h below
+    ``bound(density)``, which shrinks with the square of the mesh size.
+
+    Args:
+        problem: the problem, natural boundary, degree 2 at least.
+        step: h > 0.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(self, problem: Problem, step: float) -> None:
+        self.problem, self.step = problem, float(step)
+        self._flow = HJBFlow(problem, step)
+
+    def bound(self, density: Density) -> float:
+        """2 over the largest modulus of an eigenvalue of the linearised equation. Collective.
+
+        By power iteration; larger steps amplify the shortest waves of the mesh.
+        """
+        apply = self._flow.linearised(log_density(density))
+        # Rough, hence rich in the stiffest mode, and the same at any number of ranks.
+        x = self.problem.nodes[:, : self.problem.num_owned]
+        mode = np.cos(1e4 * (x[0] + np.sqrt(2.0) * x[1] + np.sqrt(3.0) * x[2]))
+        largest = 0.0
+        for _ in range(_POWER_ITERATIONS):
+            mode = mode / self.problem.norm(mode)
+            mode = apply(mode)
+            largest = self.problem.norm(mode)
+        return 2.0 / largest
+
+    def run(self, start: Density, steps: int) -> Iterator[LogDensity]:
+        """Iterate; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem.
+            steps: how many.
+
+        Raises:
+            ConvergenceError: the energy rises or is lost; the message has the bound of the step.
+        """
+        density = log_density(start)
+        value = energy(self.problem, density)
+        yield density
+        for k in range(1, steps + 1):
+            old = value
+            try:
+                rate = self._flow.rate(density)
+                density = LogDensity(self.problem, density.log_values() + self.step * rate)
+                value = energy(self.problem, density)
+            except ValueError:
+                value = np.nan
+            if not value <= old + _ROUNDING * max(1.0, abs(old)):
+                bound = self.bound(start)
+                raise ConvergenceError(
+                    f"the explicit update raises the energy from {old:.6g} to {value:.6g} in step "
+                    f"{k}: h = {self.step:.2e}, and it is stable up to about {bound:.2e}; use "
+                    "RelativeEntropyDescent, which has no such bound"
+                )
+            yield density

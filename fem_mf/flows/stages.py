@@ -1,0 +1,368 @@
+"""One implicit stage of the Schrödinger flow: a minimising movement of any length (D7).
+
+Given an anchor r and a length a, find ψ of norm one and the multiplier s with
+
+    (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   H[m] = −σ²Δ + V[m],
+
+the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
+field and the multiplier (:mod:`fem_mf.flows.movement`) around linear solves; where that iteration
+does not contract, or its operator is not positive, by Newton's method on the sphere
+(:mod:`fem_mf.stationary.minimise.newton_cg`), the one that computes minimisers. For convex F both
+give the same ψ.
+
+    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_schrodinger_", options=None)
+    stage = ImplicitStage(
+        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+    )
+    psi = density.amplitude()
+    anchor = Anchor(base=psi, load=density.mass_amplitude())
+    result = stage.solve(anchor, Guess(psi, y, shift=0.0), a=0.05, origin=psi)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from fem_mf.density import Density, WorkDensity
+from fem_mf.flows.movement import MovementUnknown
+from fem_mf.flows.response import response
+from fem_mf.hamiltonian import PotentialOperator
+from fem_mf.mean_field.fixed_point import Accelerator, InnerTolerance, StopTest, private, solve
+from fem_mf.mean_field.moments import Closure, MomentClosure
+from fem_mf.mean_field.newton import Newton
+from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError
+from fem_mf.observables import flat_scale
+from fem_mf.petsc import Options, SpdSolver, default_options
+from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
+from fem_mf.stationary.newton_cg import Anchor, Descent, Guess, StageResult
+from fem_mf.typing import Array
+
+__all__ = ["ImplicitStage"]
+
+_LOG = logging.getLogger(__name__)
+
+_POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which ψ is an excited state, or the mesh too coarse
+# Newton's method takes over when a fixed point would need more than about three times as many
+# evaluations: it costs about as much as thirty of them.
+_PATIENCE = 10
+_LONGEST_WAIT = 64  # stages solved by Newton's method before the fixed point is tried again
+
+
+class ImplicitStage:
+    """Solves implicit stages; owns the matrix, the linear solver and the fixed point.
+
+    Args:
+        problem: the problem.
+        closure: the mean field.
+        accelerator: how the fixed-point iteration is accelerated.
+        stop: when to stop iterating; its limit holds for Newton steps as well.
+        safeguard: whether overshooting steps are shortened.
+        linear_tolerance: relative tolerance of the last linear solve of a stage.
+        prefix: prefix of the PETSc options.
+        options: the user's PETSc options.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        closure: Closure,
+        *,
+        accelerator: Accelerator,
+        stop: StopTest,
+        safeguard: bool,
+        linear_tolerance: float,
+        prefix: str,
+        options: Options | None,
+    ) -> None:
+        self.problem = problem
+        self.closure = closure
+        self.operator = PotentialOperator(problem, closure)
+        self.density = WorkDensity(problem, np.ones(problem.num_owned))
+        self.unknown = MovementUnknown(closure)
+        if isinstance(accelerator, Newton) and not isinstance(closure, MomentClosure):
+            raise ValueError(
+                "accelerator: Newton needs a functional whose every term is cylindrical; the "
+                "default for this one is Anderson()"
+            )
+        self._accelerator, self._safeguard = private(accelerator), safeguard
+        self.stop = replace(stop, patience=_PATIENCE)
+        self.rtol, self._prefix, self._options = linear_tolerance, prefix, options
+        self._stiffness = self.operator.largest_ratio()
+        self._solver: SpdSolver | None = None
+        self._defaults: dict[str, str | int | float] = {}
+        self.right = self.operator.matrix.createVecLeft()
+        self.solution = self.operator.matrix.createVecRight()
+        self._evaluation: _Evaluation | None = None
+        self._descent: Descent | None = None
+        self.begin()
+        if isinstance(self._accelerator, Newton):
+            self._accelerator.bind(self._response, self._curvature)
+
+    def begin(self) -> None:
+        """Forget what was learnt of one run: another begins."""
+        self.tolerance = InnerTolerance(self.rtol, self.stop)
+        self._turns = _Turns()
+        self._scale = 0.0  # λ − min V, where the run begins
+
+    def solver(self, a: float) -> SpdSolver:
+        """The linear solver that suits a stage of this length."""
+        dofs = self.problem.space.dofmap.index_map.size_global
+        condition = 4.0 * (1.0 + 0.5 * a * self._stiffness)
+        defaults = default_options(condition, dofs, self.problem.dim)
+        if self._solver is None or defaults != self._defaults:
+            if self._solver is not None:
+                self._solver.destroy()
+            self._defaults = defaults
+            self._solver = SpdSolver(self.operator.matrix, self._prefix, defaults, self._options)
+        return self._solver
+
+    def solve(self, anchor: Anchor, guess: Guess, a: float, origin: Array) -> StageResult:
+        """Solve one stage. Collective.
+
+        Args:
+            anchor: r.
+            guess: initial guess of the fixed point.
+            a: the length of the stage, > 0.
+            origin: owned values of ψ, of norm one, from which Newton's method descends.
+
+        Returns:
+            The stage's solution.
+
+        Raises:
+            LinearSolverError: the linear solver gave up; Newton's method would hide it.
+            StagnationError: the tolerance is below rounding.
+            ConvergenceError: neither method converged, or ψ is not positive.
+        """
+        if self._turns.fixed_point(a):
+            try:
+                result = self.by_fixed_point(anchor, guess, a)
+                self._turns.worked()
+                return result
+            except LinearSolverError:
+                raise
+            except ConvergenceError as error:
+                _LOG.debug("%s; Newton's method instead", error)
+                self._turns.failed(a)
+        try:
+            return self.by_newton(anchor, a, origin)
+        except StagnationError as error:
+            raise StagnationError(
+                f"fixed_point_tolerance = {self.stop.tolerance:.1e} cannot be reached: "
+                f"{_reason(error)}; choose a larger one"
+            ) from None
+        except ConvergenceError as error:
+            raise ConvergenceError(
+                f"a stage of length {a:.3g} did not converge: {_reason(error)}; use a smaller dt, "
+                "or allow more iterations (max_iterations)"
+            ) from None
+
+    def by_fixed_point(self, anchor: Anchor, guess: Guess, a: float) -> StageResult:
+        """Solve one stage by the fixed point on (y, c); see :meth:`solve`. Collective."""
+        self.solution.array[:] = guess.psi
+        if isinstance(self._accelerator, Newton):
+            self._accelerator.rescale(a)
+        if self._scale == 0.0:
+            lowest = self.problem.min(self.closure.potential(guess.y))
+            self._scale = max(guess.shift - lowest, flat_scale(self.problem))
+        c = 2.0 / a - guess.shift
+        if not guess.predicted:
+            c = self._positive(c, guess.y, a)
+        # How fast a long step contracts, and what its solves do to y, says nothing of the next one.
+        resolved = a * self._scale <= 1.0
+        evaluation = self._evaluation = _Evaluation(self, anchor, a, inexact=resolved)
+        record = solve(
+            evaluation,
+            self.unknown.begin(guess.y, c, 2.0 / a + self._scale),
+            accelerator=self._accelerator,
+            stop=replace(self.stop, extrapolate=resolved),
+            unknown=self.unknown,
+            safeguard=self._safeguard,
+            contraction=self.tolerance.expected_contraction,
+            slow=self.unknown.slow,
+        )
+        if self.tolerance.floor == 0.0:  # ψ moves the moments, and n at least as fast
+            self.tolerance.floor = max(1.0, self.closure.sensitivity(self.density))
+        y = evaluation.polish()
+        factor = record.contraction
+        if np.isnan(factor) and isinstance(self._accelerator, Newton):
+            factor = self._accelerator.radius
+        self.tolerance.learn(record, factor)
+        return self._result(
+            self.density,
+            anchor,
+            a,
+            overlap=evaluation.overlap,
+            eigenvalue=evaluation.eigenvalue,
+            y=y,
+            iterations=record.iterations,
+            linear_iterations=evaluation.linear_iterations,
+        )
+
+    def by_newton(self, anchor: Anchor, a: float, origin: Array) -> StageResult:
+        """Solve one stage by Newton's method on the sphere; see :meth:`solve`. Collective."""
+        if self._descent is None:
+            moments = self.closure if isinstance(self.closure, MomentClosure) else None
+            self._descent = Descent(self.problem, moments=moments)
+        *_, last = iterates = list(
+            self._descent.run(
+                Density(self.problem, origin, normalised=True),
+                residual=self.stop.tolerance,
+                max_iterations=self.stop.max_iterations,
+                anchor=anchor,
+                length=a,
+            )
+        )
+        return self._result(
+            last.density,
+            anchor,
+            a,
+            overlap=self.problem.dot(last.density.amplitude(), anchor.load),
+            eigenvalue=last.condition.eigenvalue,
+            y=self.operator.order(last.density),
+            iterations=len(iterates),
+            linear_iterations=sum(iterate.linear_iterations for iterate in iterates),
+        )
+
+    def _positive(self, c: float, y: Array, a: float) -> float:
+        """An initial guess of c for which c + H[y] is positive: min V is below its spectrum."""
+        if 1.0 / a <= c:  # V is non-negative, or s is a good guess of a short step
+            return c
+        return max(c, 1.0 / a - self.problem.min(self.closure.potential(y)))
+
+    def _result(
+        self,
+        density: Density,
+        anchor: Anchor,
+        a: float,
+        *,
+        overlap: float,
+        eigenvalue: float,
+        y: Array,
+        iterations: int,
+        linear_iterations: int,
+    ) -> StageResult:
+        psi, mass_psi = density.amplitude(), density.mass_amplitude()
+        if not self.problem.dot(np.abs(psi), mass_psi) >= _POSITIVE:
+            raise ConvergenceError(
+                "ψ changes sign: the mesh is too coarse for m; refine it (mass='lumped' with "
+                "degree 1 keeps ψ positive on coarse meshes)"
+            )
+        return StageResult(
+            psi=psi,
+            mass_psi=mass_psi,
+            anchor=anchor,
+            length=a,
+            overlap=overlap,
+            shift=eigenvalue + 2.0 / a * (1.0 - overlap),
+            y=y,
+            iterations=iterations,
+            linear_iterations=linear_iterations,
+        )
+
+    def _curvature(self, z: Array) -> Array:
+        assert isinstance(self.closure, MomentClosure)
+        return self.unknown.curvature(z, self.closure.stiffness(z[:-1]))
+
+    def _response(self, z: Array) -> Array:
+        """R at z: minus the derivative of an evaluation by the potential's coefficients and c."""
+        assert isinstance(self.closure, MomentClosure) and self._solver is not None
+        assert self._evaluation is not None
+        self._evaluation(z, np.inf)
+        return response(
+            self.problem,
+            self.closure,
+            self.operator,
+            self.density,
+            self._solver,
+            (self.right, self.solution),
+            y=z[:-1],
+            a=self._evaluation.a,
+            anchor=self._evaluation.anchor.load,
+            norm=self._evaluation.norm,
+            unit=self.unknown.unit,
+        )
+
+
+def _reason(error: ConvergenceError) -> str:
+    """An error without its advice, which is for the minimiser."""
+    return str(error).partition(";")[0]
+
+
+class _Evaluation:
+    """The map z -> T(z) of one stage."""
+
+    def __init__(self, stage: ImplicitStage, anchor: Anchor, a: float, *, inexact: bool) -> None:
+        self.stage, self.anchor, self.a, self._inexact = stage, anchor, a, inexact
+        self.linear_iterations, self.norm, self.overlap = 0, 1.0, 1.0
+        self._rtol, self._y, self._c = stage.rtol, np.empty(0), 0.0
+        self._z = np.empty(0)
+
+    @property
+    def eigenvalue(self) -> float:
+        """λ = ⟨ψ, H[y]ψ⟩, from the equation."""
+        return 2.0 / self.a * self.overlap / self.norm - self._c
+
+    def __call__(self, z: Array, previous: float) -> Array:
+        stage = self.stage
+        self._y, self._c = stage.unknown.split(z)
+        self._rtol = stage.rtol
+        if self._inexact:
+            self._rtol = stage.tolerance(previous, float(np.sqrt(stage.unknown.dot(z, z))))
+        stage.operator.update(self._c, self._y)
+        return self._solve()
+
+    def _solve(self) -> Array:
+        stage, load = self.stage, self.anchor.load
+        stage.right.array[:] = (2.0 / self.a) * load
+        solver = stage.solver(self.a)
+        self.linear_iterations += solver.solve(stage.right, stage.solution, self._rtol)
+        solution = owned_values(stage.solution)
+        try:
+            self.norm = stage.density.set_amplitude(solution, signed=True)
+        except ValueError as error:
+            raise ConvergenceError(f"time step failed: {error}; reduce dt") from None
+        self.overlap = stage.problem.dot(solution, load) / self.norm
+        if not self.overlap > 0.0:
+            raise ConvergenceError("time step failed: c + H[m] is not positive; reduce dt")
+        y = stage.operator.order(stage.density)
+        c = self._c + 2.0 / self.a * self.overlap * (1.0 - 1.0 / self.norm)
+        self._z = stage.unknown.join(y, c, self._y)
+        return self._z
+
+    def polish(self) -> Array:
+        """Finish the last linear solve to the full tolerance; y of the result."""
+        stage, before, rtol = self.stage, self._z, self._rtol
+        if not self._inexact:
+            return before[:-1]
+        self._rtol = stage.rtol
+        after = self._solve() if rtol > stage.rtol else before
+        change = after - before
+        stage.tolerance.measure(float(np.sqrt(stage.unknown.dot(change, change))), rtol)
+        return after[:-1]
+
+
+class _Turns:
+    """Whose turn it is: the fixed point, unless it failed lately at steps of this length."""
+
+    def __init__(self) -> None:
+        self._failures, self._wait, self._length = 0, 0, 0.0
+
+    def fixed_point(self, a: float) -> bool:
+        """Whether to try the fixed point at a stage of this length."""
+        if self._wait == 0 or a < 0.5 * self._length:
+            return True
+        self._wait -= 1
+        return False
+
+    def worked(self) -> None:
+        """The fixed point converged."""
+        self._failures = self._wait = 0
+
+    def failed(self, a: float) -> None:
+        """It did not: the next time is twice as far off as the last."""
+        self._failures += 1
+        self._wait, self._length = min(2**self._failures, _LONGEST_WAIT), a

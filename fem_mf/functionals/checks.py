@@ -1,0 +1,147 @@
+"""Checks of a functional: is its derivative right, is it convex?
+
+Both questions are asked near a density, along random directions:
+
+    check_derivative(F, density).order    # 2 where the derivative is right
+    probe_convexity(F, density)           # the smallest second difference found
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.functionals.terms import convexity_of
+from fem_mf.problem import FunctionalLike
+from fem_mf.typing import Array
+
+__all__ = ["Convexity", "DerivativeCheck", "check_derivative", "convexity", "probe_convexity"]
+
+_NOT_CONVEX = -1e-9  # of a probe, relative: below is more than rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivativeCheck:
+    """Taylor remainders |F(m_ε) − F(m) − ∫V[m] d(m_ε − m)| for halving ε.
+
+    Attributes:
+        steps: ε, ``(n,)``.
+        remainders: ``(n,)``.
+        order: fitted slope of log remainder against log ε: 2 for a right derivative, 1 for a wrong
+            one, inf when F is linear along the segment (remainders at rounding level).
+    """
+
+    steps: Array
+    remainders: Array
+    order: float
+
+
+def _mixture(first: Density, second: Density, weight: float) -> Density:
+    a, b = first.amplitude(), second.amplitude()
+    return Density(first.problem, np.sqrt((1.0 - weight) * a**2 + weight * b**2))
+
+
+def _random_density(density: Density, seed: int) -> Density:
+    """m times a smooth positive random factor, the same at any number of ranks."""
+    rng = np.random.default_rng(seed)
+    problem = density.problem
+    x = problem.nodes[: problem.dim, : problem.num_owned]
+    width = np.sqrt(np.trace(density.covariance()))
+    exponent = np.zeros(problem.num_owned)
+    for _ in range(3):
+        direction = rng.normal(size=problem.dim) / width
+        exponent += rng.normal() * np.sin(direction @ x + rng.uniform(0, 2 * np.pi))
+    return Density(problem, density.amplitude() * np.exp(0.5 * exponent))
+
+
+def check_derivative(
+    functional: FunctionalLike, density: Density, *, seed: int = 0, levels: int = 6
+) -> DerivativeCheck:
+    """Taylor test of the flat derivative along a random direction. Collective.
+
+    Args:
+        functional: any object with ``value`` and ``derivative``.
+        density: where to test.
+        seed: of the direction.
+        levels: number of halvings of ε, from 1/4.
+
+    Returns:
+        Remainders and their order; see :class:`DerivativeCheck`.
+    """
+    problem = density.problem
+    other = _random_density(density, seed)
+    value = float(functional.value(density))
+    potential = problem.on_potential_space(functional.derivative(density))
+    potential = potential[: problem.num_potential_owned]
+    steps = 0.25 * 0.5 ** np.arange(levels, dtype=np.float64)
+    remainders = np.empty(levels)
+    largest = abs(value)
+    for i, step in enumerate(steps):
+        moved = _mixture(density, other, float(step))
+        change = problem.dot(potential, moved.measure() - density.measure())
+        moved_value = float(functional.value(moved))
+        largest = max(largest, abs(moved_value), abs(change))
+        remainders[i] = abs(moved_value - value - change)
+    usable = remainders > 1e-13 * largest
+    order = np.inf
+    if usable.sum() >= 2:
+        order = float(np.polyfit(np.log(steps[usable]), np.log(remainders[usable]), 1)[0])
+    return DerivativeCheck(steps=steps, remainders=remainders, order=order)
+
+
+class Convexity(Enum):
+    """What is known of the convexity of a functional."""
+
+    PROVED = "convex by its terms"
+    PROBED = "no probe contradicts convexity"
+    REFUTED = "not convex"
+
+
+def convexity(functional: FunctionalLike, density: Density) -> Convexity:
+    """Is F convex? By its terms if they say so, else by random probes near a density. Collective.
+
+    Args:
+        functional: any object with ``value`` and ``derivative``.
+        density: the centre of the probes.
+    """
+    known = convexity_of(functional)
+    if known:
+        return Convexity.PROVED
+    if known is False or probe_convexity(functional, density) < _NOT_CONVEX:
+        return Convexity.REFUTED
+    return Convexity.PROBED
+
+
+def probe_convexity(
+    functional: FunctionalLike, density: Density, *, samples: int = 8, seed: int = 0
+) -> float:
+    """Smallest ∫(V[m'] − V[m]) d(m' − m) over random pairs near a density. Collective.
+
+    Non-negative for every pair when F is convex (E3 both ways); a negative result proves that F is
+    not convex, a non-negative one proves nothing.
+
+    Args:
+        functional: any object with ``value`` and ``derivative``.
+        density: the centre of the random densities.
+        samples: number of pairs.
+        seed: of the first pair.
+
+    Returns:
+        The minimum over the pairs, divided by ∫|V[m'] − V[m]| d(m' + m); 0 for a linear F.
+    """
+    problem = density.problem
+    own = problem.num_potential_owned
+    smallest = np.inf
+    for i in range(samples):
+        a, b = (_random_density(density, seed + 2 * i + j) for j in range(2))
+        difference = (
+            problem.on_potential_space(functional.derivative(b))[:own]
+            - problem.on_potential_space(functional.derivative(a))[:own]
+        )
+        change = problem.dot(difference, b.measure() - a.measure())
+        scale = problem.dot(np.abs(difference), np.abs(b.measure()) + np.abs(a.measure()))
+        smallest = min(smallest, change / scale if scale > 0 else 0.0)
+    return smallest

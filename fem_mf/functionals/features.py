@@ -1,0 +1,103 @@
+"""Features of space, evaluated once at the nodes of a mesh and kept as a matrix.
+
+A feature φ_j is a numpy callable of ``x``, shape ``(3, n)``, that returns ``(n,)``. K features on n
+nodes are an n × K matrix Φ; with the nodal measure b of a density (∫f dm = Σ_i b_i f(x_i)) the
+moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are often numerically
+redundant (40 tanh neurons on a small domain have rank 27 at rounding level), so Φ is stored as
+Φ ≈ Q R of its numerical rank.
+
+    x = problem.potential_nodes
+    columns = np.column_stack([np.tanh(k * x[0]) for k in range(1, 4)])
+    matrix = FeatureMatrix(comm, problem.num_potential_owned, [columns])
+    y = matrix.moments(density.measure())
+    V = matrix.combine(np.array([1.0, 0.5, 0.25]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mpi4py import MPI
+
+import numpy as np
+
+from fem_mf.mpi import global_sum
+from fem_mf.typing import Array
+
+__all__ = ["FeatureMatrix"]
+
+# Singular values below this multiple of the largest are rounding noise of the features themselves.
+_RANK_TOLERANCE = 1e-14
+# Below this many columns a decomposition saves nothing.
+_WORTH_COMPRESSING = 8
+
+
+class FeatureMatrix:
+    """Φ ≈ Q R: ``basis`` Q is ``(n, r)`` on this rank's nodes, ``coordinates`` R is ``(r, K)``.
+
+    Collective to build and in :meth:`moments`. Columns arrive in blocks, so that the full matrix
+    of a large data set never exists. Q holds singular directions, the strongest first, so that few
+    of them matter to a mean field even where the rank is full. The rank is decided on all ranks
+    together; truncation is at 1e-14 of the largest singular value, which no result can see.
+    """
+
+    def __init__(self, comm: MPI.Comm, num_owned: int, blocks: Iterable[Array]) -> None:
+        """Compress the blocks one after the other.
+
+        Args:
+            comm: the communicator of the mesh.
+            num_owned: how many of the leading rows this rank owns; the others are ghosts.
+            blocks: arrays ``(n, k_i)`` of feature values, owned nodes first.
+        """
+        self.comm = comm
+        self.num_owned = num_owned
+        basis: Array | None = None
+        coordinates = np.empty((0, 0))
+        for block in blocks:
+            if basis is None:
+                basis, coordinates = block, np.eye(block.shape[1])
+            else:
+                basis = np.hstack((basis, block))
+                zeros = np.zeros((coordinates.shape[0], block.shape[1]))
+                lower = np.hstack(
+                    (np.zeros((block.shape[1], coordinates.shape[1])), np.eye(block.shape[1]))
+                )
+                coordinates = np.vstack((np.hstack((coordinates, zeros)), lower))
+            if basis.shape[1] >= _WORTH_COMPRESSING:
+                basis, coordinates = self._compress(basis, coordinates)
+        if basis is None:
+            raise ValueError("no features were given")
+        self.basis = np.ascontiguousarray(basis)
+        self.coordinates = coordinates
+
+    def _compress(self, basis: Array, coordinates: Array) -> tuple[Array, Array]:
+        # QR in each rank, then of the stacked triangles: the singular values of a distributed
+        # matrix to full precision, which its Gram matrix would lose half of.
+        triangle = np.linalg.qr(basis[: self.num_owned], mode="r")
+        stacked = np.vstack(self.comm.allgather(triangle))
+        _, values, right = np.linalg.svd(stacked, full_matrices=False)
+        values, right = self.comm.bcast((values, right), root=0)
+        rank = max(1, int(np.count_nonzero(values > _RANK_TOLERANCE * values[0])))
+        return basis @ right[:rank].T, right[:rank] @ coordinates
+
+    @property
+    def rank(self) -> int:
+        """Number of stored columns r."""
+        return int(self.basis.shape[1])
+
+    def moments(self, measure: Array) -> Array:
+        """∫φ_j dm for every j, ``(K,)``. Collective.
+
+        Args:
+            measure: ``(num_owned,)`` nodal measure b of m.
+        """
+        local = measure @ self.basis[: self.num_owned]
+        return global_sum(self.comm, local) @ self.coordinates
+
+    def combine(self, coefficients: Array) -> Array:
+        """Σ_j c_j φ_j at this rank's nodes, ``(n,)``.
+
+        Args:
+            coefficients: ``(K,)``.
+        """
+        return self.basis @ (self.coordinates @ coefficients)

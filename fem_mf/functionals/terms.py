@@ -1,0 +1,419 @@
+"""Mean-field functionals F(m) and their flat derivatives V[m] = δF/δm (theory §7).
+
+    F = Potential(lambda x: 0.1 * (x[0]**2 + x[1]**2)) + NetworkLoss(z, y, neuron)
+    F.value(density)             # a number
+    F.derivative(density)        # V[m], a dolfinx.fem.Function
+
+Functionals add up and are multiplied by numbers. Your own functional is any object with those two
+methods. A functional acts on a density only through its nodal measure b on the potential space,
+∫f dm = Σ_i b_i f(x_i), so that the derivatives below are those of the *discrete* functional.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import ufl
+from dolfinx import fem, la
+from ufl.core.expr import Expr
+
+from fem_mf.functionals.features import FeatureMatrix
+from fem_mf.mpi import global_sum, number, same_on_all_ranks, warn
+from fem_mf.problem import FunctionalLike, potential_degree_of, usual_potential_degree
+from fem_mf.typing import Array, SpaceFunction
+
+__all__ = [
+    "Contact",
+    "Cylindrical",
+    "FormFunctional",
+    "Functional",
+    "MeanInteraction",
+    "Potential",
+    "convexity_of",
+    "flatten",
+    "functional",
+]
+
+_LOG = logging.getLogger(__name__)
+_BLOCK = 64  # features evaluated at a time
+
+
+class Functional(ABC):
+    """A functional F of a probability density, with + and scalar *."""
+
+    #: Whether F is convex: True or False where that is known, None where it is not.
+    convex: bool | None = None
+
+    @abstractmethod
+    def value(self, density: Any) -> float:
+        """F(m). Collective."""
+
+    @abstractmethod
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m] = δF/δm(m, ·) on the potential space, up to a constant. Collective."""
+
+    def potential_degree(self, degree: int) -> int:
+        """Polynomial degree the potential needs for a density amplitude of the given degree."""
+        return usual_potential_degree(degree)
+
+    def __add__(self, other: FunctionalLike) -> Functional:
+        """F₁ + F₂."""
+        if not isinstance(other, FunctionalLike):
+            return NotImplemented
+        return _Sum([*flatten(self), *flatten(other)])
+
+    def __radd__(self, other: object) -> Functional:
+        """Allow ``sum([...])`` and a user-defined functional on the left."""
+        if other == 0:
+            return self
+        if not isinstance(other, FunctionalLike):
+            return NotImplemented
+        return _Sum([*flatten(other), *flatten(self)])
+
+    def __mul__(self, factor: float) -> Functional:
+        """c F."""
+        if not isinstance(factor, (int, float, np.integer, np.floating)):
+            return NotImplemented
+        if not np.isfinite(factor):
+            raise ValueError(f"a functional is multiplied by a finite number, not {factor}")
+        return _Sum([(float(factor) * c, f) for c, f in flatten(self)])
+
+    __rmul__ = __mul__
+
+
+class _Callables(Functional):
+    """F and V as two callables of a density."""
+
+    def __init__(
+        self,
+        value: Callable[[Any], float],
+        derivative: Callable[[Any], npt.ArrayLike | fem.Function],
+        convex: bool | None,
+    ) -> None:
+        self._value, self._derivative, self.convex = value, derivative, convex
+
+    def value(self, density: Any) -> float:
+        return float(self._value(density))
+
+    def derivative(self, density: Any) -> fem.Function:
+        found = self._derivative(density)
+        return found if isinstance(found, fem.Function) else density.potential(found)
+
+
+def functional(
+    *,
+    value: Callable[[Any], float],
+    derivative: Callable[[Any], npt.ArrayLike | fem.Function],
+    convex: bool | None = None,
+) -> Functional:
+    """A functional from two callables, with + and scalar *.
+
+        gas = functional(
+            value=lambda m: m.expect(m.values() ** 2) / 3,
+            derivative=lambda m: m.values() ** 2,
+        )
+
+    Args:
+        value: F of a density, the same on every rank: write it on ``m.points()``, ``m.values()``
+            and ``m.expect(values)``, which work for every mass, degree and number of ranks.
+        derivative: V of a density: its values at ``m.points()``, or a ``fem.Function``.
+        convex: whether F is convex, if you know; None leaves it to be probed.
+    """
+    return _Callables(value, derivative, convex)
+
+
+class FormFunctional(Functional):
+    """F(m) as a UFL form of m, with V its derivative, ∫Vθ dx = F'(m; θ) for every θ.
+
+        gas = FormFunctional(lambda m, dx: m**3 / 3 * dx)
+
+    m is the interpolant of ψ² on the potential space. With lumped mass V is the derivative of the
+    discrete F exactly; with consistent mass it is its L² projection.
+
+    Args:
+        form: ``form(m, dx)``, m a ``fem.Function``, ``dx`` the measure of the problem.
+        convex: whether F is convex, if you know; None leaves it to be probed.
+    """
+
+    def __init__(self, form: Callable[[Any, Any], Any], *, convex: bool | None = None) -> None:
+        self._form, self.convex = form, convex
+        self._parts: WeakKeyDictionary[Any, tuple[fem.Function, fem.Form, fem.Form]] = (
+            WeakKeyDictionary()
+        )
+
+    def potential_degree(self, degree: int) -> int:
+        """2k: m itself, a polynomial of degree 2k, is then exact."""
+        return 2 * degree
+
+    def _compiled(self, density: Any) -> tuple[fem.Function, fem.Form, fem.Form]:
+        problem = density.problem
+        if problem.key not in self._parts:
+            m = problem.new_potential()
+            form = self._form(m, problem.dx_potential)
+            theta = ufl.TestFunction(problem.potential_space)
+            derivative = fem.form(ufl.derivative(form, m, theta))
+            self._parts[problem.key] = m, fem.form(form), derivative
+        m, value, derivative = self._parts[problem.key]
+        m.x.array[:] = problem.square_on_potential_space(density.psi)
+        return m, value, derivative
+
+    def value(self, density: Any) -> float:
+        """F(m). Collective."""
+        form = self._compiled(density)[1]
+        return float(global_sum(density.problem.comm, fem.assemble_scalar(form)))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """V[m]. Collective."""
+        problem, form = density.problem, self._compiled(density)[2]
+        load = fem.assemble_vector(form)
+        load.scatter_reverse(la.InsertMode.add)
+        return problem.represent(load.array[: problem.num_potential_owned])  # type: ignore[no-any-return]
+
+
+class _Sum(Functional):
+    """Σ c_i F_i, flat: no term is itself a sum."""
+
+    def __init__(self, terms: list[tuple[float, FunctionalLike]]) -> None:
+        self.terms = terms
+
+    def value(self, density: Any) -> float:
+        return sum(c * f.value(density) for c, f in self.terms)
+
+    def derivative(self, density: Any) -> fem.Function:
+        total: fem.Function = density.problem.new_potential()
+        for c, f in self.terms:
+            total.x.array[:] += c * density.problem.on_potential_space(f.derivative(density))
+        return total
+
+    def potential_degree(self, degree: int) -> int:
+        return max(potential_degree_of(f, degree) for _, f in self.terms)
+
+
+def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:
+    """The terms of a functional as ``(factor, term)``, no term a sum."""
+    return list(functional.terms) if isinstance(functional, _Sum) else [(1.0, functional)]
+
+
+def convexity_of(functional: FunctionalLike) -> bool | None:
+    """What the terms of a functional say of its convexity; None where they leave it open."""
+    terms = [
+        (factor, term)
+        for factor, term in flatten(functional)
+        if factor != 0.0 and not getattr(term, "linear", False)
+    ]
+    if all(factor > 0 and getattr(term, "convex", None) for factor, term in terms):
+        return True
+    if len(terms) == 1:
+        ((factor, term),) = terms
+        known = getattr(term, "convex", None)
+        if (factor > 0 and known is False) or (factor < 0 and known is True):
+            return False
+    return None
+
+
+class Cylindrical(Functional):
+    """F(m) = Φ(y) with moments y_j = ∫φ_j dm; V[m] = Σ_j ∂_jΦ(y) φ_j.
+
+    Args:
+        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a
+            UFL expression too, which ties the functional to its mesh.
+        phi: Φ, of the vector of moments ``(K,)``, to a number.
+        gradient: ∇Φ, of the vector of moments, to ``(K,)``.
+        convex: whether Φ is convex, if you know; None leaves it to be probed.
+    """
+
+    linear = False  # whether V does not depend on m
+
+    def __init__(
+        self,
+        features: Sequence[SpaceFunction | Expr],
+        phi: Callable[[Array], float],
+        gradient: Callable[[Array], Array],
+        *,
+        convex: bool | None = None,
+    ) -> None:
+        if len(features) == 0:
+            raise ValueError("Cylindrical needs at least one feature")
+        self._features = list(features)
+        self._phi = phi
+        self._gradient = gradient
+        self.convex = convex
+        self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
+
+    def phi(self, y: Array) -> float:
+        """Φ(y)."""
+        return float(self._phi(y))
+
+    def gradient(self, y: Array) -> Array:
+        """∇Φ(y), ``(K,)``.
+
+        Raises:
+            ValueError: when the user's gradient has not the shape of y.
+        """
+        gradient = np.asarray(self._gradient(y), dtype=np.float64)
+        if gradient.shape != y.shape:
+            raise ValueError(f"gradient returned shape {gradient.shape}, expected {y.shape}")
+        return gradient
+
+    def feature_functions(self, dim: int) -> Sequence[SpaceFunction | Expr]:
+        """The functions φ_j, for a mesh in ``dim`` dimensions."""
+        return self._features
+
+    def matrix(self, problem: Any) -> FeatureMatrix:
+        """The features at the nodes of the problem, evaluated once. Collective the first time.
+
+        Problems that share a discretisation, as for several σ, share them.
+        """
+        key = problem.key
+        if key not in self._matrices:
+            same_on_all_ranks(problem.comm, **self._data())
+            functions = self.feature_functions(problem.dim)
+            largest: list[float] = []
+
+            def blocks() -> Iterator[Array]:
+                for first in range(0, len(functions), _BLOCK):
+                    chunk = functions[first : first + _BLOCK]
+                    block = np.column_stack(
+                        [
+                            problem.potential_values(f, f"{self._label} number {first + i}")
+                            for i, f in enumerate(chunk)
+                        ]
+                    )
+                    largest.extend(np.abs(block).max(axis=0, initial=0.0))
+                    yield block
+
+            matrix = FeatureMatrix(problem.comm, problem.num_potential_owned, blocks())
+            self._check_not_zero(problem, largest)
+            self._matrices[key] = matrix
+        return self._matrices[key]
+
+    def _data(self) -> dict[str, Any]:
+        """What defines the functional and must be the same on every rank, by name."""
+        return {}
+
+    def _check_not_zero(self, problem: Any, largest: list[float]) -> None:
+        """Refuse features that all vanish, and name those that do. Collective.
+
+        Args:
+            problem: the problem.
+            largest: largest modulus of each at this rank's nodes.
+        """
+        if self.linear:
+            return
+        zero = np.flatnonzero(np.max(problem.comm.allgather(largest), axis=0) == 0.0)
+        if len(zero) == len(largest):
+            raise ValueError(
+                f"every feature vanishes at all nodes of the mesh: x has shape (3, n) in "
+                f"every dimension, and x[{problem.dim}:] is zero on a mesh of dimension "
+                f"{problem.dim}"
+            )
+        if zero.size:
+            warn(
+                *(problem.comm, _LOG),
+                "%d of %d features vanish at all nodes of the mesh, the first is %s number %d",
+                *(zero.size, len(largest), self._label, zero[0]),
+            )
+
+    _label = "feature"
+
+    def moments(self, density: Any) -> Array:
+        """y_j = ∫φ_j dm, ``(K,)``. Collective."""
+        return self.matrix(density.problem).moments(density.measure())
+
+    def value(self, density: Any) -> float:
+        """Φ(y). Collective."""
+        return self.phi(self.moments(density))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """Σ_j ∂_jΦ(y) φ_j. Collective."""
+        potential: fem.Function = density.problem.new_potential()
+        gradient = self.gradient(self.moments(density))
+        potential.x.array[:] = self.matrix(density.problem).combine(gradient)
+        return potential
+
+
+class Potential(Cylindrical):
+    """F(m) = ∫g dm; V = g.
+
+    Args:
+        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a UFL
+            expression too, which ties the functional to its mesh.
+    """
+
+    linear = True
+    _label = "the potential g, term"
+
+    def __init__(self, g: SpaceFunction | Expr) -> None:
+        super().__init__([g], lambda y: float(y[0]), np.ones_like, convex=True)
+
+
+class MeanInteraction(Cylindrical):
+    """F(m) = (λ_c/2) |∫x dm − a|²; V[m](x) = λ_c (∫x dm − a)·x.
+
+    Args:
+        strength: λ_c ≥ 0 for a convex F.
+        target: the point a: a number (the same for each coordinate) or one per coordinate.
+    """
+
+    def __init__(self, strength: float, target: float | npt.ArrayLike = 0.0) -> None:
+        self.strength = number("strength", strength)
+        self.target = np.atleast_1d(np.asarray(target, dtype=np.float64))
+        if not (np.isfinite(self.strength) and np.isfinite(self.target).all()):
+            raise ValueError("MeanInteraction needs a finite strength and target")
+        super().__init__(
+            [lambda x: x[0]],
+            lambda y: 0.5 * self.strength * float(np.sum((y - self.target) ** 2)),
+            lambda y: self.strength * (y - self.target),
+            convex=self.strength >= 0,
+        )
+
+    def _data(self) -> dict[str, Any]:
+        return {"strength": self.strength, "target": self.target}
+
+    def feature_functions(self, dim: int) -> Sequence[SpaceFunction]:
+        """The coordinates x_1, ..., x_d."""
+        if self.target.size not in (1, dim):
+            raise ValueError(
+                f"the target has {self.target.size} components on a mesh of dimension {dim}"
+            )
+        return [itemgetter(i) for i in range(dim)]
+
+
+class Contact(Functional):
+    """F(m) = (β/2) ∫m² dx; V[m] = β m (Gross–Pitaevskii).
+
+    Convex for β ≥ 0 but not continuous for the Wasserstein distance: hypothesis (H) of the theory
+    does not hold. The potential space has degree 2k, on which β ψ² is exact.
+
+    Args:
+        beta: the strength β.
+    """
+
+    def __init__(self, beta: float) -> None:
+        self.beta = number("beta", beta)
+        if not np.isfinite(self.beta):
+            raise ValueError(f"beta must be finite, not {beta}")
+        self.convex = self.beta >= 0
+
+    def potential_degree(self, degree: int) -> int:
+        """2k: the square of a polynomial of degree k."""
+        return 2 * degree
+
+    def value(self, density: Any) -> float:
+        """(β/2) ∫m² dx. Collective."""
+        problem = density.problem
+        m = problem.square_on_potential_space(density.psi)[: problem.num_potential_owned]
+        return 0.5 * self.beta * float(global_sum(problem.comm, density.measure() @ m))
+
+    def derivative(self, density: Any) -> fem.Function:
+        """β m. Collective."""
+        potential: fem.Function = density.problem.new_potential()
+        potential.x.array[:] = self.beta * density.problem.square_on_potential_space(density.psi)
+        return potential

@@ -1,0 +1,141 @@
+"""The matrix c M + σ²A + ∫V[m]ψχ while c and the mean field change.
+
+    operator = PotentialOperator(problem, closure)
+    operator.update(2.0 / dt, y)    # values only, the matrix object stays
+    operator.matrix, operator.order(density)
+
+Where V − V_0 has few features, each has its matrix assembled once and an update is a few axpys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.mean_field.moments import Closure
+from fem_mf.mpi import global_sum
+from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
+from fem_mf.typing import Array
+
+__all__ = ["PotentialOperator"]
+
+# Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
+# memory is better spent elsewhere and ∫Vψχ is assembled anew.
+_MAX_PIECES = 24
+_SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+
+
+class PotentialOperator:
+    """The matrix c M + σ²A + ∫Vψχ as c and V change.
+
+    Args:
+        problem: the problem.
+        closure: gives V.
+    """
+
+    def __init__(self, problem: Problem, closure: Closure) -> None:
+        self.problem = problem
+        self.closure = closure
+        self.constant = problem.stiffness.copy()  # σ²A + ∫V_0ψχ
+        self.constant.scale(problem.sigma**2)
+        self._pieces: list[PETSc.Mat] = []
+        self._general: PETSc.Mat | None = None
+        self.constant_diagonal = self.constant.createVecLeft()
+        if problem.lumped:
+            self.constant.getDiagonal(self.constant_diagonal)
+            self._add_lumped(closure.base, self.constant_diagonal)
+            self.constant.setDiagonal(self.constant_diagonal)
+        else:
+            fixed = problem.assemble_potential(None, closure.base)
+            self.constant.axpy(1.0, fixed, structure=_SAME)
+            fixed.destroy()
+            self.constant.getDiagonal(self.constant_diagonal)
+            self._preassemble()
+        self.matrix = self.constant.copy()
+        self._diagonal = self.constant_diagonal.copy()
+        self._state: Array | None = None  # coefficients of M and of the pieces in ``matrix``
+        self._updates = 0
+
+    @property
+    def by_pieces(self) -> bool:
+        """Whether V − V_0 is a combination of preassembled matrices."""
+        basis = self.closure.basis
+        return not self.problem.lumped and basis is not None and basis.shape[1] <= _MAX_PIECES
+
+    def _preassemble(self) -> None:
+        if self.by_pieces:
+            assert self.closure.basis is not None
+            self._pieces = [
+                self.problem.assemble_potential(None, column) for column in self.closure.basis.T
+            ]
+
+    def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
+        """Add ∫Vψχ, which is diagonal, to a diagonal."""
+        added = self.problem.mass_diagonal * potential[: self.problem.num_owned]
+        added[self.problem.constrained] = 0.0
+        diagonal.array[:] = owned_values(diagonal) + added
+
+    def update(self, mass_factor: float, y: Array) -> None:
+        """Set the matrix to c M + σ²A + ∫V(y)ψχ. Collective.
+
+        Args:
+            mass_factor: c.
+            y: the mean field.
+        """
+        if self.by_pieces:
+            self._update_by_pieces(np.concatenate(([mass_factor], self.closure.coefficients(y))))
+            return
+        problem = self.problem
+        varying = self.closure.potential(y) - self.closure.base
+        if problem.lumped:
+            self.constant_diagonal.copy(self._diagonal)
+            self._add_lumped(mass_factor + varying, self._diagonal)
+            self.matrix.setDiagonal(self._diagonal)
+        else:
+            self._general = problem.assemble_potential(self._general, varying)
+            self.constant.copy(self.matrix, structure=_SAME)
+            self.matrix.axpy(mass_factor, problem.mass_matrix, structure=_SAME)
+            self.matrix.axpy(1.0, self._general, structure=_SAME)
+            self.matrix.stateIncrease()
+
+    def _update_by_pieces(self, state: Array) -> None:
+        # In place by the change of each coefficient; from scratch now and then against rounding.
+        if self._state is None or self._updates >= 100:
+            self.constant.copy(self.matrix, structure=_SAME)
+            self._state, self._updates = np.zeros_like(state), 0
+        for change, piece in zip(
+            state - self._state, [self.problem.mass_matrix, *self._pieces], strict=True
+        ):
+            if change != 0.0:
+                self.matrix.axpy(float(change), piece, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        self.matrix.stateIncrease()
+        self._state, self._updates = state, self._updates + 1
+
+    def order(self, density: Density) -> Array:
+        """y of a density, by the cheapest way there is. Collective."""
+        if not self._pieces:
+            return self.closure.order(density)
+        psi = density.amplitude()
+        loads = self.basis_loads(psi)
+        return global_sum(self.problem.comm, np.array([psi @ load for load in loads]))
+
+    def basis_loads(self, psi: Array) -> list[Array]:
+        """∫Q_jψχ for every χ and each feature Q_j of the basis, owned values. Collective."""
+        if self._pieces:
+            return [self.problem.multiply(piece, psi) for piece in self._pieces]
+        assert self.closure.basis is not None
+        return [self.problem.apply_potential(column, psi) for column in self.closure.basis.T]
+
+    def largest_ratio(self) -> float:
+        """max_i σ²A_ii / M_ii, the stiffness of the problem. Collective."""
+        problem = self.problem
+        mass = problem.mass_matrix.getDiagonal().array
+        free = mass > 0
+        ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
+        return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))

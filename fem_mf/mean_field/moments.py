@@ -1,0 +1,207 @@
+"""The mean field as an unknown: what the fixed point iterates on, and V as a function of it.
+
+For a cylindrical functional y holds moments of m and V = V_0 + Σ_j w_j(y) Q_j; for any other y
+holds the nodal values of m itself.
+
+    closure = make_closure(problem)
+    y = closure.order(density)        # moments, or the field m
+    V = closure.potential(y)          # on the potential space, owned and ghosts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from fem_mf.density import Density, WorkDensity
+from fem_mf.functionals.features import FeatureMatrix
+from fem_mf.functionals.terms import Cylindrical, flatten
+from fem_mf.mpi import global_sum
+from fem_mf.problem import Problem
+from fem_mf.typing import Array
+
+__all__ = ["Closure", "FieldClosure", "MomentClosure", "make_closure"]
+
+_ROWS = 8192  # nodes at a time, so that products of features need no second copy of them
+
+
+class Closure(Protocol):
+    """The unknown of the fixed point and the potential it gives."""
+
+    base: Array  # V_0, the part of V that never changes, owned and ghosts
+    basis: Array | None  # (n, r): V − V_0 = basis @ coefficients(y), None when V is a general field
+
+    def order(self, density: Density) -> Array:
+        """y of a density."""
+
+    def gauge(self, y: Array, at: Array) -> float:
+        """∫(V(y) − V_0) dm for the m of the mean field ``at``; 0 where that is not free."""
+
+    def potential(self, y: Array) -> Array:
+        """V on the potential space, owned and ghosts."""
+
+    def value(self, y: Array, density: Density) -> float:
+        """F(m) − ∫V_0 dm."""
+
+    def work(self, y: Array, density: Density) -> float:
+        """∫(V[m] − V_0) dm."""
+
+    def sensitivity(self, density: Density) -> float:
+        """A bound of ‖δy‖ / ‖δψ‖."""
+
+    def dot(self, a: Array, b: Array) -> float:
+        """Inner product of two y."""
+
+    def coefficients(self, y: Array) -> Array:
+        """V as numbers dual to y under ``dot``."""
+
+
+class MomentClosure:
+    """The moments y of the compressed features, the same numbers on every rank.
+
+    With features Φ ≈ Q R (:class:`fem_mf.functionals.features.FeatureMatrix`), y = ∫Q dm has r
+    components; the K moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
+    """
+
+    def __init__(self, problem: Problem, terms: list[tuple[float, Cylindrical]]) -> None:
+        self.base = np.zeros(problem.potential_nodes.shape[1])
+        for factor, term in terms:
+            if term.linear:
+                self.base += factor * term.matrix(problem).combine(np.ones(1))
+        self._terms = [(c, t, t.matrix(problem)) for c, t in terms if not t.linear]
+        columns = [np.empty((self.base.size, 0)), *(m.basis for _, _, m in self._terms)]
+        self.basis: Array | None = np.ascontiguousarray(np.hstack(columns))
+        self._splits = np.cumsum([m.rank for _, _, m in self._terms])[:-1]
+        self._comm, self._owned = problem.comm, problem.num_potential_owned
+
+    def _parts(self, y: Array) -> Iterator[tuple[float, Cylindrical, FeatureMatrix, Array]]:
+        parts = np.split(y, self._splits) if self._terms else []
+        for (factor, term, matrix), part in zip(self._terms, parts, strict=True):
+            yield factor, term, matrix, part @ matrix.coordinates
+
+    def order(self, density: Density) -> Array:
+        """∫Q dm. Collective."""
+        assert self.basis is not None
+        return global_sum(self._comm, density.measure() @ self.basis[: self._owned])
+
+    def coefficients(self, y: Array) -> Array:
+        """w, ``(r,)``."""
+        weights = [
+            factor * (matrix.coordinates @ term.gradient(moments))
+            for factor, term, matrix, moments in self._parts(y)
+        ]
+        return np.concatenate([np.zeros(0), *weights])
+
+    def potential(self, y: Array) -> Array:
+        """V_0 + Q w."""
+        assert self.basis is not None
+        return self.base + self.basis @ self.coefficients(y)
+
+    def value(self, y: Array, density: Density) -> float:
+        """Σ c Φ(Rᵀy) over the nonlinear terms."""
+        return sum(factor * term.phi(moments) for factor, term, _, moments in self._parts(y))
+
+    def work(self, y: Array, density: Density) -> float:
+        """w·y."""
+        return self.gauge(y, y)
+
+    def gauge(self, y: Array, at: Array) -> float:
+        """w(y)·at."""
+        return float(self.coefficients(y) @ at)
+
+    def stiffness(self, y: Array) -> Array:
+        """∂w/∂y, ``(r, r)``, by forward differences of the user's gradient."""
+        here = self.coefficients(y)
+        steps = 1e-7 * np.maximum(1.0, np.abs(y))
+        columns = [
+            (self.coefficients(y + h * e) - here) / h
+            for h, e in zip(steps, np.eye(y.size), strict=True)
+        ]
+        return np.column_stack([np.empty((y.size, 0)), *columns])
+
+    def sensitivity(self, density: Density) -> float:
+        """2 (Σ_j ∫Q_j² dm)^½. Collective."""
+        return 2.0 * float(np.sqrt(self.second_moments(density).sum()))
+
+    def second_moments(self, density: Density) -> Array:
+        """∫Q_j² dm, ``(r,)``. Collective."""
+        assert self.basis is not None
+        squares = density.measure() @ self.basis[: self._owned] ** 2
+        return np.abs(global_sum(self._comm, squares))
+
+    def covariance(self, density: Density) -> Array:
+        """∫(Q − y)(Q − y)ᵀ dm, ``(r, r)``. Collective."""
+        assert self.basis is not None
+        basis, measure = self.basis[: self._owned], density.measure()
+        total = np.zeros((basis.shape[1] + 1, basis.shape[1]))
+        for first in range(0, len(basis), _ROWS):
+            rows, weights = basis[first : first + _ROWS], measure[first : first + _ROWS]
+            total[:-1] += (rows * weights[:, None]).T @ rows
+            total[-1] += weights @ rows
+        total = global_sum(self._comm, total)
+        return np.asarray(total[:-1] - np.outer(total[-1], total[-1]))
+
+    def dot(self, a: Array, b: Array) -> float:
+        """The Euclidean product; no communication, every rank holds y."""
+        return float(a @ b)
+
+
+class FieldClosure:
+    """ψ|ψ| at the nodes of ψ's space, distributed; for contact terms and users' functionals.
+
+    It is m, with the sign of ψ where a coarse mesh leaves ψ negative.
+    """
+
+    basis: Array | None = None
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.base = np.zeros(problem.potential_nodes.shape[1])
+        self._density = WorkDensity(problem, np.ones(problem.num_owned))
+
+    def order(self, density: Density) -> Array:
+        """ψ|ψ| at the owned nodes."""
+        psi = density.amplitude()
+        return psi * np.abs(psi)
+
+    def gauge(self, y: Array, at: Array) -> float:
+        """Zero: the integral would need another evaluation of V."""
+        return 0.0
+
+    def potential(self, y: Array) -> Array:
+        """V[m], ψ the signed root of y, normalised. Collective."""
+        psi = np.copysign(np.sqrt(np.abs(y)), y)
+        self._density.set_amplitude(psi, signed=True)
+        return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
+
+    def value(self, y: Array, density: Density) -> float:
+        """F(m). Collective."""
+        return float(self.problem.functional.value(density))
+
+    def work(self, y: Array, density: Density) -> float:
+        """∫V[m] dm. Collective."""
+        own = self.problem.num_potential_owned
+        return self.problem.dot(self.potential(y)[:own], density.measure())
+
+    def coefficients(self, y: Array) -> Array:
+        """V[m] at the owned nodes of ψ's space. Collective."""
+        return self.problem.potential_at_nodes(self.potential(y))
+
+    def sensitivity(self, density: Density) -> float:
+        """2 max ψ. Collective."""
+        return 2.0 * self.problem.max(float(density.amplitude().max(initial=0.0)))
+
+    def dot(self, a: Array, b: Array) -> float:
+        """∫ab dx with equal weights. Collective."""
+        return self.problem.dot(a, b) * self.problem.mean_mass
+
+
+def make_closure(problem: Problem) -> Closure:
+    """Moments when every term of the functional is cylindrical, else the field m. Collective."""
+    terms = flatten(problem.functional)
+    cylindrical = [(c, term) for c, term in terms if isinstance(term, Cylindrical)]
+    if len(cylindrical) == len(terms):
+        return MomentClosure(problem, cylindrical)
+    return FieldClosure(problem)

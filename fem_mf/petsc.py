@@ -1,0 +1,546 @@
+"""Solvers: the only module that touches KSP, SNES, EPS and the options of PETSc.
+
+    defaults = default_options(condition=1e4, dofs=66_000, dim=2)
+    tolerances = configure(ksp, defaults, {"pc_type": "jacobi"})
+
+Options come from, in this order: the command line (``-fem_mf_schrodinger_ksp_type ...``), the
+``petsc_options`` argument, the defaults. Nothing stays behind in the database.
+
+A solver keeps its preconditioner while the matrix changes, and a preconditioner can be used alone:
+
+    solver = SpdSolver(matrix, "fem_mf_schrodinger_", {"ksp_type": "cg", "pc_type": "jacobi"})
+    iterations = solver.solve(right, solution, rtol=1e-12)
+
+    defaults = {"ksp_type": "preonly", "pc_type": "cholesky"}
+    preconditioner = Preconditioner(matrix, "fem_mf_stationary_", defaults)
+    preconditioner.apply(right, solution)
+
+One solver serves a whole run; its two callables use data that change from step to step:
+
+    defaults = {"ksp_type": "preonly", "pc_type": "lu"}
+    solver = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", defaults)
+    steps = solver.solve(solution, tolerance=1e-12)
+
+The lowest eigenpairs of symmetric operators:
+
+    start = np.random.default_rng(0).standard_normal((2, problem.num_owned))
+    states = lowest_states(
+        matrix, problem.mass_matrix, preconditioner.apply, start, tolerance=1e-6
+    )
+    states.values, states.vectors
+
+LOBPCG (Knyazev 2001) with the caller's preconditioner and start: a block that contains a good
+approximation of the ground state costs a few applications of each operator, and no factorisation.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petsc4py import PETSc
+from slepc4py import SLEPc
+
+import numpy as np
+
+from fem_mf.mpi import ConvergenceError, LinearSolverError, all_ranks_agree
+
+__all__ = [
+    "LEAST_UNKNOWNS",
+    "NewtonSolver",
+    "Options",
+    "Preconditioner",
+    "SpdSolver",
+    "States",
+    "configure",
+    "default_options",
+    "default_preconditioner",
+    "lowest_states",
+    "mumps",
+    "shell_matrix",
+]
+
+type Options = Mapping[str, str | int | float | bool | None]
+
+# Unpreconditioned condition number above which Jacobi needs more iterations than a factorisation
+# or multigrid costs (measured at 66k dofs: 15 iterations at 30, some 100 at 1e3).
+_JACOBI_CONDITION = 1e3
+_DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 40_000}
+# Half the time of multigrid at 185k dofs of degree 4 hexahedra; its iterations grow with 1/h.
+_INCOMPLETE_DOFS = {1: 0, 2: 0, 3: 400_000}
+_MULTIGRID: dict[str, str | int | float] = {
+    "pc_type": "gamg",
+    "mg_levels_ksp_type": "chebyshev",
+    "mg_levels_pc_type": "jacobi",
+}
+
+
+def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options) -> dict[str, Any]:
+    """Give a solver its options. Collective.
+
+    Returns:
+        The tolerances of a linear solver that the user fixed.
+
+    Raises:
+        ValueError: PETSc refuses an option, or does not know one.
+    """
+    prefix = solver.getOptionsPrefix()
+    database = PETSc.Options(prefix)
+    picked = database.getString("pc_type", str(chosen.get("pc_type", "")))
+    if picked not in ("", defaults.get("pc_type"), "lu", "cholesky"):
+        # What belongs to the default preconditioner is no option of another one.
+        defaults = {key: value for key, value in defaults.items() if key.startswith("ksp_")}
+    options = {**defaults, **chosen}
+    added = [key for key in options if not database.hasName(key)]
+    tolerances: dict[str, Any] = {}
+    error = None
+    try:
+        for key in added:
+            value = options[key]
+            database.setValue(key, "" if value is None else value)
+        solver.setFromOptions()
+        if isinstance(solver, PETSc.KSP):
+            solver.setUp()  # reads the options of inner solvers
+            rtol, atol, divtol, max_it = solver.getTolerances()
+            values = {"rtol": rtol, "atol": atol, "divtol": divtol, "max_it": max_it}
+            tolerances = {k: v for k, v in values.items() if database.hasName(f"ksp_{k}")}
+        unknown = [k for k in chosen if k in added and not PETSc.Options().used(prefix + k)]
+        if unknown:
+            error = ValueError(
+                f"PETSc does not know the options {unknown} here: misspelt, or of a solver "
+                "that was not chosen"
+            )
+    except PETSc.Error as caught:
+        code = caught.ierr  # type: ignore[attr-defined]
+        error = ValueError(
+            f"PETSc refused the solver options {options} (prefix {prefix}): error code "
+            f"{code}; is that solver in this build of PETSc?"
+        )
+    finally:
+        for key in added:
+            database.delValue(key)
+    all_ranks_agree(solver.comm.tompi4py(), error)
+    return tolerances
+
+
+def mumps(dim: int) -> dict[str, str | int | float]:
+    """A factorisation by MUMPS, with the ordering that is fastest in this dimension."""
+    chosen: dict[str, str | int | float] = {"pc_factor_mat_solver_type": "mumps"}
+    if dim < 3:
+        # Approximate minimum fill: analysis and factorisation together take 0.4 of the time that
+        # they take with the default nested dissection (16k to 260k dofs, degree 2 triangles).
+        chosen["mat_mumps_icntl_7"] = 2
+    return chosen
+
+
+def default_options(condition: float, dofs: int, dim: int) -> dict[str, str | int | float]:
+    """CG with the preconditioner that is good at this condition number and size.
+
+    Args:
+        condition: of the diagonally scaled matrix, an upper estimate.
+        dofs: global size.
+        dim: of the mesh.
+    """
+    if condition <= _JACOBI_CONDITION and dim > 1:
+        return {"ksp_type": "cg", "pc_type": "jacobi"}
+    if dofs <= _DIRECT_DOFS[dim]:
+        return {"ksp_type": "cg", "pc_type": "lu", **mumps(dim)}
+    return {"ksp_type": "cg", **_MULTIGRID}
+
+
+def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
+    """A preconditioner for an elliptic operator without a time step to tame it.
+
+    A factorisation where it is affordable, an incomplete one in three dimensions, multigrid beyond.
+
+    Args:
+        dofs: global size.
+        dim: of the mesh.
+    """
+    if dofs <= _DIRECT_DOFS[dim]:
+        # With approximate minimum fill MUMPS' Cholesky solves returned infinity on three ranks (3k
+        # dofs, d = 2); METIS is right, and repeated factorisations are no slower (0.48 s against
+        # 0.63 s at 199k dofs of degree 2).
+        ordering = {"mat_mumps_icntl_7": 5}
+        return {"ksp_type": "preonly", "pc_type": "cholesky", **mumps(dim), **ordering}
+    if dofs <= _INCOMPLETE_DOFS[dim]:
+        return {"ksp_type": "preonly", "pc_type": "bjacobi", "sub_pc_type": "icc"}
+    return {"ksp_type": "preonly", **_MULTIGRID}
+
+
+_LOG = logging.getLogger(__name__)
+
+_REASONS = {
+    value: name for name, value in vars(PETSc.KSP.ConvergedReason).items() if isinstance(value, int)
+}
+# What does not come from a matrix that is indefinite.
+_GAVE_UP = (PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT, PETSc.KSP.ConvergedReason.DIVERGED_DTOL)
+
+
+class Preconditioner:
+    """z = P⁻¹r for one symmetric positive definite matrix P, kept until it is rebuilt.
+
+    Args:
+        matrix: P, assembled; the caller may change its values and call :meth:`rebuild`.
+        prefix: of the options, one per role.
+        defaults: options used when neither the user nor the command line says otherwise.
+        options: the user's ``petsc_options``, keys without prefix.
+
+    Raises:
+        ValueError: PETSc refuses the options (a solver that is not built in, say).
+    """
+
+    def __init__(
+        self, matrix: PETSc.Mat, prefix: str, defaults: Options, options: Options | None = None
+    ) -> None:
+        symmetric: Any = PETSc.Mat.Option.SYMMETRIC
+        matrix.setOption(symmetric, True)
+        self.ksp = PETSc.KSP().create(matrix.comm)
+        self.ksp.setOptionsPrefix(prefix)
+        self.ksp.setOperators(matrix)
+        self._matrix = matrix
+        configure(self.ksp, defaults, options or {})
+        self.ksp.getPC().setReusePreconditioner(True)
+        self.applications = 0
+
+    def rebuild(self) -> None:
+        """Build it anew from the present values of the matrix. Collective."""
+        pc = self.ksp.getPC()
+        pc.setReusePreconditioner(False)
+        self.ksp.setOperators(self._matrix)  # without it, setUp sees nothing to do
+        self.ksp.setUp()
+        pc.setReusePreconditioner(True)
+
+    def apply(self, right: PETSc.Vec, solution: PETSc.Vec) -> None:
+        """Overwrite ``solution`` with P⁻¹ times ``right``. Collective."""
+        self.applications += 1
+        self.ksp.solve(right, solution)
+
+
+class SpdSolver:
+    """Conjugate gradients (by default) for one symmetric positive definite matrix that changes.
+
+    The preconditioner is kept while the matrix changes and rebuilt when the iterations have
+    doubled since it was built (a diagonal one, free to build, is always fresh).
+
+    Args:
+        matrix: assembled; the caller updates its values in place.
+        prefix: of the options, one per role.
+        defaults: options used when neither the user nor the command line says otherwise.
+        options: the user's ``petsc_options``, keys without prefix.
+
+    Raises:
+        ValueError: PETSc refuses the options (a solver that is not built in, say).
+    """
+
+    def __init__(
+        self, matrix: PETSc.Mat, prefix: str, defaults: Options, options: Options | None = None
+    ) -> None:
+        self.prefix = prefix
+        self.ksp = PETSc.KSP().create(matrix.comm)
+        self.ksp.setOptionsPrefix(prefix)
+        self.ksp.setOperators(matrix)
+        self.ksp.setInitialGuessNonzero(True)
+        # They replace those that a solve is asked for.
+        self._chosen_tolerances = configure(self.ksp, defaults, options or {})
+        # A direct solver as the whole method would apply a stale factorisation as if it were exact:
+        # it is always fresh, like a preconditioner that is free to build.
+        direct = self.ksp.getType() == "preonly"
+        self.ksp.setInitialGuessNonzero(not direct)
+        self._free_setup = direct or self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
+        self._iterations_when_fresh = 0
+        self._fresh = True
+
+    def solve(
+        self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float, *, typical: bool = True
+    ) -> int:
+        """Solve to ``rtol`` times the norm of the right-hand side. Collective.
+
+        Args:
+            right: the right-hand side.
+            solution: the initial guess, overwritten.
+            rtol: relative tolerance of the preconditioned residual.
+            typical: whether its iterations say something about the preconditioner's age.
+
+        Returns:
+            The number of iterations.
+
+        Raises:
+            ConvergenceError: PETSc's reason and what to change; a ``LinearSolverError`` where the
+                matrix is not to blame.
+        """
+        tolerances: dict[str, Any] = {
+            "rtol": rtol,
+            "atol": 1e-300,
+            "divtol": 1e300,
+            "max_it": 10_000,
+        }
+        self.ksp.setTolerances(**{**tolerances, **self._chosen_tolerances})
+        self.ksp.solve(right, solution)
+        reason: Any = self.ksp.getConvergedReason()
+        if reason < 0 and not self._fresh:
+            # Built for another matrix, the preconditioner may even be indefinite for this one.
+            self._rebuild_next()
+            solution.set(0.0)
+            self.ksp.solve(right, solution)
+            reason = self.ksp.getConvergedReason()
+        iterations = int(self.ksp.getIterationNumber())
+        if reason < 0:
+            self._rebuild_next()
+            kind = LinearSolverError if reason in _GAVE_UP else ConvergenceError
+            raise kind(
+                f"the linear solver {self.prefix} stopped with {_REASONS.get(reason, reason)} "
+                f"after {iterations} iterations; try a smaller dt, or options such as "
+                f"-{self.prefix}pc_type lu -{self.prefix}pc_factor_mat_solver_type mumps"
+            )
+        if not self._free_setup:
+            self._decide_rebuild(iterations, typical)
+        return iterations
+
+    def _rebuild_next(self) -> None:
+        self._fresh = True
+        self._iterations_when_fresh = 0
+        self.ksp.getPC().setReusePreconditioner(False)
+
+    def _decide_rebuild(self, iterations: int, typical: bool) -> None:
+        if self._fresh:
+            self._fresh = False
+            self.ksp.getPC().setReusePreconditioner(True)
+        if not typical:
+            return
+        if self._iterations_when_fresh == 0:
+            self._iterations_when_fresh = max(iterations, 1)
+        elif iterations > 2 * self._iterations_when_fresh + 4:
+            _LOG.debug("%s: %d iterations, preconditioner rebuilt", self.prefix, iterations)
+            self._rebuild_next()
+
+    def destroy(self) -> None:
+        """Free the PETSc objects. Collective."""
+        self.ksp.destroy()
+
+
+_ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
+
+_SNES_REASONS = {
+    value: name
+    for name, value in vars(PETSc.SNES.ConvergedReason).items()
+    if isinstance(value, int)
+}
+
+
+class NewtonSolver:
+    """Newton's method (SNES) for one nonlinear system whose data change.
+
+    Args:
+        residual: ``(x, f)``, overwrites f with the residual at x. Collective.
+        jacobian: ``(x, J)``, overwrites the matrix J with the derivative at x. Collective.
+        matrix: J, assembled or not.
+        prefix: of the options, one per role.
+        defaults: options used when neither the user nor the command line says otherwise.
+        options: the user's ``petsc_options``, keys without prefix.
+
+    Raises:
+        ValueError: PETSc refuses the options.
+    """
+
+    def __init__(
+        self,
+        residual: Callable[[PETSc.Vec, PETSc.Vec], None],
+        jacobian: Callable[[PETSc.Vec, PETSc.Mat], None],
+        matrix: PETSc.Mat,
+        prefix: str,
+        defaults: Options,
+        options: Options | None = None,
+    ) -> None:
+        self.prefix = prefix
+        self.snes = PETSc.SNES().create(matrix.comm)
+        self.snes.setOptionsPrefix(prefix)
+        self._work = matrix.createVecLeft()
+        self._residual, self._jacobian = residual, jacobian
+        # PETSc would keep alive what the callables belong to, which keeps this solver: a cycle that
+        # the garbage collector cannot see. So PETSc gets a weak reference.
+        this = weakref.ref(self)
+
+        def evaluate(_: PETSc.SNES, x: PETSc.Vec, f: PETSc.Vec) -> None:
+            solver = this()
+            assert solver is not None
+            solver._residual(x, f)
+
+        def differentiate(_: PETSc.SNES, x: PETSc.Vec, j: PETSc.Mat, __: PETSc.Mat) -> None:
+            solver = this()
+            assert solver is not None
+            solver._jacobian(x, j)
+
+        self.snes.setFunction(evaluate, self._work)
+        self.snes.setJacobian(differentiate, matrix)
+        configure(self.snes, {"snes_type": "newtonls", **defaults}, options or {})
+
+    def solve(self, solution: PETSc.Vec, tolerance: float, max_iterations: int = 25) -> int:
+        """Solve to an absolute residual norm. Collective.
+
+        Args:
+            solution: the initial guess, overwritten.
+            tolerance: of the Euclidean norm of the residual.
+            max_iterations: Newton steps.
+
+        Returns:
+            The number of Newton steps.
+
+        Raises:
+            ConvergenceError: PETSc's reason and what to change.
+        """
+        self.snes.setTolerances(rtol=1e-14, atol=tolerance, stol=1e-14, max_it=max_iterations)
+        self.snes.solve(None, solution)
+        reason: Any = self.snes.getConvergedReason()
+        iterations = int(self.snes.getIterationNumber())
+        stalled = reason == PETSc.SNES.ConvergedReason.DIVERGED_LINE_SEARCH
+        if stalled and self.snes.getFunctionNorm() <= _ROUNDING * tolerance:
+            return iterations  # nothing left to gain
+        if reason < 0:
+            raise ConvergenceError(
+                f"Newton's method {self.prefix} stopped with {_SNES_REASONS.get(reason, reason)} "
+                f"after {iterations} steps; use a smaller dt or a finer mesh"
+            )
+        return iterations
+
+
+_MAX_ITERATIONS = 2000
+LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
+
+
+@dataclass(frozen=True)
+class States:
+    """Eigenpairs Ax = μBx in increasing order.
+
+    Attributes:
+        values: Rayleigh quotients μ, each above the eigenvalue that it approximates.
+        vectors: owned values of x, normalised to ⟨x, Bx⟩ = 1.
+        iterations: of LOBPCG.
+    """
+
+    values: list[float]
+    vectors: list[Any]
+    iterations: int
+
+
+class _Shell:
+    """A Python function as a PETSc matrix or preconditioner."""
+
+    def __init__(self, apply: Callable[[PETSc.Vec, PETSc.Vec], None]) -> None:
+        self._apply = apply
+
+    def mult(self, matrix: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        self._apply(x, y)
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        self._apply(x, y)
+
+
+def shell_matrix(like: PETSc.Mat, apply: Callable[[PETSc.Vec, PETSc.Vec], None]) -> PETSc.Mat:
+    """A symmetric matrix known by its action, with the layout of another. Collective."""
+    sizes: Any = like.getSizes()
+    shell = PETSc.Mat().createPython(sizes, context=_Shell(apply), comm=like.comm)
+    symmetric: Any = PETSc.Mat.Option.SYMMETRIC
+    shell.setOption(symmetric, True)
+    shell.setUp()
+    return shell
+
+
+def lowest_states(
+    matrix: PETSc.Mat,
+    mass: PETSc.Mat,
+    precondition: Callable[[PETSc.Vec, PETSc.Vec], None],
+    start: Sequence[Any],
+    *,
+    tolerance: float,
+    deflate: Sequence[Any] = (),
+) -> States:
+    """The lowest eigenpairs of Ax = μBx. Collective.
+
+    Args:
+        matrix: A, symmetric.
+        mass: B, symmetric and positive definite on the span of the start vectors.
+        precondition: ``(r, z)``, overwrites z with an approximation of (A − s)⁻¹r.
+        start: owned values of one start vector per wanted pair; what they are orthogonal to is not
+            found, so they should be generic.
+        tolerance: absolute, of the Euclidean norm of the load vector Ax − μBx.
+        deflate: owned values of vectors to whose B-orthogonal complement the search is confined.
+
+    Returns:
+        As many pairs as start vectors.
+
+    Raises:
+        ValueError: a handful of unknowns, fewer than LOBPCG's own work space.
+        ConvergenceError: LOBPCG did not reach the tolerance.
+    """
+    size = matrix.getSize()[0]
+    if size < LEAST_UNKNOWNS * len(start):
+        raise ValueError(
+            f"{size} degrees of freedom are too few for {len(start)} eigenpairs: refine the mesh"
+        )
+    vectors = [_vector(matrix, values) for values in start]
+    others = [_vector(matrix, values) for values in deflate]
+    iterations = 0
+    # LOBPCG is the faster; where its block becomes singular, Davidson's method goes on without it.
+    for method in (SLEPc.EPS.Type.LOBPCG, SLEPc.EPS.Type.GD):
+        eps = _solver(matrix, mass, precondition, method, len(start), tolerance)
+        eps.setInitialSpace(vectors)
+        if others:
+            eps.setDeflationSpace(others)
+        try:
+            eps.solve()
+            found, iterations = int(eps.getConverged()), int(eps.getIterationNumber())
+        except (PETSc.Error, SystemError):
+            found = 0
+        if found >= len(start):
+            break
+        eps.destroy()
+    else:
+        raise ConvergenceError(
+            f"LOBPCG and Davidson's method found {found} of {len(start)} eigenpairs to "
+            f"{tolerance:.1e} in {iterations} iterations; a stronger preconditioner helps "
+            "(-fem_mf_stationary_pc_type cholesky "
+            "-fem_mf_stationary_pc_factor_mat_solver_type mumps)"
+        )
+    values, states = [], []
+    x = matrix.createVecRight()
+    for i in range(len(start)):
+        values.append(float(np.real(eps.getEigenpair(i, x))))
+        states.append(np.array(x.array, dtype=np.float64))
+    for item in (eps, x, *vectors, *others):
+        item.destroy()
+    return States(values, states, iterations)
+
+
+def _solver(
+    matrix: PETSc.Mat,
+    mass: PETSc.Mat,
+    precondition: Callable[[PETSc.Vec, PETSc.Vec], None],
+    method: str,
+    count: int,
+    tolerance: float,
+) -> SLEPc.EPS:
+    eps = SLEPc.EPS().create(matrix.comm)
+    eps.setOperators(matrix, mass)
+    eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
+    eps.setType(method)
+    eps.setWhichEigenpairs(SLEPc.EPS.Which.SMALLEST_REAL)
+    eps.setDimensions(count)
+    eps.setTolerances(tolerance, _MAX_ITERATIONS)
+    eps.setConvergenceTest(SLEPc.EPS.Conv.ABS)
+    transform = eps.getST()
+    transform.setType(SLEPc.ST.Type.PRECOND)
+    inner = transform.getKSP()
+    inner.setType(PETSc.KSP.Type.PREONLY)
+    inner.getPC().setType(PETSc.PC.Type.PYTHON)
+    inner.getPC().setPythonContext(_Shell(precondition))
+    return eps
+
+
+def _vector(matrix: PETSc.Mat, values: Any) -> PETSc.Vec:
+    vector = matrix.createVecRight()
+    vector.array[:] = values
+    return vector

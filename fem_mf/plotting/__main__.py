@@ -1,0 +1,90 @@
+"""The command line of the pictures: ``python -m fem_mf.plotting results/run``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mpi4py import MPI
+
+from fem_mf.plotting.film import FORMATS, Look
+from fem_mf.plotting.results import render
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw a folder of results: ``python -m fem_mf.plotting``. Collective on all ranks.
+
+    Args:
+        arguments: the words of the command line, those of this process by default.
+
+    Returns:
+        The exit code: 0, 1 when there is nothing to draw or it cannot be drawn, 2 for a mistake
+        in the arguments.
+    """
+    comm = MPI.COMM_WORLD
+    options: argparse.Namespace | int | str | None = None
+    if comm.rank == 0:
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit as stop:  # has said why
+            options = stop.code
+    options = comm.bcast(options, root=0)
+    if not isinstance(options, argparse.Namespace):
+        return int(options or 0)
+    try:
+        files = render(
+            options.results,
+            options.output,
+            field=options.field,
+            times=options.time,
+            kind=None if options.no_film else options.format,
+            fps=options.fps,
+            every=options.every,
+            look=Look(options.size, options.range, options.rescale, options.whole),
+            comm=comm,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        if not isinstance(cause, OSError | None):
+            raise  # a mistake of ours: with its traceback
+        if comm.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    if comm.rank == 0:
+        print(*files, sep="\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fem_mf.plotting",
+        description="Pictures, a film and curves of a folder of results, without a display; "
+        "also while the run goes on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("results", help="folder with .xdmf or .pvd series and history.csv, or one of these files")
+    add("--output", metavar="DIR", help="folder for the pictures; that of the results if not given")
+    add("--field", default="m", help="m, psi, u or V")
+    add("--time", type=float, nargs="+", default=(), metavar="T", help="of the pictures")
+    add("--format", choices=[kind.removeprefix(".") for kind in FORMATS], default="mp4")
+    add("--no-film", action="store_true", help="pictures only")
+    add("--fps", type=float, default=15.0, help="images of the film per second")
+    add("--every", type=int, default=1, metavar="N", help="one image for so many steps")
+    add("--size", type=_size, default=Look.size, metavar="WxH", help="in pixels")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of colours and heights")
+    add("--rescale", action="store_true", help="a new range for each image")
+    add("--whole", action="store_true", help="the whole mesh, not only where there is mass")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Curves with matplotlib: the history of a run, the fit of a network. Films use its figures, too.
+
+The columns of a history come from its CSV file, the minimum and the rate from beside it:
+
+    history, limit = History.read("run/history.csv"), Limit.read("run/history.csv")
+    plot_history("run/history.png", history, lowest=limit)
+    plot_convergence("run/convergence.png", history, lowest=limit)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mpi4py import MPI
+
+import numpy as np
+import numpy.typing as npt
+
+from fem_mf.mpi import on_root
+from fem_mf.stationary.decay import Limit
+from fem_mf.typing import Array, PathLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PathLike", "make_figure", "plot_convergence", "plot_fit", "plot_history", "save"]
+
+
+_LOGARITHMIC = ("dissipation", "residual", "gap")
+_FIRST = ("energy", *_LOGARITHMIC)
+# Where a run is, not how far it has converged.
+_CLOCK = ("t", "step", "next_dt")
+
+
+def plot_history(
+    path: PathLike,
+    history: Mapping[str, npt.ArrayLike],
+    columns: Sequence[str] = ("energy", "dissipation"),
+    title: str = "",
+    lowest: Limit | float | None = None,
+    comm: MPI.Comm = MPI.COMM_SELF,
+) -> None:
+    """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
+
+    The energy is drawn above the minimum where that is known, as far as its certificate allows,
+    with the predicted rate as a dashed line. Otherwise it is drawn above the last energy of the
+    run, as the label says, and the end, where that choice would bend the curve, is left out.
+    Energy, dissipation, residual and gap have logarithmic axes.
+
+    Args:
+        path: the picture; missing folders are created.
+        history: what ``History.read`` returns; only rank 0's is used.
+        columns: a panel for each.
+        title: above the picture.
+        lowest: the minimal energy if it is known: a number, or what ``Limit.of`` makes of a
+            minimum and ``Limit.read`` finds beside a history.
+        comm: the communicator that calls.
+
+    Raises:
+        ValueError: a column is missing.
+        ImportError: matplotlib is missing.
+    """
+
+    def draw() -> None:
+        missing = [name for name in ("t", *columns) if name not in history]
+        if missing:
+            raise ValueError(f"no column {missing} in a history of {list(history)}")
+        figure = make_figure(3.8 * len(columns), 3.2)
+        panels = figure.subplots(1, len(columns), squeeze=False)[0]
+        for axes, name in zip(panels, columns, strict=True):
+            _history_panel(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
+        figure.suptitle(title)
+        save(figure, path)
+
+    on_root(comm, draw)
+
+
+def _history_panel(
+    axes: Axes,
+    name: str,
+    t: Array,
+    values: Array,
+    lowest: Limit | float | None,
+    spans: bool = False,
+) -> None:
+    label, rate = _words(name), None
+    if name == "energy" and len(values) > 1 and np.ptp(values) > 0.0:
+        limit = Limit(lowest) if isinstance(lowest, int | float) else lowest
+        if limit is None:
+            label, values = _above_the_last(t, values)
+        else:
+            label, values = _above_the_minimum(values, limit)
+            rate = limit.decay_rate
+        spans = label != "energy"
+    if len(t) > 1:  # the whole run, also where the energy is left out
+        margin = 0.05 * (t[-1] - t[0])
+        axes.set_xlim(t[0] - margin, t[-1] + margin)
+    shown = values > 0.0
+    logarithmic = (spans or name in _LOGARITHMIC) and bool(shown.any())
+    if logarithmic:
+        t, values = t[shown], values[shown]
+        axes.set_yscale("log")
+    axes.plot(t, values, "." if len(t) == 1 else "-")
+    if logarithmic and rate is not None:
+        _draw_rate(axes, t, values, rate)
+    axes.set(xlabel="t", ylabel=label)
+    axes.grid(alpha=0.3)
+
+
+def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array]:
+    """Energies above the minimum, NaN where they are lost in its uncertainty."""
+    excess = values - limit.minimum
+    excess = np.where(excess > limit.uncertainty, excess, np.nan)
+    if np.isnan(excess).all():  # of another run
+        return "energy", values
+    return f"energy − minimum ({limit.minimum:.8g})", excess
+
+
+def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
+    """Energies above the smallest, NaN where they depend on this choice by more than a tenth.
+
+    The last energy is too large for the minimum. By how much is extrapolated from the decrease over
+    the last two quarters of the run; the energies themselves if they do not converge.
+    """
+    least = float(np.min(values))
+    excess = values - least
+    before, middle, last = np.interp(t[-1] - (t[-1] - t[0]) * np.array([0.5, 0.25, 0.0]), t, values)
+    first, second = before - middle, middle - last
+    error = 64.0 * float(np.finfo(float).eps) * abs(least)
+    if second > error:
+        error = second**2 / (first - second) if first > second else np.inf
+    excess = np.where(excess > 10.0 * error, excess, np.nan)
+    if np.count_nonzero(excess > 0.0) < 2:
+        return "energy", values
+    which = "last energy" if values[-1] == least else "lowest"
+    return f"energy − {which} ({least:.8g})", excess
+
+
+def _draw_rate(axes: Axes, t: Array, values: Array, rate: float) -> None:
+    """A dashed line of the predicted slope, below the second half of a curve."""
+    half = np.linspace(0.5 * (t[0] + t[-1]), t[-1], 50)
+    line = 0.5 * values[-1] * np.exp(np.minimum(rate * (t[-1] - half), 700.0))
+    below = line <= values.max()
+    axes.plot(half[below], line[below], "k--", linewidth=1.0, label=f"e^(−{rate:.4g} t), predicted")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def plot_convergence(
+    path: PathLike,
+    history: Mapping[str, npt.ArrayLike],
+    title: str = "",
+    comm: MPI.Comm = MPI.COMM_SELF,
+    lowest: Limit | float | None = None,
+) -> None:
+    """Draw every column of a history. Collective on ``comm``, whose rank 0 draws.
+
+    A panel for each, against ``t`` (the line number if there is none); counts (``..._iterations``,
+    ``rejected``) share one. The energy is drawn as by :func:`plot_history`; it and all columns that
+    are positive and span a factor of ten have logarithmic axes. Columns that never change or hold
+    no number are left out.
+
+    Args:
+        path: the picture; missing folders are created.
+        history: what ``History.read`` returns; only rank 0's is used.
+        title: above the picture.
+        comm: the communicator that calls.
+        lowest: the minimal energy, if it is known.
+
+    Raises:
+        ValueError: no column to draw.
+        ImportError: matplotlib is missing.
+    """
+
+    def draw() -> None:
+        columns = {name: np.asarray(values, dtype=float) for name, values in history.items()}
+        shown = {k: v for k, v in columns.items() if k not in _CLOCK and _changes(v)}
+        counts = [name for name in shown if name == "rejected" or name.endswith("iterations")]
+        others = [name for name in shown if name not in counts]
+        others.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        panels = others + ["iterations"] * bool(counts)
+        if not panels:
+            raise ValueError(f"nothing to draw in a history of {list(history)}")
+        rows = -(-len(panels) // 3)
+        across = min(len(panels), 3)
+        figure = make_figure(3.8 * across, 2.9 * rows)
+        grid = figure.subplots(rows, across, squeeze=False).ravel()
+        t = columns.get("t", np.arange(len(next(iter(shown.values()))), dtype=float))
+        label = "t" if "t" in columns else "step"
+        for axes, name in zip(grid, panels, strict=False):
+            if name == "iterations":
+                _count_panel(axes, t, {count: shown[count] for count in counts})
+            else:
+                _history_panel(axes, name, t, shown[name], lowest, _spans(shown[name]))
+            axes.set_xlabel(label)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        figure.suptitle(title)
+        save(figure, path)
+
+    on_root(comm, draw)
+
+
+def _changes(values: Array) -> bool:
+    finite = values[np.isfinite(values)]
+    # A mass that is 1 up to rounding does not change.
+    return bool(len(finite) > 1 and np.ptp(finite) > 1e-12 * np.abs(finite).max())
+
+
+def _spans(values: Array) -> bool:
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0.0]
+    return bool(finite.min() >= 0.0 and positive.max() >= 10.0 * positive.min())
+
+
+def _count_panel(axes: Axes, t: Array, counts: Mapping[str, Array]) -> None:
+    for name, values in counts.items():
+        axes.plot(t, values, ".-", markersize=3, linewidth=0.8, label=_words(name))
+    axes.set(ylabel="per step")
+    if max(float(values.max()) for values in counts.values()) > 100.0:
+        axes.set_yscale("symlog", linthresh=10.0)
+    axes.set_ylim(bottom=0.0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def plot_fit(
+    path: PathLike,
+    z: npt.ArrayLike,
+    y: npt.ArrayLike,
+    grid: npt.ArrayLike,
+    curves: Mapping[str, npt.ArrayLike],
+    title: str = "",
+    labels: tuple[str, str] = ("z", "y"),
+    comm: MPI.Comm = MPI.COMM_SELF,
+) -> None:
+    """Draw data and regression curves. Collective on ``comm``, whose rank 0 draws.
+
+    Args:
+        path: the picture; missing folders are created.
+        z: ``(k,)`` inputs of the data.
+        y: ``(k,)`` outputs of the data.
+        grid: ``(n,)`` inputs of the curves, ascending.
+        curves: ``(n,)`` outputs by label.
+        title: above the picture.
+        labels: of the two axes.
+        comm: the communicator that calls.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+
+    def draw() -> None:
+        figure = make_figure(5.6, 3.6)
+        axes = figure.subplots()
+        axes.plot(np.ravel(z), np.ravel(y), "o", color="0.45", markersize=3, label="data")
+        for label, values in curves.items():
+            axes.plot(np.ravel(grid), np.ravel(values), label=label)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        axes.legend(frameon=False)
+        save(figure, path)
+
+    on_root(comm, draw)
+
+
+def make_figure(
+    width: float,
+    height: float,
+    dpi: float = 150.0,
+    layout: Literal["constrained"] | None = "constrained",
+) -> Figure:
+    """Make a figure that pyplot does not know: no window, and nothing to close."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'fem_mf[plot]'") from error
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
+
+
+def save(figure: Figure, path: PathLike) -> None:
+    """Write a figure; missing folders are created."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

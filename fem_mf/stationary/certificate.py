@@ -1,0 +1,440 @@
+"""The spectrum at a density: certificate (C1), spectral gap, decay rate of the flow.
+
+Both gaps are defined at any density, the decay rate at the minimiser:
+
+    gap(problem, density)             # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, C1
+    spectral_gap(problem, density)    # λ₁ − λ₀ of the frozen H[m]
+    decay_rate(problem, best)         # of F^σ(m_t) − min F^σ along the flow
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.mpi import ConvergenceError, positive, warn
+from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order, flat_scale
+from fem_mf.petsc import (
+    LEAST_UNKNOWNS,
+    Options,
+    Preconditioner,
+    States,
+    default_preconditioner,
+    lowest_states,
+    shell_matrix,
+)
+from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
+from fem_mf.stationary.hessian import FrozenOperator, Hessian
+from fem_mf.typing import Array
+
+__all__ = ["Metric", "certify_gap", "decay_rate", "gap", "lowest_curvature", "spectral_gap"]
+
+_LOG = logging.getLogger(__name__)
+_PREFIX = "fem_mf_stationary_"
+# A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
+_SIGN = 1e-3
+_ROUNDING = 1e-14  # relative error of a Rayleigh quotient
+_TIGHTER = 5
+_MOST_STATES = 6  # of a cluster, and the state above it
+_SEARCHES = 3  # for a state that the ones before missed
+# Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
+_DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
+
+
+class Metric:
+    """P = σ²A + ∫Vψχ − sM with s below min V, factorised or otherwise preconditioned.
+
+    Args:
+        problem: the problem.
+        options: the user's PETSc options; ``-fem_mf_stationary_...`` on the command line.
+    """
+
+    def __init__(self, problem: Problem, options: Options | None = None) -> None:
+        self.problem, self._options = problem, options
+        self._operator = FrozenOperator(problem)
+        self._preconditioner: Preconditioner | None = None
+        self._right = self._operator.matrix.createVecLeft()
+        self._solution = self._operator.matrix.createVecRight()
+
+    @property
+    def applications(self) -> int:
+        """How often it was applied."""
+        return 0 if self._preconditioner is None else self._preconditioner.applications
+
+    def rebuild(
+        self,
+        potential: Array,
+        eigenvalue: float,
+        margin: float = 0.1,
+        assembled: FrozenOperator | None = None,
+        shift: float = np.inf,
+    ) -> None:
+        """Take the operator of V (on the potential space), shifted to be positive. Collective.
+
+        Args:
+            potential: V.
+            eigenvalue: λ ≥ min V, which gives the scale.
+            margin: distance of s from min V, in units of λ − min V.
+            assembled: an operator that may have this V already.
+            shift: the largest s to take, −c of a minimising movement (D7).
+        """
+        problem = self.problem
+        lowest = problem.min(potential)
+        spread = max(eigenvalue - lowest, flat_scale(problem))
+        if assembled is None or assembled.potential is not potential:
+            assembled = self._operator
+            assembled.update(potential)
+        self._operator.shifted(assembled, min(lowest - margin * spread, shift))
+        if self._preconditioner is None:
+            dofs = problem.space.dofmap.index_map.size_global
+            defaults = default_preconditioner(dofs, problem.dim)
+            self._preconditioner = Preconditioner(
+                self._operator.matrix, _PREFIX, defaults, self._options
+            )
+        else:
+            self._preconditioner.rebuild()
+
+    def apply(self, right: PETSc.Vec, solution: PETSc.Vec) -> None:
+        """Overwrite ``solution`` with P⁻¹ times ``right``. Collective."""
+        assert self._preconditioner is not None
+        self._preconditioner.apply(right, solution)
+
+    def solve(self, load: Array) -> Array:
+        """P⁻¹ of a load vector, owned values. Collective."""
+        self._right.array[:] = load
+        self.apply(self._right, self._solution)
+        return np.array(self._solution.array, dtype=np.float64)
+
+
+def certify_gap(
+    problem: Problem,
+    density: Density,
+    condition: FirstOrder,
+    metric: Metric,
+    tolerance: float,
+    operator: FrozenOperator | None = None,
+) -> float:
+    """The gap (C1), the error of its eigenvalue below ``tolerance``. Collective.
+
+    Two states are computed: the second bounds the error of the first, and the first must be
+    positive, which of all eigenfunctions only the ground state is. Where wells of V make the lowest
+    eigenvalues almost equal, more states are added, and the first above the cluster is the bound.
+
+    Args:
+        problem: the problem.
+        density: m.
+        condition: its first-order data.
+        metric: a preconditioner of H[m].
+        tolerance: of λ₀, > 0; the bound of its error (Kato and Temple) is part of the result.
+        operator: lends its matrix, whose values are overwritten.
+
+    Returns:
+        An upper bound of F^σ(m) − min F^σ over the discrete densities, for convex F.
+
+    Raises:
+        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+    """
+    spread = energy_scale(problem, condition)
+    tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
+    pairs = _LowestPairs(problem, density, condition, metric, operator)
+    # The excited state only has to be known roughly, and the ground state is often known already.
+    sharp = float(np.sqrt(tolerance * spread))
+    lowest, error, cluster = pairs.bounded(0.02 * spread)
+    for _ in range(_MOST_STATES - 1):
+        for i in range(_TIGHTER):
+            if error <= tolerance:
+                break
+            lowest, error, cluster = pairs.bounded(sharp * 0.1**i)
+        if error <= tolerance or not pairs.grow():
+            break
+    if error > tolerance:
+        raise ConvergenceError(
+            f"λ₀ is only known to {error:.1e}, not to {tolerance:.1e}; choose a larger tol"
+        )
+    if pairs.sign(cluster) < 1.0 - _SIGN:
+        raise ConvergenceError(
+            "the lowest eigenfunction of H[m] changes sign: the mesh is too coarse for the ground "
+            "state; refine it"
+        )
+    rounding = _ROUNDING * max(abs(condition.eigenvalue), spread)
+    return max(condition.eigenvalue - lowest, 0.0) + error + rounding
+
+
+class _LowestPairs:
+    """The lowest eigenpairs of a frozen H[m], two at first, to one tolerance after the other."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        density: Density,
+        condition: FirstOrder,
+        metric: Metric,
+        operator: FrozenOperator | None = None,
+    ) -> None:
+        self.problem, self._metric, self._density = problem, metric, density
+        self._operator = FrozenOperator(problem) if operator is None else operator
+        self._operator.update(condition.potential)
+        self._mass = _aij_mass(problem)
+        self._states = [density.amplitude(), _guess(problem, metric, 1)]
+
+    def grow(self) -> bool:
+        """Add a state to those that are computed, if the space has room for it. Collective."""
+        states = len(self._states) + 1
+        if self.problem.space.dofmap.index_map.size_global < LEAST_UNKNOWNS * states:
+            return False
+        self._states.append(_guess(self.problem, self._metric, states - 1))
+        return True
+
+    def bounded(self, residual: float) -> tuple[float, float, int]:
+        """λ₀, a bound of its error, and how many states share it. Collective.
+
+        The first j Ritz values are exact up to the sum of their squared residuals divided by their
+        distance from the rest of the spectrum (Kato and Temple for j = 1; Parlett 1998, ch. 11),
+        which is at least θ_j minus its own residual (Weinstein). The best j counts.
+        """
+        values, residuals = self.to(residual)
+        best = np.inf, 1
+        for j in range(1, len(values)):
+            separation = values[j] - residuals[j] - values[j - 1]
+            if separation > 0:
+                best = min(best, (sum(r**2 for r in residuals[:j]) / separation, j))
+        return values[0], float(best[0]), best[1]
+
+    def to(self, residual: float) -> tuple[list[float], list[float]]:
+        """Rayleigh quotients and L² residuals, these about ``residual`` or smaller. Collective."""
+        problem, matrix = self.problem, self._operator.matrix
+        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        found = lowest_states(
+            matrix, self._mass, self._metric.apply, self._states, tolerance=euclidean
+        )
+        self._states = found.vectors
+        residuals = []
+        for value, state in zip(found.values, found.vectors, strict=True):
+            load = problem.multiply(matrix, state) - value * problem.apply_mass(state)
+            load[problem.constrained] = 0.0
+            residuals.append(dual_norm(problem, load))
+        return found.values, residuals
+
+    def sign(self, cluster: int = 1) -> float:
+        """⟨ψ̂, |ψ̂|⟩, 1 where ψ̂ is positive. Collective.
+
+        Args:
+            cluster: ψ̂ is the lowest state, or the projection of ψ on so many lowest states.
+        """
+        problem, ground = self.problem, self._states[0]
+        if cluster > 1:
+            load = self._density.mass_amplitude()
+            parts = [state * problem.dot(state, load) for state in self._states[:cluster]]
+            ground = np.sum(parts, axis=0)
+        mass = problem.apply_mass(ground)
+        return abs(problem.dot(np.abs(ground), mass)) / problem.dot(ground, mass)
+
+
+def _aij_mass(problem: Problem) -> PETSc.Mat:
+    """The mass matrix in the format that SLEPc needs, also when it is diagonal. Collective."""
+    if not problem.lumped:
+        return problem.mass_matrix
+    sizes: Any = problem.mass_matrix.getSizes()
+    matrix = PETSc.Mat().createAIJ(sizes, nnz=1, comm=problem.comm)
+    matrix.setDiagonal(problem.mass_matrix.getDiagonal())
+    matrix.assemble()
+    return matrix
+
+
+def _guess(problem: Problem, metric: Metric, number: int) -> Array:
+    """P⁻¹ of a smooth function without symmetry: it has a part of every low state. Collective.
+
+    It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
+    """
+    dim, x = problem.dim, problem.nodes[: problem.dim, : problem.num_owned]
+    low = np.array([problem.min(row) for row in x])
+    high = np.array([-problem.min(-row) for row in x])
+    phase = _DIRECTION[:dim] @ ((x.T - low) / (high - low)).T
+    wave = 1.0 + np.cos(3.1 * number * phase + 0.4) + np.sin(7.3 * number * phase + 1.7 * number)
+    return metric.solve(problem.apply_mass(wave))
+
+
+def _prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
+    positive("tolerance", tolerance)
+    condition = first_order(problem, density)
+    metric = Metric(problem)
+    metric.rebuild(condition.potential, condition.eigenvalue)
+    return condition, metric
+
+
+def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> float:
+    """The gap (C1), ⟨ψ, H[m]ψ⟩ − λ₀(H[m]) ≥ F^σ(m) − min F^σ for convex F. Collective.
+
+    It bounds the distance to the minimum over the *discrete* densities of this problem; whether F
+    is convex is for the caller to know (:func:`fem_mf.probe_convexity`).
+
+    Args:
+        problem: the problem.
+        density: m.
+        tolerance: of λ₀; its error bound is added to the result.
+
+    Raises:
+        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+    """
+    condition, metric = _prepare(problem, density, tolerance)
+    return certify_gap(problem, density, condition, metric, tolerance)
+
+
+def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10) -> float:
+    """λ₁ − λ₀ of the frozen H[m]. Collective.
+
+    Half of it is the local exponential rate of ψ_t for a linear F; see :func:`decay_rate` for the
+    others.
+
+    Args:
+        problem: the problem.
+        density: m.
+        tolerance: relative, of the eigenvalues.
+    """
+    condition, metric = _prepare(problem, density, tolerance)
+    spread = energy_scale(problem, condition)
+    pairs = _LowestPairs(problem, density, condition, metric)
+    pairs.grow()  # the state above tells how well the second is separated
+
+    def measure(residual: float) -> tuple[float, float]:
+        values, residuals = pairs.to(residual)
+        first, second = (_error(values, residuals, k) for k in (0, 1))
+        return values[1] - values[0], first + second + rounding
+
+    rounding = _rounding(problem, density, condition)
+    return _sharpened(problem, measure, tolerance, spread, "spectral gap")
+
+
+def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
+    """The rate r of F^σ(m_t) − min F^σ ~ e^{−rt} along the flow (D5). Collective.
+
+    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, J the second derivative of F^σ/2
+    on the sphere: r is the smallest eigenvalue of J there, at least the spectral gap of the frozen
+    H[m] when F is convex. Starts without a component along its eigenfunction decay faster.
+
+    Args:
+        problem: the problem.
+        minimiser: of F^σ on this problem, residual small.
+        tolerance: relative, of the rate.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    return lowest_curvature(problem, minimiser, tolerance, "decay rate")[0]
+
+
+def lowest_curvature(
+    problem: Problem, density: Density, tolerance: float, name: str = "curvature"
+) -> tuple[float, Array]:
+    """The smallest eigenvalue of J, half the second derivative of F^σ on the sphere. Collective.
+
+    Args:
+        problem: the problem.
+        density: a critical point of F^σ.
+        tolerance: relative, of the eigenvalue.
+        name: what to call it in a warning.
+
+    Returns:
+        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, of norm one.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    condition, metric = _prepare(problem, density, tolerance)
+    hessian = Hessian(problem)
+    hessian.update(density, condition)
+    psi, mass_psi = density.amplitude(), density.mass_amplitude()
+
+    def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
+        v = np.array(x.array_r, dtype=np.float64)
+        v -= psi * problem.dot(mass_psi, v)
+        load = hessian.apply(v)
+        y.array[:] = load - mass_psi * problem.dot(psi, load)
+
+    shell, mass = shell_matrix(hessian.sparse.matrix, apply), _aij_mass(problem)
+    spread = energy_scale(problem, condition)
+    rounding = _rounding(problem, density, condition)
+    few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
+    states = [_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
+
+    def residual_of(value: float, state: Array) -> float:
+        v = state - psi * problem.dot(mass_psi, state)
+        load = hessian.apply(v) - value * problem.apply_mass(v)
+        load -= mass_psi * problem.dot(psi, load)
+        load[problem.constrained] = 0.0
+        return dual_norm(problem, load)
+
+    def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
+        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        return lowest_states(
+            shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
+        )
+
+    def measure(residual: float) -> tuple[float, float]:
+        nonlocal states
+        for attempt in range(_SEARCHES):
+            found = lowest(states, residual, [])
+            states = found.vectors
+            # A block that starts elsewhere finds what the first one may have missed.
+            other = lowest([_guess(problem, metric, 5 + attempt)], 0.1 * spread, states)
+            if other.values[0] > found.values[0] - residual:
+                break
+            states = [*other.vectors, *states][: len(states)]
+        residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
+        return found.values[0], _error(found.values, residuals, 0) + rounding
+
+    value = _sharpened(problem, measure, tolerance, spread, name)
+    slowest = states[0] - psi * problem.dot(mass_psi, states[0])
+    return value, slowest / problem.norm(slowest)
+
+
+def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
+    """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
+    psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
+    sums = problem.sigma**2 * problem.dot(diagonal * psi, psi) + abs(condition.eigenvalue)
+    return 4.0 * np.finfo(float).eps * float(sums)
+
+
+def _error(values: list[float], residuals: list[float], k: int) -> float:
+    """A bound of the error of the k-th Ritz value (Weinstein, or Kato and Temple)."""
+    error = residuals[k]
+    if k + 1 < len(values):
+        separation = values[k + 1] - residuals[k + 1] - values[k]
+        if separation > 0.0:
+            error = min(error, residuals[k] ** 2 / separation)
+    return error
+
+
+def _sharpened(
+    problem: Problem,
+    measure: Callable[[float], tuple[float, float]],
+    tolerance: float,
+    spread: float,
+    name: str,
+) -> float:
+    """A number whose error is below tolerance times itself, from residuals that are tightened."""
+    value, error = measure(0.02 * spread)
+    residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))
+    for _ in range(_TIGHTER):
+        if error <= tolerance * abs(value):
+            return value
+        try:
+            value, error = measure(max(residual, 10.0 * _ROUNDING * spread))
+        except ConvergenceError:
+            break
+        residual *= 0.1
+    if error > tolerance * abs(value):
+        warn(
+            *(problem.comm, _LOG),
+            "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
+            "further",
+            *(name, value, error),
+        )
+    return value

@@ -1,0 +1,201 @@
+"""The second derivative of F^σ on the sphere ‖ψ‖ = 1, for Newton's method and for decay rates.
+
+With g(ψ) = H[ψ²]ψ, half the gradient of F^σ(ψ²), and λ = ⟨ψ, g⟩,
+
+    J v = H[m]v + (∂V[m]·2ψv)ψ − λv,    to be restricted to v ⊥ ψ.
+
+The mean-field part is of low rank for cylindrical terms, 2 Σ_j s_j ⟨b_j, v⟩ b_j with b_j = φ_jψ; it
+is a multiplication by 2βm for contact terms; for a user's own functional it is a difference
+quotient of V. None of them ever forms a dense matrix.
+
+    from fem_mf.observables import first_order
+    hessian = Hessian(problem)
+    hessian.update(density, first_order(problem, density))
+    hessian.apply(v)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+
+from fem_mf.density import Density
+from fem_mf.functionals.terms import Contact, Cylindrical, flatten
+from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.mpi import global_sum
+from fem_mf.observables import FirstOrder, energy_scale
+from fem_mf.problem import FunctionalLike, Problem
+from fem_mf.typing import Array
+
+__all__ = ["FrozenOperator", "Hessian"]
+
+_SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+_REDUNDANT = 1e-13  # variance of a combination of features, relative: it is rounding
+_DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error its square
+
+
+class FrozenOperator:
+    """The matrix σ²A + ∫Vψχ − sM for any V and s; the matrix object stays, its values change.
+
+    Args:
+        problem: the problem.
+
+    Attributes:
+        matrix: it.
+        potential: V, as it was given; None at first.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.matrix: PETSc.Mat = problem.stiffness.copy()
+        self.potential: Array | None = None
+        self._term: PETSc.Mat | None = None
+
+    def shifted(self, other: FrozenOperator, shift: float) -> None:
+        """Set V to that of another operator, whose shift is zero, and s. Collective."""
+        self.potential = other.potential
+        if other is not self:
+            other.matrix.copy(self.matrix, structure=_SAME)
+        if self.problem.lumped:
+            added = -shift * self.problem.mass_diagonal
+            added[self.problem.constrained] = 0.0
+            self._add_diagonal(added)
+        else:
+            self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        self.matrix.stateIncrease()
+
+    def _add_diagonal(self, added: Array) -> None:
+        diagonal = self.matrix.getDiagonal()
+        diagonal.array[:] += added
+        self.matrix.setDiagonal(diagonal)
+
+    def update(self, potential: Array) -> None:
+        """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
+        self.potential = potential
+        problem, matrix = self.problem, self.matrix
+        problem.stiffness.copy(matrix, structure=_SAME)
+        matrix.scale(problem.sigma**2)
+        if problem.lumped:
+            added = problem.mass_diagonal * potential[: problem.num_owned]
+            added[problem.constrained] = 0.0
+            self._add_diagonal(added)
+        else:
+            self._term = problem.assemble_potential(self._term, potential)
+            matrix.axpy(1.0, self._term, structure=_SAME)
+        matrix.stateIncrease()
+
+
+class Hessian:
+    """J at one density after the other.
+
+    Args:
+        problem: the problem.
+        negligible: directions of the mean field whose curvature is below this multiple of the
+            scale λ − min V of H[m] (plus ``shift``) are left out.
+        moments: those of the functional's cylindrical terms, where the caller has them already.
+
+    Attributes:
+        sparse: the operator of H[m] + 2βm, the part of J that is a matrix.
+        potential: V[m] + 2βm, the potential of that part.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        negligible: float = 1e-10,
+        moments: MomentClosure | None = None,
+    ) -> None:
+        self.problem, self._negligible = problem, negligible
+        terms = flatten(problem.functional)
+        cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
+        self._moments = MomentClosure(problem, cylindrical) if moments is None else moments
+        self._beta = sum(c * f.beta for c, f in terms if isinstance(f, Contact))
+        self._others: list[tuple[float, FunctionalLike]] = [
+            (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
+        ]
+        self.sparse = FrozenOperator(problem)
+        self.potential = np.zeros(problem.potential_nodes.shape[1])
+        self._curvatures = np.zeros(0)
+        self._loads = np.empty((problem.num_owned, 0))  # b_j
+        self._eigenvalue, self._psi = 0.0, np.zeros(problem.num_owned)
+
+    def update(self, density: Density, condition: FirstOrder, shift: float = 0.0) -> None:
+        """Linearise at a density. Collective.
+
+        Args:
+            density: ψ.
+            condition: its first-order data.
+            shift: to add to J, (2/τ)⟨ψ, r⟩ for a minimising movement (D7).
+        """
+        problem = self.problem
+        self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue - shift
+        self.potential = condition.potential
+        if self._beta:
+            m = problem.square_on_potential_space(density.psi)
+            self.potential = condition.potential + 2.0 * self._beta * m
+        self.sparse.update(self.potential)
+        scale = energy_scale(problem, condition) + shift
+        self._update_moments(density, self._negligible * scale)
+
+    @property
+    def directions(self) -> int:
+        """How many directions of the mean field are kept."""
+        return self._curvatures.size
+
+    def curvatures_at(self, density: Density) -> Array:
+        """The s_j at a density, negative only where F is not convex. Collective."""
+        return self._diagonalise(density, 0.0)[0]
+
+    def _diagonalise(self, density: Density, smallest: float) -> tuple[Array, Array]:
+        """s_j, and the φ_j as combinations of the features, orthonormal in L²(m) up to constants.
+
+        Redundant features and a curvature that sees few of them leave a handful of directions.
+        """
+        assert self._moments.basis is not None
+        variances, frame = np.linalg.eigh(self._moments.covariance(density))
+        seen = variances > _REDUNDANT * variances.max(initial=0.0)
+        deviations, frame = np.sqrt(variances[seen]), frame[:, seen]
+        stiffness = self._moments.stiffness(self._moments.order(density))
+        scaled = frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame
+        values, directions = np.linalg.eigh(scaled * np.outer(deviations, deviations))
+        keep = np.abs(values) > max(smallest, _REDUNDANT * np.abs(values).max(initial=0.0))
+        return values[keep], frame @ (directions[:, keep] / deviations[:, None])
+
+    def _update_moments(self, density: Density, smallest: float) -> None:
+        assert self._moments.basis is not None
+        self._curvatures, combinations = self._diagonalise(density, smallest)
+        features = np.ascontiguousarray((self._moments.basis @ combinations).T)
+        loads = [self.problem.apply_potential(feature, self._psi) for feature in features]
+        self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
+
+    def apply(self, v: Array) -> Array:
+        """J v, an owned load vector, for owned values of v ⊥ ψ. Collective."""
+        problem = self.problem
+        result = problem.multiply(self.sparse.matrix, v)
+        result -= self._eigenvalue * problem.apply_mass(v)
+        if self._curvatures.size:
+            along = global_sum(problem.comm, v @ self._loads)
+            result += self._loads @ (2.0 * self._curvatures * along)
+        if self._others:
+            result += self._difference_quotient(v)
+        result[problem.constrained] = 0.0
+        return result
+
+    def _difference_quotient(self, v: Array) -> Array:
+        """(∂V[m]·2ψv)ψ of the functionals of which only V is known. Collective."""
+        problem = self.problem
+        size = problem.norm(v)
+        if size == 0.0:
+            return np.zeros_like(v)
+        step = _DIFFERENCE / size
+        change = np.zeros_like(self.potential)
+        for sign in (1.0, -1.0):
+            moved = Density(problem, self._psi + sign * step * v)
+            for factor, functional in self._others:
+                value = problem.on_potential_space(functional.derivative(moved))
+                change += (sign * factor / (2.0 * step)) * value
+        return problem.apply_potential(change, self._psi)

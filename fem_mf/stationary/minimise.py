@@ -1,0 +1,399 @@
+"""The minimiser of F^σ, certified (F1, F2, F3, C1).
+
+    best = minimise(problem, tol=1e-10)
+    print(best)        # F = 0.512345678901  gap ≤ 3.1e-12  residual 8.2e-09
+    best.density, best.energy, best.eigenvalue, best.gap
+
+The stationary problem is the ground state of its own Hamiltonian, −σ²Δψ + V[ψ²]ψ = λψ. It is solved
+by a safeguarded Newton method (:mod:`fem_mf.stationary.minimise.newton_cg`), which starts from the
+solution on a coarse box, and ends with a proof: for convex F the gap (C1) bounds the distance to
+the minimum.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+
+from fem_mf.boundary import warn_if_truncated
+from fem_mf.density import Density
+from fem_mf.functionals.checks import Convexity, convexity
+from fem_mf.mpi import ConvergenceError, integer, positive, warn
+from fem_mf.observables import (
+    FirstOrder,
+    check_density,
+    check_problem,
+    energy,
+    energy_scale,
+    first_order,
+)
+from fem_mf.petsc import Options
+from fem_mf.problem import Problem
+from fem_mf.stationary.certificate import certify_gap, lowest_curvature
+from fem_mf.stationary.coarse import coarse_problem, from_grid
+from fem_mf.stationary.newton_cg import Descent, Iterate
+
+__all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]
+
+_LOG = logging.getLogger(__name__)
+_COARSE_RESIDUAL = 1e-4  # relative to λ − min V: what a start for a finer mesh needs
+_ROUNDS = 4  # tightenings of the residual until the gap is proved
+_DEPARTURES = 4  # saddles that are left before one is returned
+_ANGLE = 0.3  # in radians, of the step that leaves one
+_CURVATURE = 1e-6  # relative: smaller curvatures are those of rounding and differences of V
+_SAME = 1e-4  # ‖ψ − ψ'‖ below which two critical points are one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One line of the history.
+
+    Attributes:
+        energy: F^σ(m).
+        eigenvalue: λ.
+        residual: ‖H[m]ψ − λψ‖.
+        gap: (C1); NaN unless asked for at every iterate.
+        angle: of the step that led here, in radians.
+        linear_iterations: products with the Hessian in that step.
+    """
+
+    energy: float
+    eigenvalue: float
+    residual: float
+    gap: float
+    angle: float
+    linear_iterations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimum:
+    """A minimiser and what is known of it.
+
+    Attributes:
+        density: m.
+        energy: F^σ(m) (E1).
+        eigenvalue: λ (F2).
+        residual: ‖H[m]ψ − λψ‖ of this density.
+        gap: (C1) F^σ(m) − min F^σ ≤ gap over the densities of this problem; NaN when F is not
+            convex, for then nothing is proved.
+        convexity: of F: proved from its terms, probed, or refuted.
+        kind: ``"global minimum"`` with a certificate (proved where F is), ``"local minimum"``, or
+            ``"saddle"``, of which a warning was given.
+        curvature: smallest eigenvalue of half the second derivative of F^σ on the sphere, where F
+            is not known to be convex; else NaN.
+        iterations: Newton steps on this problem.
+        linear_iterations: products with the Hessian, all steps together.
+        history: the iterates on this problem, from the start.
+    """
+
+    density: Density
+    energy: float
+    eigenvalue: float
+    residual: float
+    gap: float
+    convexity: Convexity
+    kind: str = "global minimum"
+    curvature: float = float("nan")
+    iterations: int
+    linear_iterations: int
+    history: tuple[Iteration, ...]
+
+    def __str__(self) -> str:
+        """One line: energy, certificate, residual."""
+        if self.convexity is Convexity.REFUTED:
+            proof = f"no certificate: F is not convex (a {self.kind})"
+        else:
+            proof = f"gap ≤ {self.gap:.1e}"
+            if self.convexity is Convexity.PROBED:
+                proof += " if F is convex, which no probe contradicts"
+        return f"F = {self.energy:.12f}  {proof}  residual {self.residual:.1e}"
+
+
+@overload
+def minimise(
+    problem: Problem,
+    start: Density | None = ...,
+    *,
+    starts: None = ...,
+    tol: float = ...,
+    residual_tol: float | None = ...,
+    max_iterations: int = ...,
+    continuation: Sequence[float] = ...,
+    track_gap: bool = ...,
+    petsc_options: Options | None = ...,
+) -> Minimum: ...
+
+
+@overload
+def minimise(
+    problem: Problem,
+    start: None = ...,
+    *,
+    starts: Sequence[Density],
+    tol: float = ...,
+    residual_tol: float | None = ...,
+    max_iterations: int = ...,
+    continuation: Sequence[float] = ...,
+    track_gap: bool = ...,
+    petsc_options: Options | None = ...,
+) -> list[Minimum]: ...
+
+
+def minimise(
+    problem: Problem,
+    start: Density | None = None,
+    *,
+    starts: Sequence[Density] | None = None,
+    tol: float = 1e-10,
+    residual_tol: float | None = None,
+    max_iterations: int = 200,
+    continuation: Sequence[float] = (),
+    track_gap: bool = False,
+    petsc_options: Options | None = None,
+) -> Minimum | list[Minimum]:
+    """Minimise F(m) + (σ²/4) I(m) and prove how close the result is (E1, C1). Collective.
+
+    Where F is not known to be convex the result is a critical point. Its lowest curvature is
+    computed, and a saddle is left along that direction, both ways, for a lower one.
+
+    Args:
+        problem: the problem.
+        start: a density of this or of any other problem, a coarser one for instance; the default
+            is the minimiser on a coarse box around the mesh, or a uniform density for small
+            problems and for functionals that only the caller can evaluate elsewhere.
+        starts: several densities instead of one, for an F with several minima.
+        tol: the gap (C1) to reach. Without a convex F there is no gap and only the residual counts.
+        residual_tol: of ‖H[m]ψ − λψ‖; the default is √tol / 100.
+        max_iterations: Newton steps on each mesh.
+        continuation: larger values of σ to solve with first, from the largest; for σ so small that
+            the default start fails.
+        track_gap: compute the gap at every iterate, for the history.
+        petsc_options: of the preconditioner, without prefix; ``-fem_mf_stationary_...`` on the
+            command line goes before them.
+
+    Returns:
+        The minimum; its ``str`` is one line with energy, gap and residual. With ``starts``, a list
+        of the distinct critical points found, the lowest first.
+
+    Raises:
+        ValueError: an argument is out of range.
+        ConvergenceError: a tolerance was not reached; the message says what to change.
+    """
+    check_problem(problem)
+    for density in [start] if starts is None else starts:
+        if density is not None:
+            check_density(problem, density)
+    numbers = [("tol", tol), *(("each sigma of the continuation", s) for s in continuation)]
+    if residual_tol is not None:
+        numbers.append(("residual_tol", residual_tol))
+    for name, value in numbers:
+        positive(name, value)
+    if integer("max_iterations", max_iterations) < 1:
+        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+    if starts is not None:
+        if start is not None:
+            raise ValueError("give start or starts, not both")
+        options: dict[str, Any] = {
+            "tol": tol,
+            "residual_tol": residual_tol,
+            "max_iterations": max_iterations,
+            "continuation": continuation,
+            "track_gap": track_gap,
+            "petsc_options": petsc_options,
+        }
+        return _distinct([minimise(problem, density, **options) for density in starts])
+    residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
+    density = _start(problem, start, continuation, max_iterations)
+    search = _Search(problem, max_iterations, track_gap, petsc_options)
+    for _ in range(_ROUNDS):
+        best = search.to(density, residual_tol, tol)
+        if np.isnan(best.gap) and best.residual > 2.0 * residual_tol:
+            raise ConvergenceError(
+                f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
+                f"{residual_tol:.1e}): refine the mesh; if the residual does not fall, F may have "
+                "no minimum that a mesh can resolve"
+            )
+        if not best.gap > tol:
+            break
+        if best.residual > 2.0 * residual_tol:
+            raise ConvergenceError(
+                f"ψ changes sign where it is small, and |ψ| has a gap of {best.gap:.1e} (asked "
+                f"for: {tol:.1e}): refine the mesh, or choose a larger tol"
+            )
+        density, residual_tol = best.density, 0.1 * residual_tol * np.sqrt(tol / best.gap)
+    else:
+        raise ConvergenceError(
+            f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
+        )
+    if best.convexity is not Convexity.PROVED:
+        best = _descended(search, best, residual_tol, tol)
+    warn_if_truncated(problem, best.density)
+    _LOG.info("%s", best)
+    return best
+
+
+def _descended(search: _Search, best: Minimum, residual_tol: float, tol: float) -> Minimum:
+    """A critical point with its curvature, after saddles were left for lower ones. Collective."""
+    problem = search.problem
+    for departure in range(_DEPARTURES + 1):
+        curvature, direction = lowest_curvature(problem, best.density, _CURVATURE)
+        scale = energy_scale(problem, first_order(problem, best.density))
+        if curvature >= -_CURVATURE * scale:
+            certified = best.convexity is Convexity.PROBED
+            kind = "global minimum" if certified else "local minimum"
+            return replace(best, kind=kind, curvature=curvature)
+        if departure == _DEPARTURES:
+            break
+        _LOG.info("F = %.12g is a saddle (curvature %.3g): leaving it", best.energy, curvature)
+        psi = best.density.amplitude()
+        lower = [
+            search.to(
+                Density(problem, np.cos(_ANGLE) * psi + sign * np.sin(_ANGLE) * direction),
+                residual_tol,
+                tol,
+            )
+            for sign in (1.0, -1.0)
+        ]
+        found = min(lower, key=lambda minimum: minimum.energy)
+        if not found.energy < best.energy:
+            break
+        best = found
+    warn(
+        *(problem.comm, _LOG),
+        "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
+        "starts (starts=[...])",
+        *(best.energy, curvature),
+    )
+    return replace(best, kind="saddle", curvature=curvature)
+
+
+def _distinct(minima: list[Minimum]) -> list[Minimum]:
+    """The critical points that differ, the lowest first. Collective."""
+    kept: list[Minimum] = []
+    for minimum in sorted(minima, key=lambda m: m.energy):
+        problem, psi = minimum.density.problem, minimum.density.amplitude()
+        if all(problem.norm(psi - m.density.amplitude()) > _SAME for m in kept):
+            kept.append(minimum)
+    return kept
+
+
+def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **options: Any) -> Minimum:
+    """Nested iteration: minimise on each problem from the minimiser of the one before. Collective.
+
+    Args:
+        problems: from the coarsest; meshes need not be nested, degrees may differ.
+        tol: of the last; those before only serve as starts.
+        options: of :func:`minimise`.
+
+    Returns:
+        The minimum on the last problem.
+    """
+    if not problems:
+        raise ValueError("minimise_nested needs at least one problem")
+    density: Density | None = None
+    for problem in problems[:-1]:
+        if density is None:
+            density = _start(problem, None, (), 200)
+        density = _rough(problem, density.on(problem), 200)
+    return minimise(problems[-1], density, tol=tol, **options)
+
+
+class _Search:
+    """Newton iterations and their certificate; what is kept between rounds of tolerances."""
+
+    def __init__(
+        self, problem: Problem, max_iterations: int, track_gap: bool, options: Options | None
+    ) -> None:
+        self.problem, self._max_iterations, self._track = problem, max_iterations, track_gap
+        self._descent = Descent(problem, options)
+        self._history: list[Iteration] = []
+
+    def to(self, start: Density, residual: float, tol: float) -> Minimum:
+        """The minimum to a residual, and its gap."""
+        iterate: Iterate | None = None
+        run = self._descent.run(start, residual=residual, max_iterations=self._max_iterations)
+        for step, iterate in enumerate(run):
+            if step > 0 or not self._history:
+                self._history.append(self._line(iterate, tol))
+        assert iterate is not None
+        return self._minimum(iterate, residual, tol)
+
+    def _line(self, iterate: Iterate, tol: float) -> Iteration:
+        bound = np.nan
+        if self._track:
+            condition = iterate.condition
+            bound = self._gap(iterate.density, condition, tol)
+        return Iteration(
+            energy=iterate.energy,
+            eigenvalue=iterate.condition.eigenvalue,
+            residual=iterate.residual,
+            gap=float(bound),
+            angle=iterate.angle,
+            linear_iterations=iterate.linear_iterations,
+        )
+
+    def _gap(self, density: Density, condition: FirstOrder, tol: float) -> float:
+        descent = self._descent
+        metric, operator = descent.frozen_metric(condition), descent.hessian.sparse
+        return certify_gap(self.problem, density, condition, metric, 0.1 * tol, operator)
+
+    def _minimum(self, last: Iterate, residual: float, tol: float) -> Minimum:
+        problem = self.problem
+        density = Density(problem, last.density.amplitude())  # positive
+        condition = first_order(problem, density)
+        if condition.residual > 2.0 * max(residual, last.residual):
+            _LOG.info(
+                "the discrete minimiser changes sign below what the mesh resolves: residual %.1e "
+                "with signs, %.1e without",
+                last.residual,
+                condition.residual,
+            )
+        shape = convexity(problem.functional, density)
+        curvatures = self._descent.hessian.curvatures_at(density)
+        if curvatures.min(initial=0.0) < -1e-6 * np.abs(curvatures).max(initial=0.0):
+            shape = Convexity.REFUTED
+        bound = float("nan")
+        if shape is not Convexity.REFUTED:
+            bound = self._gap(density, condition, tol)
+        return Minimum(
+            density=density,
+            energy=energy(problem, density),
+            eigenvalue=condition.eigenvalue,
+            residual=condition.residual,
+            gap=bound,
+            convexity=shape,
+            iterations=len(self._history) - 1,
+            linear_iterations=sum(line.linear_iterations for line in self._history),
+            history=tuple(self._history),
+        )
+
+
+def _start(
+    problem: Problem, start: Density | None, continuation: Sequence[float], max_iterations: int
+) -> Density:
+    """Where to begin on this problem, after the coarse box and the larger values of σ."""
+    if start is not None:
+        density = start.on(problem)
+        for sigma in sorted(continuation, reverse=True):
+            density = _rough(problem.with_sigma(sigma), density, max_iterations)
+        return density.on(problem)
+    coarse = coarse_problem(problem)
+    if coarse is None:
+        density = Density(problem, np.ones(problem.num_owned))
+        return _start(problem, density, continuation, max_iterations)
+    density = Density(coarse, np.ones(coarse.num_owned))
+    for sigma in [*sorted(continuation, reverse=True), problem.sigma]:
+        density = _rough(coarse.with_sigma(sigma), density, max_iterations)
+    return from_grid(density, problem)
+
+
+def _rough(problem: Problem, start: Density, max_iterations: int) -> Density:
+    """A minimiser good enough to start from."""
+    density = start.on(problem)
+    residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
+    run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
+    return Density(problem, list(run)[-1].density.amplitude())
