@@ -31,10 +31,10 @@ from fem_mf.density import Density, LogDensity
 from fem_mf.flows.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
 from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.hjb import HJBFlow
+from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.langevin import LangevinFlow, minimise_entropic
-from fem_mf.flows.relative_entropy import DescentState, ExplicitDescent, RelativeEntropyDescent
+from fem_mf.flows.relative_entropy import DescentState, RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
-from fem_mf.flows.window import WindowMap
 from fem_mf.functionals.checks import Convexity, check_derivative, probe_convexity
 from fem_mf.functionals.network import NetworkLoss
 from fem_mf.functionals.terms import (
@@ -69,11 +69,11 @@ __all__ = [
     "Decay",
     "Density",
     "DescentState",
-    "ExplicitDescent",
     "FirstOrderForms",
     "FormFunctional",
     "Functional",
     "HJBFlow",
+    "HJBOperator",
     "HJBState",
     "History",
     "LangevinFlow",
@@ -91,7 +91,6 @@ __all__ = [
     "Saved",
     "SchrodingerFlow",
     "State",
-    "WindowMap",
     "XDMFSeries",
     "ball",
     "boundary_mass",

@@ -91,6 +91,24 @@ class Density:
         self._measure = None
         return norm
 
+    @staticmethod
+    def from_log(problem: Problem, u: SpaceFunction | fem.Function) -> LogDensity:
+        """The density proportional to e^{−u}, known by its logarithm. Collective.
+
+        Args:
+            problem: the problem it lives on.
+            u: a callable of ``x``, shape ``(3, n)``, returning ``(n,)``, or a function of the
+                problem's space; any additive constant.
+
+        Raises:
+            ValueError: u is not finite, or of the wrong shape or space.
+        """
+        if not isinstance(u, fem.Function):
+            return LogDensity.from_function(problem, u)
+        if u.x.array.size != problem.nodes.shape[1]:
+            raise ValueError("u must be a function of the problem's space")
+        return LogDensity(problem, u.x.array[: problem.num_owned].copy())
+
     @classmethod
     def from_function(cls, problem: Problem, m: SpaceFunction) -> Density:
         """The density proportional to m, by interpolation of √m at the nodes. Collective.

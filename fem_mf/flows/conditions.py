@@ -24,7 +24,7 @@ from dolfinx.fem import petsc as fem_petsc
 
 from fem_mf import equations
 from fem_mf.density import Density, LogDensity, log_density
-from fem_mf.flows.hjb import HJBFlow
+from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.mpi import global_sum
 from fem_mf.observables import first_order
 from fem_mf.petsc import SpdSolver
@@ -84,7 +84,7 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
     """
     known = log_density(density)
     condition = first_order(problem, density)
-    values = HJBFlow(problem, 1.0).rate(known)
+    values = HJBOperator(problem).rate_of(known.log_values(), condition.potential)
     flat, eigenvalue = _flat(problem, known)
     return FirstOrderForms(
         flat=flat,

@@ -28,9 +28,7 @@ from scipy.integrate import quad
 from scipy.linalg import expm
 
 from fem_mf.density import LogDensity
-from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
-from fem_mf.mean_field.fixed_point import Picard, StopTest
-from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.mpi import global_sum
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
@@ -235,18 +233,8 @@ class ClassicalPart:
         if quadratic_g is not None and fitted is not None:
             self._flow = RiccatiFlow(quadratic_g, fitted, problem.sigma)
             return
-        closure = MomentClosure(problem, [])
-        closure.base = g
-        self._stage = HJBStage(
-            problem,
-            closure,
-            accelerator=Picard(),
-            stop=StopTest(tolerance=1.0),
-            safeguard=False,
-            tolerance=tolerance,
-            prefix="fem_mf_hjb_",
-            options=options,
-        )
+        self._potential = g
+        self._operator = HJBOperator(problem, tolerance=tolerance, petsc_options=options)
 
     def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
         """Take a step, t after the start; v at each of its stages, owned values. Collective."""
@@ -259,14 +247,17 @@ class ClassicalPart:
         return values
 
     def _integrate(self, dt: float, stages: Stages) -> list[Array]:
-        results: list[HJBResult] = []
+        values: list[Array] = []
+        rates: list[Array] = []
+        guess = self.values
         for factor, weights in stages:
-            start = stage_start(self.values, dt, weights, results)
-            guess = results[-1].unknown if results else self.values
-            results.append(self._stage.solve(start, guess, np.empty(0), factor * dt, 0.0))
-        self.values, self.rate = results[-1].unknown, results[-1].rate
-        self.values = self.values - self.problem.min(self.values)  # it would grow like λ_v t
-        return [r.unknown for r in results]
+            start = self.values + dt * sum(c * r for c, r in zip(weights, rates, strict=True))
+            guess, _ = self._operator.solve(start, guess, self._potential, factor * dt, 0.0)
+            values.append(guess)
+            rates.append((guess - start) / (factor * dt))
+        # v would grow like λ_v t.
+        self.values, self.rate = values[-1] - self.problem.min(values[-1]), rates[-1]
+        return values
 
 
 def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:

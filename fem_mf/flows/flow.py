@@ -1,6 +1,7 @@
-"""What all flows share: states, checks of arguments, time, extrapolation of the past.
+"""What all flows share: the run, its states, checks of arguments, time, extrapolation.
 
-A run asks for each step and says whether it is accepted:
+A flow says how a trajectory begins and how it advances by one step; the run is the same for all. A
+trajectory asks the clock for each step and says whether it is accepted:
 
     clock = Clock(dt, t_end)
     while not clock.done:
@@ -18,12 +19,14 @@ Newton's form: with divided differences D_k, p_k(t) = p_{k-1}(t) + (t − t_n)..
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from dolfinx import fem
 
+from fem_mf.boundary import warn_if_truncated
 from fem_mf.density import Density
 from fem_mf.mpi import all_ranks_agree, integer, number, positive, same_on_all_ranks
 from fem_mf.observables import check_problem
@@ -33,8 +36,10 @@ from fem_mf.typing import Array
 __all__ = [
     "Clock",
     "Extrapolation",
+    "Flow",
     "HJBState",
     "State",
+    "Trajectory",
     "check_run",
     "check_scheme",
     "check_step",
@@ -121,6 +126,70 @@ class HJBState(State):
     lipschitz_w: float = float("nan")
     second_moment: float = float("nan")
     fourth_moment: float = float("nan")
+
+
+class Trajectory[S: State](ABC):
+    """One run of a flow: where it is, and what it remembers.
+
+    Attributes:
+        state: the last one.
+        dt: the first step to try.
+    """
+
+    state: S
+    dt: float
+
+    @abstractmethod
+    def advance(self, clock: Clock) -> S:
+        """Take one step that the clock accepts. Collective."""
+
+
+class Flow[S: State](ABC):
+    """A curve m_t of densities, computed step by step.
+
+    Attributes:
+        problem: the problem.
+        dt: the time step.
+    """
+
+    problem: Problem
+    dt: float
+    _kind: type[S]
+
+    def run(
+        self, start: Density | S, t_end: float, *, steady_residual: float | None = None
+    ) -> Iterator[S]:
+        """Integrate from t = 0; yields the start too. Collective at every step.
+
+        Args:
+            start: m_0, of the same problem; or a state of this flow, from which it goes on.
+            t_end: final time, reached exactly (the last step is shortened).
+            steady_residual: stop earlier, when the ``residual`` of a state is at most this.
+
+        Returns:
+            An iterator of states; each owns its density.
+
+        Raises:
+            TypeError: start is a state of another flow.
+            ValueError: start of another problem, or t_end not a non-negative number.
+            ConvergenceError: a step failed; states already yielded stay valid.
+        """
+        check_run(self.problem, start, t_end, self._kind)
+        return self._run(self._begin(start), float(t_end), steady_residual)
+
+    @abstractmethod
+    def _begin(self, start: Density | S) -> Trajectory[S]:
+        """A run that begins at a density or goes on from a state. Collective."""
+
+    def _run(self, trajectory: Trajectory[S], t_end: float, steady: float | None) -> Iterator[S]:
+        state = trajectory.state
+        outside = warn_if_truncated(self.problem, state.density)
+        yield state
+        clock = Clock(trajectory.dt, t_end, state.t, state.step)
+        while not clock.done and (steady is None or not state.residual <= steady):
+            state = trajectory.advance(clock)
+            yield state
+        warn_if_truncated(self.problem, state.density, outside)
 
 
 def check_step(problem: Problem, dt: float) -> None:

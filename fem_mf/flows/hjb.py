@@ -1,6 +1,6 @@
 """The mean-field Hamilton–Jacobi–Bellman flow (D3), whole or decomposed (W1, W2).
 
-    flow = HJBFlow(problem, dt=0.05, scheme="sdirk2", decomposed=True)
+    flow = HJBFlow(problem, dt=0.05, scheme="sdirk2", form="v+w")
     for state in flow.run(start, t_end=10.0):
         print(state.t, state.energy, state.lipschitz_w)
 
@@ -13,15 +13,24 @@ mass one after each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from fem_mf.boundary import warn_if_truncated
 from fem_mf.density import Density, LogDensity, log_density
 from fem_mf.flows.decomposition import ClassicalPart, Quadratic
-from fem_mf.flows.flow import Clock, HJBState, check_run, check_scheme, check_step, check_tolerances
+from fem_mf.flows.flow import (
+    Clock,
+    Flow,
+    HJBState,
+    Trajectory,
+    check_run,
+    check_scheme,
+    check_step,
+    check_tolerances,
+)
+from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.flows.hopf_cole import WeightedStage
 from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
@@ -35,7 +44,6 @@ from fem_mf.typing import Array
 
 __all__ = ["HJBFlow"]
 
-_PREFIX = "fem_mf_hjb_"
 _GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
 _STAGES = {
@@ -44,7 +52,7 @@ _STAGES = {
 }
 
 
-class HJBFlow:
+class HJBFlow(Flow[HJBState]):
     """∂_t u = (σ²/2)Δu − (σ²/4)|∇u|² + V[m_t] − λ_t, m = e^{−u} (D3).
 
     Args:
@@ -52,8 +60,10 @@ class HJBFlow:
             space). The mesh stands for all of R^d: its boundary is an outflow.
         dt: time step, > 0.
         scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
-        decomposed: compute v and w instead of u.
-        weighted: compute w by the linear equation of φ = e^{−w/2} (W3); decomposed only.
+        form: ``"u"``, ``"v+w"`` (v and w instead of u), or ``"hopf-cole"`` (v, and w by the
+            linear equation of φ = e^{−w/2}, W3).
+        decomposed: the same as ``form="v+w"``.
+        weighted: with ``decomposed=True`` the same as ``form="hopf-cole"``.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()`` or ``Anderson()``
             (default).
         fixed_point_tolerance: relative tolerance of the moments (or of m).
@@ -67,12 +77,15 @@ class HJBFlow:
         ValueError: naming the argument.
     """
 
+    _kind = HJBState
+
     def __init__(
         self,
         problem: Problem,
         dt: float,
         scheme: str = "backward-euler",
         *,
+        form: str | None = None,
         decomposed: bool = False,
         weighted: bool = False,
         accelerator: Accelerator | None = None,
@@ -89,31 +102,25 @@ class HJBFlow:
             fixed_point_tolerance=fixed_point_tolerance,
             newton_tolerance=newton_tolerance,
         )
-        if problem.degree < 2:
-            raise ValueError("u grows like |x|²: HJBFlow needs a problem of degree 2 or more")
-        if problem.boundary != "natural":
-            raise ValueError("u is infinite where ψ = 0: HJBFlow needs boundary='natural'")
         if isinstance(accelerator, Newton):
             raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
-        if weighted and not decomposed:
-            raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
+        self.form = _form(form, decomposed, weighted)
         self.problem, self.dt, self.scheme = problem, float(dt), scheme
-        self.decomposed = decomposed
+        self.decomposed = self.form != "u"
         self.closure = make_closure(problem)
         settings: dict[str, Any] = {
             "accelerator": Anderson(depth=10) if accelerator is None else accelerator,
             "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             "safeguard": safeguard,
-            "tolerance": newton_tolerance,
-            "options": petsc_options,
         }
-        self._operator = HJBStage(
-            problem, self.closure, whole=not decomposed, prefix=_PREFIX, **settings
-        )
-        self._stage: HJBStage | WeightedStage = self._operator
-        if weighted:
-            self._stage = WeightedStage(
-                problem, self.closure, prefix="fem_mf_weighted_", **settings
+        solver: dict[str, Any] = {"tolerance": newton_tolerance, "petsc_options": petsc_options}
+        self._operator = HJBOperator(problem, **solver)
+        self._stage: HJBStage | WeightedStage
+        if self.form == "hopf-cole":
+            self._stage = WeightedStage(problem, self.closure, **settings, **solver)
+        else:
+            self._stage = HJBStage(
+                self._operator, self.closure, whole=not self.decomposed, **settings
             )
         self._tolerance, self._options = newton_tolerance, petsc_options
         self._bounds = Regularity(problem)
@@ -146,61 +153,10 @@ class HJBFlow:
             ConvergenceError: a step failed; states already yielded stay valid.
         """
         check_run(self.problem, start, t_end, HJBState)
-        return self._run(start, float(t_end), steady_residual, v_start)
+        return self._run(_Trajectory(self, start, v_start), float(t_end), steady_residual)
 
-    def _run(
-        self,
-        start: Density | HJBState,
-        t_end: float,
-        steady: float | None,
-        v_start: Quadratic | Array | None,
-    ) -> Iterator[HJBState]:
-        state = start if isinstance(start, HJBState) else None
-        density = log_density(start.density if isinstance(start, HJBState) else start)
-        if state is not None and state.v is not None:
-            v_start = state.v.x.array[: self.problem.num_owned].copy()
-        classical = None
-        if self.decomposed:
-            classical = ClassicalPart(
-                self.problem, self.closure.base, density, v_start, self._tolerance, self._options
-            )
-        y = self.closure.order(density)
-        outside = warn_if_truncated(self.problem, density)
-        if state is None:
-            state = self._state(density, classical, y, [], t=0.0, dt=0.0, next_dt=self.dt, step=0)
-        yield state
-        clock = Clock(self.dt, t_end, state.t, state.step)
-        origin = state.t
-        while not clock.done and (steady is None or not state.residual <= steady):
-            results = self._step(density, classical, y, clock.t - origin, clock.next_step())
-            clock.accept()
-            density, y = results[-1].density, results[-1].y
-            state = self._state(
-                density,
-                classical,
-                y,
-                results,
-                t=clock.t,
-                dt=clock.last,
-                next_dt=clock.dt,
-                step=clock.step,
-            )
-            yield state
-        warn_if_truncated(self.problem, density, outside)
-
-    def rate(self, density: LogDensity) -> Array:
-        """(σ²/2)Δu − (σ²/4)|∇u|² + V[m], owned values: ∂_t u up to a constant. Collective."""
-        y = self.closure.order(density)
-        return self._whole_operator().rate(density.log_values(), self.closure.potential(y))
-
-    def _whole_operator(self) -> HJBStage:
-        """The operator of u itself: without drift."""
-        self._operator.set_drift(np.zeros(self.problem.num_owned))
-        return self._operator
-
-    def linearised(self, density: LogDensity) -> Callable[[Array], Array]:
-        """δ ↦ (σ²/2)Δδ − (σ²/2)∇u·∇δ at a density, on owned values. Collective to call."""
-        return self._whole_operator().linearised(density.log_values())
+    def _begin(self, start: Density | HJBState) -> _Trajectory:
+        return _Trajectory(self, start, None)
 
     def _step(
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
@@ -267,7 +223,9 @@ class HJBFlow:
     ) -> Array:
         """∂_t u at the end of the step, up to a constant."""
         if not results:
-            return self.rate(density)
+            potential = self.closure.potential(self.closure.order(density))
+            self._operator.set_drift(np.zeros(self.problem.num_owned))
+            return self._operator.rate_of(density.log_values(), potential)
         rate = self._stage.rate_of_w(results[-1])
         return rate if classical is None else rate + classical.rate
 
@@ -290,6 +248,67 @@ class HJBFlow:
             "growth_v": bounds.growth(v),
             "lipschitz_w": bounds.gradient(w),
         }
+
+
+class _Trajectory(Trajectory[HJBState]):
+    """One run: m, its mean field y, and v."""
+
+    def __init__(
+        self, flow: HJBFlow, start: Density | HJBState, v_start: Quadratic | Array | None
+    ) -> None:
+        self._flow, self.dt = flow, flow.dt
+        known = start if isinstance(start, HJBState) else None
+        self._density = log_density(start.density if isinstance(start, HJBState) else start)
+        if known is not None and known.v is not None:
+            v_start = known.v.x.array[: flow.problem.num_owned].copy()
+        self._v = None
+        if flow.decomposed:
+            self._v = ClassicalPart(
+                flow.problem,
+                flow.closure.base,
+                self._density,
+                v_start,
+                flow._tolerance,
+                flow._options,
+            )
+        self._y = flow.closure.order(self._density)
+        self.state = known or flow._state(
+            self._density, self._v, self._y, [], t=0.0, dt=0.0, next_dt=flow.dt, step=0
+        )
+        self._origin = self.state.t
+
+    def advance(self, clock: Clock) -> HJBState:
+        """Take one step that the clock accepts. Collective."""
+        flow = self._flow
+        elapsed = clock.t - self._origin
+        results = flow._step(self._density, self._v, self._y, elapsed, clock.next_step())
+        clock.accept()
+        self._density, self._y = results[-1].density, results[-1].y
+        self.state = flow._state(
+            self._density,
+            self._v,
+            self._y,
+            results,
+            t=clock.t,
+            dt=clock.last,
+            next_dt=clock.dt,
+            step=clock.step,
+        )
+        return self.state
+
+
+def _form(form: str | None, decomposed: bool, weighted: bool) -> str:
+    """The form that the arguments name, in either way."""
+    if weighted and not decomposed and form is None:
+        raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
+    named = "hopf-cole" if weighted else "v+w" if decomposed else "u"
+    if form is None:
+        return named
+    if form not in ("u", "v+w", "hopf-cole"):
+        raise ValueError(f"form is 'u', 'v+w' or 'hopf-cole', not {form!r}")
+    if named not in ("u", form):
+        raise ValueError(f"form={form!r} contradicts decomposed and weighted: give form alone")
+    return form
 
 
 def _remainder(density: LogDensity, classical: ClassicalPart | None) -> Array:

@@ -39,6 +39,7 @@ from fem_mf.typing import Array
 __all__ = ["WeightedStage"]
 
 _LOG = logging.getLogger(__name__)
+_PREFIX = "fem_mf_weighted_"
 _PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.flows.stages
 _MOST_UPDATES = 100  # of c at one mean field
 # Of v and of w/2: products of two entries of the matrix must be floating-point numbers. Measured on
@@ -59,8 +60,7 @@ class WeightedStage:
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
         tolerance: relative, of the linear solves.
-        prefix: prefix of the PETSc options.
-        options: the user's PETSc options.
+        petsc_options: the user's, of the linear solver.
     """
 
     def __init__(
@@ -72,12 +72,11 @@ class WeightedStage:
         stop: StopTest,
         safeguard: bool,
         tolerance: float,
-        prefix: str,
-        options: Options | None,
+        petsc_options: Options | None,
     ) -> None:
         self.problem, self.closure = problem, closure
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
-        self._tolerance, self._prefix, self._options = tolerance, prefix, options
+        self._tolerance, self._options = tolerance, petsc_options
         self.unknown = MovementUnknown(closure)
         self.drift: fem.Function = problem.new_amplitude()
         self._start: fem.Function = problem.new_amplitude()
@@ -265,7 +264,7 @@ class _Evaluation:
         stage._assemble(stage.closure.potential(y) - stage.closure.base + c)
         if stage._solver is None:
             defaults = {"ksp_type": "cg", "pc_type": "lu", **mumps(problem.dim)}
-            stage._solver = SpdSolver(stage._matrix, stage._prefix, defaults, stage._options)
+            stage._solver = SpdSolver(stage._matrix, _PREFIX, defaults, stage._options)
         stage._solver.solve(stage._right, stage._solution, stage._tolerance)
         phi = np.array(stage._solution.array_r, dtype=np.float64)
         if not problem.min(phi) > 0.0:

@@ -22,14 +22,21 @@ With μ = V[m] + (σ²/2) log m and D(m) = Σ J_ij (μ_i − μ_j) over the edge
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from fem_mf.boundary import warn_if_truncated
 from fem_mf.density import Density
-from fem_mf.flows.flow import Clock, Extrapolation, State, check_run, check_step, check_tolerances
+from fem_mf.flows.flow import (
+    Clock,
+    Extrapolation,
+    Flow,
+    State,
+    Trajectory,
+    check_step,
+    check_tolerances,
+)
 from fem_mf.flows.langevin_stage import LangevinResult, LangevinStage, default_accelerator
 from fem_mf.mean_field.fixed_point import Accelerator, StopTest
 from fem_mf.mean_field.moments import make_closure
@@ -70,7 +77,7 @@ class LangevinState(State):
     peclet: float = float("nan")
 
 
-class LangevinFlow:
+class LangevinFlow(Flow[LangevinState]):
     """∂_t m = ∇·(m∇V[m_t]) + (σ²/2)Δm, no flux through the boundary (L1).
 
     No coupling is negative on intervals, on Delaunay triangles, and on quadrilaterals and hexahedra
@@ -94,6 +101,8 @@ class LangevinFlow:
     Raises:
         ValueError: naming the argument.
     """
+
+    _kind = LangevinState
 
     def __init__(
         self,
@@ -130,60 +139,11 @@ class LangevinFlow:
         )
         self._warned = False
 
-    def run(
-        self,
-        start: Density | LangevinState,
-        t_end: float,
-        *,
-        steady_residual: float | None = None,
-    ) -> Iterator[LangevinState]:
-        """Integrate from t = 0; yields the start too. Collective at every step.
-
-        Args:
-            start: m_0, of the same problem; or a state of this flow, from which it goes on.
-            t_end: final time, reached exactly (the last step is shortened).
-            steady_residual: stop earlier, when the speed of m_t in W₂ is at most this.
-
-        Returns:
-            An iterator of states; each owns its density.
-
-        Raises:
-            TypeError: start is a state of another flow.
-            ValueError: start of another problem, or t_end not a non-negative number.
-            ConvergenceError: a step failed; states already yielded stay valid.
-        """
-        check_run(self.problem, start, t_end, LangevinState)
+    def _begin(self, start: Density | LangevinState) -> _Trajectory:
         if not self._warned:
             _warn_of_negative_couplings(self._stage)
             self._warned = True
-        return self._run(start, float(t_end), steady_residual)
-
-    def _run(
-        self, start: Density | LangevinState, t_end: float, steady: float | None
-    ) -> Iterator[LangevinState]:
-        density = start.density if isinstance(start, LangevinState) else start
-        m, y = density.amplitude() ** 2, self.closure.order(density)
-        if isinstance(start, LangevinState):
-            state = start
-        else:
-            state = self._state(m, None, t=0.0, dt=0.0, next_dt=self.dt, step=0)
-        outside = warn_if_truncated(self.problem, density)
-        warned = _warn_of_diffusion(state)
-        yield state
-        past = Extrapolation(2, lambda y: float(np.sqrt(self.closure.dot(y, y))))
-        clock = Clock(self.dt, t_end, state.t, state.step)
-        while not clock.done and (steady is None or not state.residual <= steady):
-            guess = past.predict(clock.t + clock.next_step())
-            result = self._stage.solve(m, y if guess is None else guess, clock.last)
-            clock.accept()
-            m, y = result.m, result.y
-            past.add(clock.t, y)
-            state = self._state(
-                m, result, t=clock.t, dt=clock.last, next_dt=clock.dt, step=clock.step
-            )
-            warned = warned or _warn_of_diffusion(state)
-            yield state
-        warn_if_truncated(self.problem, state.density, outside)
+        return _Trajectory(self, start)
 
     def _limit(self, start: Density) -> LangevinState:
         """Where the flow ends, as one infinite step."""
@@ -234,6 +194,32 @@ class LangevinFlow:
             clipped=result.clipped if result else 0.0,
             peclet=edges.peclet(m),
         )
+
+
+class _Trajectory(Trajectory[LangevinState]):
+    """One run: m at the vertices, its mean field y, and the past of y."""
+
+    def __init__(self, flow: LangevinFlow, start: Density | LangevinState) -> None:
+        self._flow, self.dt = flow, flow.dt
+        density = start.density if isinstance(start, LangevinState) else start
+        self._m, self._y = density.amplitude() ** 2, flow.closure.order(density)
+        known = start if isinstance(start, LangevinState) else None
+        self.state = known or flow._state(self._m, None, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
+        self._past = Extrapolation(2, lambda y: float(np.sqrt(flow.closure.dot(y, y))))
+        self._warned = _warn_of_diffusion(self.state)
+
+    def advance(self, clock: Clock) -> LangevinState:
+        """Take one step that the clock accepts. Collective."""
+        flow, guess = self._flow, self._past.predict(clock.t + clock.next_step())
+        result = flow._stage.solve(self._m, self._y if guess is None else guess, clock.last)
+        clock.accept()
+        self._m, self._y = result.m, result.y
+        self._past.add(clock.t, self._y)
+        self.state = flow._state(
+            self._m, result, t=clock.t, dt=clock.last, next_dt=clock.dt, step=clock.step
+        )
+        self._warned = self._warned or _warn_of_diffusion(self.state)
+        return self.state
 
 
 def minimise_entropic(

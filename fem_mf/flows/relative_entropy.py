@@ -7,7 +7,8 @@
 m_{k+1} minimises h⁻¹H(m|m_k) + F^σ(m); its optimality condition (J2) is one backward Euler step of
 the Hamilton–Jacobi–Bellman equation with the mean field implicit, and is solved as such. Comparing
 the minimum with m_k gives F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h: each state says
-by how much. :class:`ExplicitDescent` is the multiplicative rule of the slides, for comparison.
+by how much. The explicit rule m_k exp(−h δF^σ/δm(m_k)) of the slides is in
+``demos/well_posedness.py``, with the bound of its step.
 """
 
 from __future__ import annotations
@@ -16,19 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from fem_mf.density import Density, LogDensity, log_density
+from fem_mf.density import Density
 from fem_mf.flows.flow import HJBState
 from fem_mf.flows.hjb import HJBFlow
-from fem_mf.mpi import ConvergenceError
-from fem_mf.observables import energy
 from fem_mf.problem import Problem
 
-__all__ = ["DescentState", "ExplicitDescent", "RelativeEntropyDescent"]
-
-_POWER_ITERATIONS = 60
-_ROUNDING = 1e-13
+__all__ = ["DescentState", "RelativeEntropyDescent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,68 +91,3 @@ def _compare(state: HJBState, before: HJBState | None) -> DescentState:
     entropy = state.density.relative_entropy(before.density)
     slack = before.energy - state.energy - entropy / state.dt
     return DescentState(**values, relative_entropy=entropy, slack=slack)
-
-
-class ExplicitDescent:
-    """m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k, ·)): the multiplicative update, explicit.
-
-    It is an explicit Euler step of the Hamilton–Jacobi–Bellman equation and stable only for h below
-    ``bound(density)``, which shrinks with the square of the mesh size.
-
-    Args:
-        problem: the problem, natural boundary, degree 2 at least.
-        step: h > 0.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-
-    def __init__(self, problem: Problem, step: float) -> None:
-        self.problem, self.step = problem, float(step)
-        self._flow = HJBFlow(problem, step)
-
-    def bound(self, density: Density) -> float:
-        """2 over the largest modulus of an eigenvalue of the linearised equation. Collective.
-
-        By power iteration; larger steps amplify the shortest waves of the mesh.
-        """
-        apply = self._flow.linearised(log_density(density))
-        # Rough, hence rich in the stiffest mode, and the same at any number of ranks.
-        x = self.problem.nodes[:, : self.problem.num_owned]
-        mode = np.cos(1e4 * (x[0] + np.sqrt(2.0) * x[1] + np.sqrt(3.0) * x[2]))
-        largest = 0.0
-        for _ in range(_POWER_ITERATIONS):
-            mode = mode / self.problem.norm(mode)
-            mode = apply(mode)
-            largest = self.problem.norm(mode)
-        return 2.0 / largest
-
-    def run(self, start: Density, steps: int) -> Iterator[LogDensity]:
-        """Iterate; yields the start too. Collective at every step.
-
-        Args:
-            start: m_0, of the same problem.
-            steps: how many.
-
-        Raises:
-            ConvergenceError: the energy rises or is lost; the message has the bound of the step.
-        """
-        density = log_density(start)
-        value = energy(self.problem, density)
-        yield density
-        for k in range(1, steps + 1):
-            old = value
-            try:
-                rate = self._flow.rate(density)
-                density = LogDensity(self.problem, density.log_values() + self.step * rate)
-                value = energy(self.problem, density)
-            except ValueError:
-                value = np.nan
-            if not value <= old + _ROUNDING * max(1.0, abs(old)):
-                bound = self.bound(start)
-                raise ConvergenceError(
-                    f"the explicit update raises the energy from {old:.6g} to {value:.6g} in step "
-                    f"{k}: h = {self.step:.2e}, and it is stable up to about {bound:.2e}; use "
-                    "RelativeEntropyDescent, which has no such bound"
-                )
-            yield density

@@ -14,17 +14,16 @@ movement of the same length: time is never shortened.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 
-from fem_mf.boundary import warn_if_truncated
 from fem_mf.density import Density
 from fem_mf.flows.flow import (
     Clock,
     Extrapolation,
+    Flow,
     State,
-    check_run,
+    Trajectory,
     check_scheme,
     check_step,
     check_tolerances,
@@ -50,7 +49,7 @@ _ROUNDING = 1e-13  # relative error allowed in the energy inequality of a moveme
 _MOST_MOVEMENTS = 64  # parts into which a step that fails is divided
 
 
-class SchrodingerFlow:
+class SchrodingerFlow(Flow[State]):
     """∂_tψ = (σ²/2)Δψ − ½(V[m_t] − λ_t)ψ (D2).
 
     Args:
@@ -75,6 +74,8 @@ class SchrodingerFlow:
     Raises:
         ValueError: naming the argument.
     """
+
+    _kind = State
 
     def __init__(
         self,
@@ -122,98 +123,11 @@ class SchrodingerFlow:
             options=petsc_options,
         )
 
-    def run(
-        self, start: Density | State, t_end: float, *, steady_residual: float | None = None
-    ) -> Iterator[State]:
-        """Integrate from t = 0; yields the start too. Collective at every step.
-
-        Args:
-            start: m_0, of the same problem; or a state of this flow, from which it goes on.
-            t_end: final time, reached exactly (the last step is shortened).
-            steady_residual: stop earlier, when ‖Hψ − λψ‖ is at most this.
-
-        Returns:
-            An iterator of states; each owns its density.
-
-        Raises:
-            TypeError: start is a state of another flow.
-            ValueError: start of another problem, or t_end not a non-negative number.
-            ConvergenceError: a step failed; states already yielded stay valid.
-        """
-        check_run(self.problem, start, t_end)
-        return self._run(start, float(t_end), steady_residual)
-
-    def _run(self, start: Density | State, t_end: float, steady: float | None) -> Iterator[State]:
+    def _begin(self, start: Density | State) -> _Trajectory:
         self._stage.begin()
-        memory = _Memory(self.problem, self.closure)
-        now = self._start(start.density if isinstance(start, State) else start.copy())
-        state = start if isinstance(start, State) else None
-        if state is None:
-            state = self._state(now, t=0.0, dt=0.0, next_dt=self.dt, step=0)
-        outside = warn_if_truncated(self.problem, state.density)
-        yield state
-        dt = self.dt if self.tolerance is None else state.next_dt
-        clock = Clock(dt, t_end, state.t, state.step)
-        while not clock.done and (steady is None or state.residual > steady):
-            now, stages, counts = self._accepted_step(now, clock, memory)
-            state = self._state(
-                now,
-                t=clock.t,
-                dt=clock.last,
-                next_dt=clock.dt,
-                step=clock.step,
-                fixed_point_iterations=sum(s.iterations for s in stages),
-                linear_iterations=sum(s.linear_iterations for s in stages),
-                contraction=self._stage.tolerance.contraction,
-                **counts,
-            )
-            yield state
-        warn_if_truncated(self.problem, state.density, outside)
+        return _Trajectory(self, start)
 
     # -- one step -------------------------------------------------------------------------------
-
-    def _accepted_step(
-        self, now: Instant, clock: Clock, memory: _Memory
-    ) -> tuple[Instant, list[StageResult], dict[str, int]]:
-        """The next instant, the stages that led there, and what is counted."""
-        rejected = 0
-        while True:
-            dt = clock.next_step()
-            replaced = 0
-            try:
-                then, stages = self._scheme_step(now, dt, memory.guesses(now, clock.t + dt))
-            except StagnationError:
-                raise
-            except ConvergenceError as error:
-                if self.tolerance is not None:
-                    if not clock.may_shrink:
-                        raise
-                    clock.reject(0.5)
-                    rejected += 1
-                    continue
-                if isinstance(error, LinearSolverError):
-                    raise
-                then, stages = self._movements(now, dt)
-                replaced = len(stages)
-                if not memory.warned:
-                    self._warn(now, clock.t, dt, replaced, error)
-                memory.warned = True
-            if self.tolerance is None:
-                clock.accept()
-                break
-            # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
-            error_of_step = 0.5 * dt * self.problem.norm(then.velocity - now.velocity)
-            factor = 0.9 * np.sqrt(self.tolerance / max(error_of_step, 1e-300))
-            if error_of_step <= self.tolerance or not clock.may_shrink:
-                clock.accept(float(np.clip(factor, 0.3, 3.0)))
-                break
-            clock.reject(float(np.clip(factor, 0.1, 0.8)))
-            rejected += 1
-        if replaced:
-            memory.forget()
-        else:
-            memory.add(clock.t, stages)
-        return then, stages, {"rejected": rejected, "replaced": replaced}
 
     def _scheme_step(
         self, now: Instant, dt: float, guesses: list[Guess]
@@ -335,6 +249,75 @@ class SchrodingerFlow:
             boundary_mass=problem.boundary_mass(now.psi),
             **numbers,  # type: ignore[arg-type]
         )
+
+
+class _Trajectory(Trajectory[State]):
+    """One run: the instant, and the memory of the stages before it."""
+
+    def __init__(self, flow: SchrodingerFlow, start: Density | State) -> None:
+        self._flow, self._memory = flow, _Memory(flow.problem, flow.closure)
+        self._now = flow._start(start.density if isinstance(start, State) else start.copy())
+        known = start if isinstance(start, State) else None
+        self.state = known or flow._state(self._now, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
+        self.dt = flow.dt if flow.tolerance is None else self.state.next_dt
+
+    def advance(self, clock: Clock) -> State:
+        """Take one step that the clock accepts. Collective."""
+        self._now, stages, counts = self._accepted_step(clock)
+        self.state = self._flow._state(
+            self._now,
+            t=clock.t,
+            dt=clock.last,
+            next_dt=clock.dt,
+            step=clock.step,
+            fixed_point_iterations=sum(s.iterations for s in stages),
+            linear_iterations=sum(s.linear_iterations for s in stages),
+            contraction=self._flow._stage.tolerance.contraction,
+            **counts,
+        )
+        return self.state
+
+    def _accepted_step(self, clock: Clock) -> tuple[Instant, list[StageResult], dict[str, int]]:
+        """The next instant, the stages that led there, and what is counted."""
+        flow, now, memory = self._flow, self._now, self._memory
+        rejected = 0
+        while True:
+            dt = clock.next_step()
+            replaced = 0
+            try:
+                then, stages = flow._scheme_step(now, dt, memory.guesses(now, clock.t + dt))
+            except StagnationError:
+                raise
+            except ConvergenceError as error:
+                if flow.tolerance is not None:
+                    if not clock.may_shrink:
+                        raise
+                    clock.reject(0.5)
+                    rejected += 1
+                    continue
+                if isinstance(error, LinearSolverError):
+                    raise
+                then, stages = flow._movements(now, dt)
+                replaced = len(stages)
+                if not memory.warned:
+                    flow._warn(now, clock.t, dt, replaced, error)
+                memory.warned = True
+            if flow.tolerance is None:
+                clock.accept()
+                break
+            # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
+            error_of_step = 0.5 * dt * flow.problem.norm(then.velocity - now.velocity)
+            factor = 0.9 * np.sqrt(flow.tolerance / max(error_of_step, 1e-300))
+            if error_of_step <= flow.tolerance or not clock.may_shrink:
+                clock.accept(float(np.clip(factor, 0.3, 3.0)))
+                break
+            clock.reject(float(np.clip(factor, 0.1, 0.8)))
+            rejected += 1
+        if replaced:
+            memory.forget()
+        else:
+            memory.add(clock.t, stages)
+        return then, stages, {"rejected": rejected, "replaced": replaced}
 
 
 class _Memory:

@@ -7,7 +7,7 @@ Given an anchor r and a length a, find ψ of norm one and the multiplier s with
 the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
 field and the multiplier (:mod:`fem_mf.flows.movement`) around linear solves; where that iteration
 does not contract, or its operator is not positive, by Newton's method on the sphere
-(:mod:`fem_mf.stationary.minimise.newton_cg`), the one that computes minimisers. For convex F both
+(:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
 give the same ψ.
 
     settings = dict(linear_tolerance=1e-12, prefix="fem_mf_schrodinger_", options=None)

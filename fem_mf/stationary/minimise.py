@@ -5,7 +5,7 @@
     best.density, best.energy, best.eigenvalue, best.gap
 
 The stationary problem is the ground state of its own Hamiltonian, −σ²Δψ + V[ψ²]ψ = λψ. It is solved
-by a safeguarded Newton method (:mod:`fem_mf.stationary.minimise.newton_cg`), which starts from the
+by a safeguarded Newton method (:mod:`fem_mf.stationary.newton_cg`), which starts from the
 solution on a coarse box, and ends with a proof: for convex F the gap (C1) bounds the distance to
 the minimum.
 """

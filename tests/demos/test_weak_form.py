@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mpi4py import MPI
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def test_both_take_the_same_steps(shared_tmp_path):
     plain, package = demo.main(output=str(shared_tmp_path))
     assert plain == pytest.approx(package, rel=1e-10)
     # Far from the start, and not at the minimum yet: ten steps of a flow.
-    problem = mf.Problem(mf.read_mesh(demo.MESH, mf.parallel.MPI.COMM_WORLD), network(), 0.5, 2)
+    problem = mf.Problem(mf.read_mesh(demo.MESH, MPI.COMM_WORLD), network(), 0.5, 2)
     assert mf.minimise(problem).energy + 0.05 < plain < 0.5
     assert {p.name for p in shared_tmp_path.iterdir()} == {"series.xdmf", "series.h5", "series.bin"}
 

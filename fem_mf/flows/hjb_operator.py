@@ -1,0 +1,217 @@
+"""The Hamilton–Jacobi–Bellman operator, without a flow: its value, and implicit steps (D3, W2).
+
+    operator = HJBOperator(problem)
+    u, V = density.u(), functional.derivative(density)
+    rate = operator.rate(u, V)              # (σ²/2)Δu − (σ²/4)|∇u|² + V
+    later = operator.step(u, V, dt=0.1)     # (ū − u)/dt = rate(ū), V frozen
+
+With v given it is the operator of w = u − v, which has the drift −(σ²/2)∇v·∇w. The boundary is an
+outflow: drift (σ²/2)∇(v + w) points outward where m decays, and the flux (σ²/2)∂_nw is that of w
+itself, kept in the equation instead of being given. For elements of degree k this "no boundary
+condition" acts as if the (k + 1)-th derivative vanished there (Papanastasiou, Malamataris, Ellwood
+1992; Griffiths 1997), so that quadratic solutions are exact for k ≥ 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from petsc4py import PETSc
+
+import numpy as np
+import ufl
+from dolfinx import default_scalar_type, fem
+from dolfinx.fem import petsc as fem_petsc
+
+from fem_mf import equations
+from fem_mf.mpi import positive
+from fem_mf.observables import check_problem
+from fem_mf.petsc import NewtonSolver, Options, mumps
+from fem_mf.problem import Problem
+from fem_mf.spaces import assemble_owned, exact_measure, set_owned
+from fem_mf.typing import Array
+
+__all__ = ["HJBOperator"]
+
+# A function of several forms, of which its annotations know one.
+_assemble_matrix: Any = fem_petsc.assemble_matrix
+
+
+class HJBOperator:
+    """w ↦ (σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + V; forms and Newton's method are made once.
+
+    Args:
+        problem: the problem, natural boundary, degree 2 at least.
+        v: the drift, a function of the problem's space; None for 0. Only its gradient counts.
+        tolerance: of Newton's method, on the L² norm of the residual times dt/(1 + dt).
+        petsc_options: of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the command line
+            takes precedence.
+
+    Attributes:
+        drift: v; its values may be changed.
+
+    Raises:
+        ValueError: the problem's degree or boundary does not suit u.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        v: fem.Function | None = None,
+        *,
+        tolerance: float = 1e-11,
+        petsc_options: Options | None = None,
+    ) -> None:
+        check_problem(problem)
+        if problem.degree < 2:
+            raise ValueError("u grows like |x|²: the HJB equation needs degree 2 or more")
+        if problem.boundary != "natural":
+            raise ValueError("u is infinite where ψ = 0: it needs boundary='natural'")
+        self.problem, self.tolerance = problem, tolerance
+        self.drift: fem.Function = problem.new_amplitude()
+        self._w: fem.Function = problem.new_amplitude()
+        self._start: fem.Function = problem.new_amplitude()
+        self._work: fem.Function = problem.new_amplitude()
+        self._potential: fem.Function = problem.new_potential()
+        one: Any = default_scalar_type(1.0)
+        self._inertia, self._weight, self._shift = (
+            fem.Constant(problem.mesh, one) for _ in range(3)
+        )
+        self._build_forms()
+        self._matrix = fem_petsc.create_matrix(self._jacobian)
+        self._solution = self._matrix.createVecRight()
+        self._solver = NewtonSolver(
+            self._assemble_residual,
+            self._assemble_jacobian,
+            self._matrix,
+            "fem_mf_hjb_",
+            {"ksp_type": "preonly", "pc_type": "lu", **mumps(problem.dim)},
+            petsc_options,
+        )
+        self.set_drift(np.zeros(problem.num_owned) if v is None else self._owned(v))
+
+    def _build_forms(self) -> None:
+        problem = self.problem
+        degree = max(3 * problem.degree - 2, problem.degree + problem.potential_degree)
+        dx, ds = exact_measure(problem.mesh, degree), ufl.ds(domain=problem.mesh)
+        chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
+        # The equation times a/(1 + a): no step is so short or long that one part drowns the other.
+        w, inertia, a = self._w, self._inertia, self._weight
+        value: Any = default_scalar_type(problem.sigma)
+        sigma, potential = fem.Constant(problem.mesh, value), self._potential - self._shift
+        residual = equations.mass(inertia * (w - self._start), chi, dx)
+        residual += a * equations.hjb(w, chi, potential, sigma, dx, ds, self.drift)
+        self._residual = fem.form(residual)
+        self._jacobian: Any = fem.form(ufl.derivative(residual, w, delta))
+
+    def _load(self, x: PETSc.Vec) -> None:
+        set_owned(self._w, np.asarray(x.array_r, dtype=np.float64))
+
+    def _assemble_residual(self, x: PETSc.Vec, f: PETSc.Vec) -> None:
+        self._load(x)
+        f.array[:] = assemble_owned(self._residual, self._work)
+
+    def _assemble_jacobian(self, x: PETSc.Vec, matrix: PETSc.Mat) -> None:
+        self._load(x)
+        matrix.zeroEntries()
+        _assemble_matrix(matrix, self._jacobian)
+        matrix.assemble()
+
+    # -- on functions -----------------------------------------------------------------------------
+
+    def rate(self, w: fem.Function, V: fem.Function) -> fem.Function:
+        """The operator at w: ∂_tw up to a constant. Collective.
+
+        Args:
+            w: a function of the problem's space.
+            V: the potential, such as ``functional.derivative(density)``.
+
+        Returns:
+            A function of the problem's space, represented in L².
+        """
+        potential = self.problem.on_potential_space(V)
+        return self._function(self.rate_of(self._owned(w), potential))
+
+    def step(self, w: fem.Function, V: fem.Function, dt: float) -> fem.Function:
+        """w̄ of a backward Euler step, (w̄ − w)/dt = rate(w̄, V), V frozen. Collective.
+
+        Args:
+            w: a function of the problem's space.
+            V: the potential.
+            dt: the step, > 0.
+
+        Raises:
+            ConvergenceError: Newton's method failed.
+        """
+        positive("dt", dt)
+        values, potential = self._owned(w), self.problem.on_potential_space(V)
+        later, _ = self.solve(values, values, potential, float(dt), 0.0)
+        return self._function(later)
+
+    def _owned(self, function: fem.Function) -> Array:
+        if function.function_space.mesh is not self.problem.mesh:
+            raise ValueError("a function of another mesh; it must be one of the problem's space")
+        return np.array(function.x.array[: self.problem.num_owned], dtype=np.float64)
+
+    def _function(self, values: Array) -> fem.Function:
+        function: fem.Function = self.problem.new_amplitude()
+        function.name = "w"
+        set_owned(function, values)
+        return function
+
+    # -- on owned values --------------------------------------------------------------------------
+
+    def set_drift(self, v: Array) -> None:
+        """Set v by its owned values. Collective."""
+        set_owned(self.drift, v)
+
+    def rate_of(self, w: Array, potential: Array) -> Array:
+        """The operator at w by owned values, V on the potential space with ghosts. Collective."""
+        self._set(inertia=0.0, weight=1.0, shift=0.0)
+        self._potential.x.array[:] = potential
+        self._solution.array[:] = w
+        load = self._solution.duplicate()
+        self._assemble_residual(self._solution, load)
+        return -self.problem.solve_mass(np.array(load.array_r, dtype=np.float64))
+
+    def linearised(self, w: Array) -> Callable[[Array], Array]:
+        """The derivative of the operator at w, as a map of owned values. Collective."""
+        self._set(inertia=0.0, weight=1.0, shift=0.0)
+        self._solution.array[:] = w
+        self._assemble_jacobian(self._solution, self._matrix)
+        return lambda delta: -self.problem.solve_mass(self.problem.multiply(self._matrix, delta))
+
+    def solve(
+        self, start: Array, guess: Array, potential: Array, a: float, shift: float
+    ) -> tuple[Array, int]:
+        """Solve (w − r)/a = the operator at w, minus s, for w. Collective.
+
+        Args:
+            start: owned values of r.
+            guess: owned values of w to begin from.
+            potential: V on the potential space, owned and ghosts.
+            a: the length of the step, > 0.
+            shift: s.
+
+        Returns:
+            Owned values of w, and the number of Newton steps.
+
+        Raises:
+            ConvergenceError: Newton's method failed.
+        """
+        set_owned(self._start, start)
+        self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)
+        self._potential.x.array[:] = potential
+        self._solution.array[:] = guess
+        tolerance = self.tolerance * float(np.sqrt(self.problem.mean_mass))
+        steps = self._solver.solve(self._solution, tolerance)
+        return np.array(self._solution.array_r, dtype=np.float64), steps
+
+    def _set(self, inertia: float, weight: float, shift: float) -> None:
+        for constant, value in (
+            (self._inertia, inertia),
+            (self._weight, weight),
+            (self._shift, shift),
+        ):
+            constant.value = np.asarray(value)
