@@ -224,7 +224,7 @@ def test_bound_of_the_explicit_rule_is_that_of_its_matrix(case):
     apply = HJBFlow(problem, 1.0).linearised(start)
     matrix = np.column_stack([apply(column) for column in np.eye(problem.num_owned)])
     largest = np.abs(np.linalg.eigvals(matrix)).max()
-    assert rule.bound(start) == pytest.approx(2.0 / largest, rel=0.1)
+    assert rule.bound(start) == pytest.approx(2.0 / largest, rel=0.01)
 
 
 def test_bound_shrinks_with_the_square_of_the_mesh_size():
