@@ -8,8 +8,7 @@ With v = 0 and G = V this is one backward Euler step of u, and with r = u_k, a =
 descent in relative entropy (J2). A fixed point on the mean field surrounds Newton's method:
 
     stage = HJBStage(HJBOperator(problem), closure)
-    u = density.log_values()
-    result = stage.solve(r, guess=u, y=y, a=0.1, shift=0.0)
+    result = stage.solve(r, guess=r, y=y, a=0.1, shift=0.0)
 """
 
 from __future__ import annotations

@@ -159,6 +159,9 @@ class FieldClosure:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.base = np.zeros(problem.potential_nodes.shape[1])
+        for factor, term in flatten(problem.functional):
+            if isinstance(term, Cylindrical) and term.linear:
+                self.base += factor * term.matrix(problem).combine(np.ones(1))
         self._density = WorkDensity(problem, np.ones(problem.num_owned))
 
     def order(self, density: Density) -> Array:
@@ -177,13 +180,15 @@ class FieldClosure:
         return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
 
     def value(self, y: Array, density: Density) -> float:
-        """F(m). Collective."""
-        return float(self.problem.functional.value(density))
+        """F(m) − ∫V_0 dm. Collective."""
+        own = self.problem.num_potential_owned
+        linear = self.problem.dot(self.base[:own], density.measure())
+        return float(self.problem.functional.value(density)) - linear
 
     def work(self, y: Array, density: Density) -> float:
-        """∫V[m] dm. Collective."""
+        """∫(V[m] − V_0) dm. Collective."""
         own = self.problem.num_potential_owned
-        return self.problem.dot(self.potential(y)[:own], density.measure())
+        return self.problem.dot((self.potential(y) - self.base)[:own], density.measure())
 
     def coefficients(self, y: Array) -> Array:
         """V[m] at the owned nodes of ψ's space. Collective."""

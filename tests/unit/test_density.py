@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.special import erf, gamma
-from scipy.stats import chi2
+from scipy.stats import chi2, kstest, norm
 
 import fem_mf as mf
 from tests.exact import gaussian
@@ -306,3 +306,18 @@ def test_samples_fill_boxes_by_their_masses(name, box):
     statistic = np.sum((counts - expected) ** 2 / expected)
     assert statistic < chi2.ppf(0.9999, counts.size - 1)
     assert statistic > chi2.ppf(0.0001, counts.size - 1)  # independent, not stratified
+
+
+def test_many_samples_have_the_distribution_function_of_the_density():
+    problem = problem_of(mf.interval(COMM, 6.0, 0.2), 2)
+    density = mf.Density.from_function(problem, gaussian(MEAN[:1], THETA))
+    (samples,) = density.sample(200_000, seed=2).T
+    assert kstest(samples, norm(MEAN[0], 1 / np.sqrt(THETA)).cdf).pvalue > 1e-3
+
+
+def test_samples_inside_one_cell():
+    # m = (1 + x)² ⅜ on one cell of [−1, 1], whose distribution function is ((1 + x)/2)³
+    problem = problem_of(mf.interval(COMM, 1.0, 2.0), 1)
+    density = mf.Density.from_function(problem, lambda x: (1.0 + x[0]) ** 2)
+    (samples,) = density.sample(200_000, seed=3).T
+    assert kstest(samples, lambda x: (0.5 * (1.0 + x)) ** 3).pvalue > 1e-3

@@ -233,6 +233,34 @@ def errors(density, mean, variance):
     return np.abs(density.mean() - mean).max(), abs(own - variance)
 
 
+@pytest.mark.parametrize("dt", [1e-3, 0.1, 10.0])
+def test_a_step_against_a_dense_solve(dt):
+    """(M/dt + L) m = M mⁿ/dt on an interval, L by Scharfetter and Gummel written out."""
+    sigma = 0.7
+    problem = lumped(mesh("interval"), mf.Potential(trap), sigma)
+    x = problem.nodes[0]
+    order = np.argsort(x)
+    v, mass, matrix = trap(problem.nodes), np.zeros(x.size), np.zeros((x.size, x.size))
+
+    def bernoulli(s):
+        return s / np.expm1(s)
+
+    for i, j in pairwise(order):
+        h = x[j] - x[i]
+        rise = 2.0 * (v[j] - v[i]) / sigma**2
+        leave, enter = (0.5 * sigma**2 / h * bernoulli(s) for s in (rise, -rise))
+        matrix[i, i] += leave
+        matrix[i, j] -= enter
+        matrix[j, j] += enter
+        matrix[j, i] -= leave
+        mass[[i, j]] += 0.5 * h
+    start = mf.Density.from_function(problem, gaussian(0.8, 3.0))
+    m = start.amplitude() ** 2
+    for state in list(mf.LangevinFlow(problem, dt).run(start, 3 * dt))[1:]:
+        m = np.linalg.solve(np.diag(mass / dt) + matrix, mass * m / dt)
+        np.testing.assert_allclose(m_of(state), m, rtol=1e-9, atol=1e-13)
+
+
 def test_order_in_time():
     problem, start = ornstein_uhlenbeck(mf.interval(COMM, 6.0, 0.02))
     steps = [0.2, 0.1, 0.05, 0.025]
@@ -465,6 +493,25 @@ def test_every_accelerator_finds_the_same_step(accelerator, dt):
     reference = final(problem, start, 3 * dt, dt, **options)
     other = final(problem, start, 3 * dt, dt, accelerator=accelerator(), **options)
     np.testing.assert_allclose(m_of(other), m_of(reference), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dt", [1.0, np.inf])
+def test_newtons_response_is_the_derivative_of_an_evaluation(dt):
+    """T′ = −R S on the moments, by central differences; dt = ∞ is the minimiser."""
+    functional = mf.Potential(trap) + mf.MeanInteraction(2.0, 0.5)
+    problem = lumped(mesh("triangles"), functional)
+    stage = mf.LangevinFlow(problem, 1.0, accelerator=mf.Newton())._stage
+    start = bump(problem, 2.0)
+    y = stage.solve(start.amplitude() ** 2, stage.closure.order(start), dt).y
+    derivative = np.column_stack(
+        [
+            (stage._evaluate(y + h, np.inf) - stage._evaluate(y - h, np.inf)) / 2e-4
+            for h in 1e-4 * np.eye(y.size)
+        ]
+    )
+    product = stage._response(y) @ stage.closure.stiffness(y)
+    assert np.abs(derivative).max() > 0.1
+    np.testing.assert_allclose(-product, derivative, rtol=0, atol=5e-3 * np.abs(derivative).max())
 
 
 def test_newton_takes_few_iterations():

@@ -424,6 +424,15 @@ def test_truncation_radius_refuses(wrong: dict[str, float]) -> None:
         fem_mf.truncation_radius(**({"kappa": 1.0, "sigma": 1.0} | wrong))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("grading", [0.5, 1.0, 3.0])
+def test_vertices_of_a_graded_interval(grading: float) -> None:
+    # x = R s(1 + b|s|)/(1 + b) of a uniform s: its slope grows by 1 + 2b = grading from 0 to R
+    b, radius = 0.5 * (grading - 1.0), 3.0
+    x = np.sort(fem_mf.interval(COMM, radius, 0.4, grading=grading).geometry.x[:, 0])
+    s = np.linspace(-1.0, 1.0, len(x))
+    np.testing.assert_allclose(x, radius * s * (1 + b * np.abs(s)) / (1 + b), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("cell", ["interval", "triangle", "tetrahedron"])
 def test_refine_halves_the_edges(cell: str) -> None:
     mesh = fem_mf.box(COMM, 1.0, 0.5, cell=cell)

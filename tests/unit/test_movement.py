@@ -1,13 +1,15 @@
 """Minimising movements (D7): steps of any length whose time is true, by two methods."""
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 from mpi4py import MPI
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.linalg import eigh
+from scipy.optimize import brentq, minimize
 
 import fem_mf as mf
 from fem_mf.stationary.newton_cg import Anchor, Guess
@@ -132,8 +134,50 @@ def test_where_the_functional_is_not_convex_the_inequality_is_checked(functional
     assert states[-1].t == pytest.approx(3 * length)
 
 
+def test_the_inequality_is_checked_with_the_distance_moved():
+    """A step that falls by less than (2/τ)‖ψ⁺ − ψ‖² is no movement of length τ, and refused."""
+    problem = made("X1")
+    density = mf.Density.from_function(problem, STARTS["far bump"])
+    flow = mf.SchrodingerFlow(problem, 0.1)
+    now = flow._start(density)
+    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    stage = flow._stage.by_newton(anchor, 0.1, now.psi)
+    then = flow._reached(stage)
+    fallen = mf.energy(problem, density) - mf.energy(problem, then.density)
+    shortest = 2.0 * problem.norm(stage.psi - now.psi) ** 2 / fallen
+    assert 0.0 < shortest < 0.1
+    flow._check_descent(now, then, replace(stage, length=1.001 * shortest))
+    with pytest.raises(mf.ConvergenceError, match="movement lowers it by at least"):
+        flow._check_descent(now, then, replace(stage, length=0.999 * shortest))
+
+
+@pytest.mark.parametrize("length", [0.1, 2.0])
+def test_the_response_is_the_derivative_of_an_evaluation(length):
+    """T′ = −R S on (y, c), by central differences."""
+    functional = trap(1.0) + mf.MeanInteraction(2.0, [1.5, -1.0])
+    problem = mf.Problem(mf.box(COMM, 6.0, 1.2, cell="quadrilateral"), functional, 0.7, 4)
+    flow = mf.SchrodingerFlow(problem, length, accelerator=mf.Newton(), linear_tolerance=1e-13)
+    now, stage = flow._start(mf.Density.from_function(problem, STARTS["centred"])), flow._stage
+    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
+    evaluation = stage._evaluation
+    evaluation._inexact = False
+    z = np.append(evaluation._y, 0.1)  # where n is not 1
+    derivative = np.column_stack(
+        [(evaluation(z + h, 0.0) - evaluation(z - h, 0.0)) / 2e-4 for h in 1e-4 * np.eye(z.size)]
+    )
+    product = stage._response(z) @ stage._curvature(z)
+    assert np.abs(np.linalg.eigvals(product)).max() > 0.1
+    scale = np.abs(derivative).max()
+    np.testing.assert_allclose(-product, derivative, rtol=0, atol=5e-3 * scale)
+
+
+# Up to these lengths at least: beyond them Newton's method may have to take over.
+SOLVED_BY_THE_FIXED_POINT = {"N2": 1.0, "X1": 1.0, "X2": 1.0, "contact": 1e-2}
+
+
 @pytest.mark.parametrize("length", [1e-3, 1e-2, 0.1, 1.0, 10.0])
-@pytest.mark.parametrize("name", ["N2", "X1", "contact", "X2"])
+@pytest.mark.parametrize("name", SOLVED_BY_THE_FIXED_POINT)
 def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     problem = made(name)
     density = mf.Density.from_function(problem, STARTS["centred"])
@@ -149,7 +193,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     try:
         fixed = stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
     except mf.ConvergenceError:
-        assert length * 20.0 > 0.5  # steps that resolve the flow are always solved by it
+        assert length > SOLVED_BY_THE_FIXED_POINT[name]
         return
     assert problem.norm(fixed.psi - newton.psi) <= 1e-10
     assert fixed.overlap == pytest.approx(newton.overlap, abs=1e-11)
@@ -271,6 +315,119 @@ def test_sdirk2_decreases_the_energy_in_long_runs(name, dt):
     states = list(mf.SchrodingerFlow(problem, dt, "sdirk2").run(density, 5 * dt))
     for before, after in pairwise(states):
         assert after.energy <= before.energy + 1e-11 * max(1.0, abs(before.energy))
+
+
+class DenseLine:
+    """−σ²Δ + g on an interval with lumped mass, and movements of its linear F, written densely."""
+
+    def __init__(self, sigma=0.6):
+        self.sigma = sigma
+        self.problem = mf.Problem(
+            mf.interval(COMM, 5.0, 0.25),
+            mf.Potential(lambda x: 0.5 * x[0] ** 2 + 0.4 * np.sin(x[0])),
+            sigma, 1, mass="lumped",
+        )  # fmt: skip
+        x = self.problem.nodes[0]
+        order = np.argsort(x)
+        widths = np.diff(x[order])
+        stiffness, mass = np.zeros((x.size, x.size)), np.zeros(x.size)
+        for (i, j), h in zip(pairwise(order), widths, strict=True):
+            stiffness[np.ix_([i, j], [i, j])] += np.array([[1.0, -1.0], [-1.0, 1.0]]) / h
+            mass[[i, j]] += 0.5 * h
+        h = sigma**2 * stiffness + np.diag(mass * (0.5 * x**2 + 0.4 * np.sin(x)))
+        self.mass = mass
+        self.energies, self.states = eigh(h, np.diag(mass))
+
+    def moved(self, r, length):
+        """argmin ⟨ψ, Hψ⟩ + (2/length)‖ψ − r‖² on the sphere, by its secular equation."""
+        parts = self.states.T @ (self.mass * r)
+
+        def excess(c):
+            return np.linalg.norm(2.0 / length * parts / (c + self.energies)) - 1.0
+
+        lowest = -self.energies[0]
+        c = brentq(excess, lowest + 1e-12, lowest + 1e6, xtol=1e-13, rtol=1e-14)
+        return self.states @ (2.0 / length * parts / (c + self.energies))
+
+    def velocity(self, psi):
+        """−½(H − λ)ψ."""
+        parts = self.states.T @ (self.mass * psi)
+        return -0.5 * self.states @ ((self.energies - parts**2 @ self.energies) * parts)
+
+    def step(self, scheme, psi, dt):
+        if scheme == "backward-euler":
+            return self.moved(psi, dt)
+        if scheme == "crank-nicolson":
+            return self.moved(psi + 0.5 * dt * self.velocity(psi), 0.5 * dt)
+        gamma = 1.0 - 1.0 / np.sqrt(2.0)
+        first = self.moved(psi, gamma * dt)
+        return self.moved(psi + (1.0 - gamma) / gamma * (first - psi), gamma * dt)
+
+
+@pytest.mark.parametrize("dt", [0.05, 0.5])
+@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+def test_steps_of_every_scheme_against_dense_eigenvectors(scheme, dt):
+    line = DenseLine()
+    start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
+    psi = start.amplitude()
+    flow = mf.SchrodingerFlow(line.problem, dt, scheme, fixed_point_tolerance=1e-12)
+    for state in list(flow.run(start, 4 * dt))[1:]:
+        psi = line.step(scheme, psi, dt)
+        assert state.replaced == 0
+        np.testing.assert_allclose(state.density.amplitude(), psi, rtol=0, atol=1e-9)
+        residual = 2.0 * np.sqrt(line.mass @ line.velocity(psi) ** 2)
+        assert state.residual == pytest.approx(residual, rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+def test_the_next_step_follows_from_the_error_of_the_last(scheme):
+    """½ dt ‖∂_tψ⁺ − ∂_tψ‖ is the estimate, ~ dt²; 0.9 of what would just do is tried next."""
+    line, tolerance = DenseLine(), 1e-3
+    start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
+    options = {"tolerance": tolerance, "fixed_point_tolerance": 1e-12}
+    states = list(mf.SchrodingerFlow(line.problem, 0.005, scheme, **options).run(start, 3.0))
+    factors = []
+    for before, after in pairwise(states):
+        rates = [line.velocity(s.density.amplitude()) for s in (before, after)]
+        estimate = 0.5 * after.dt * np.sqrt(line.mass @ (rates[1] - rates[0]) ** 2)
+        assert estimate <= tolerance * (1.0 + 1e-6)
+        factors.append(np.clip(0.9 * np.sqrt(tolerance / estimate), 0.3, 3.0))
+        if after is not states[-1]:
+            assert after.next_dt == pytest.approx(factors[-1] * after.dt, rel=1e-4)
+    assert max(factors) == 3.0 and min(factors) < 1.1
+
+
+@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+def test_a_step_is_rejected_just_where_its_estimate_is_above_the_tolerance(scheme):
+    line, dt = DenseLine(), 0.1
+    start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
+    psi = start.amplitude()
+    rates = [line.velocity(psi), line.velocity(line.step(scheme, psi, dt))]
+    estimate = 0.5 * dt * np.sqrt(line.mass @ (rates[1] - rates[0]) ** 2)
+    for factor, rejected in ((0.999, 1), (1.001, 0)):
+        options = {"tolerance": factor * estimate, "fixed_point_tolerance": 1e-12}
+        states = mf.SchrodingerFlow(line.problem, dt, scheme, **options).run(start, 1.0)
+        _, state = next(states), next(states)
+        assert state.rejected == rejected and (state.dt == dt) == (rejected == 0)
+
+
+@pytest.mark.parametrize("scheme", ["crank-nicolson", "sdirk2"])
+def test_a_step_is_too_long_where_half_a_percent_of_its_anchor_is_negative(scheme):
+    line, gamma = DenseLine(), 1.0 - 1.0 / np.sqrt(2.0)
+    start = mf.Density.from_function(line.problem, gaussian(-2.5, 6.0))
+    psi = start.amplitude()
+
+    def share(dt):
+        """The part of ∫r² where r < 0, r the anchor of the last stage."""
+        r = psi + 0.5 * dt * line.velocity(psi)
+        if scheme == "sdirk2":
+            r = psi + (1.0 - gamma) / gamma * (line.moved(psi, gamma * dt) - psi)
+        return line.mass @ np.minimum(r, 0.0) ** 2 / (line.mass @ r**2)
+
+    for wanted, replaced in ((4.9e-3, 0), (5.1e-3, 1)):
+        dt = brentq(lambda dt, wanted=wanted: share(dt) - wanted, 1e-3, 5.0)
+        _, state = mf.SchrodingerFlow(line.problem, dt, scheme).run(start, dt)
+        assert state.replaced == replaced
 
 
 # -- errors ------------------------------------------------------------------------------------

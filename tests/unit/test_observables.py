@@ -14,6 +14,7 @@ from scipy.special import erf
 
 import fem_mf as mf
 from fem_mf.boundary import boundary_components, warn_if_truncated
+from fem_mf.observables import energy_scale, first_order
 from tests.exact import gaussian, gaussian_energy, rate
 
 COMM = MPI.COMM_WORLD
@@ -71,6 +72,22 @@ def test_residual_of_a_gaussian(name):
     residual = mf.residual(problem, density)
     assert residual == pytest.approx(np.sqrt(exact), rel=300 * rel)
     assert mf.dissipation(problem, density) == pytest.approx(residual**2, rel=1e-12)
+
+
+def test_the_scale_of_energies_is_that_above_the_bottom_of_v():
+    problem, rel = problem_on("quadrilaterals")
+    theta, mean = 1.1, np.array([0.4, -0.2])
+    density = mf.Density.from_function(problem, gaussian(mean, theta))
+    # λ − min V, V = ½κ|x|² + 0.7 (mean − 0.5)·x at the nodes
+    force = 0.7 * (mean - 0.5)
+    lowest = (trap(problem.nodes) + force @ problem.nodes[:2]).min()
+    eigenvalue = 0.5 * SIGMA**2 * theta + 0.5 * KAPPA * (2 / theta + mean @ mean) + force @ mean
+    scale = energy_scale(problem, first_order(problem, density))
+    assert scale == pytest.approx(eigenvalue - lowest, rel=10 * rel)
+    # where V is flat, σ² over the squared width
+    flat = mf.Problem(problem.mesh, mf.Potential(lambda x: 3.0 + 0.0 * x[0]), SIGMA, 2)
+    uniform = mf.Density(flat, np.ones(flat.num_owned))
+    assert energy_scale(flat, first_order(flat, uniform)) == pytest.approx(SIGMA**2 / 12.0**2)
 
 
 def strong_residual(problem, density):
@@ -211,6 +228,8 @@ def test_a_mesh_too_small_is_reported_with_the_radius_to_use(log):
     assert message.startswith(f"warning: the mesh is too small: boundary mass {mass:.1e}, at")
     assert "at distance 2 from the centre of mass (0);" in message
     advice = float(message.split("reaches about ")[1].split()[0])
+    # where the tails exp(−θR²/2) of a Gaussian with this boundary mass are down to 1e-8
+    assert advice == pytest.approx(2.0 * np.sqrt(np.log(1e-8) / np.log(mass)), rel=5e-3)
     log.clear()
     # following the advice ends the warnings, without being extravagant
     assert warn_if_truncated(*ground_state(advice)) < 1e-6

@@ -1,5 +1,5 @@
 """Descent in relative entropy: the recursion on Gaussians, the descent inequality for every step,
-the flow as its limit, and the explicit rule within its bound and beyond it."""
+and the flow as its limit."""
 
 from itertools import pairwise
 
@@ -267,82 +267,8 @@ def test_a_step_of_the_descent_has_one_scheme(options):
         mf.RelativeEntropyDescent(made("network", 1, 0.45)[0], 0.1, **options)
 
 
-@pytest.mark.parametrize("kind", [mf.RelativeEntropyDescent, mf.ExplicitDescent])
+@pytest.mark.parametrize("kind", [mf.RelativeEntropyDescent])
 @pytest.mark.parametrize("h", [0.0, -1.0, np.nan])
 def test_bad_steps(kind, h):
     with pytest.raises(ValueError, match="must be a positive number"):
         kind(made("network", 1, 0.45)[0], h)
-
-
-# -- the explicit rule -------------------------------------------------------------------------
-
-EXPLICIT = [("network", 1, 0.45), ("network", 2, 0.9), ("contact", 1, 0.45)]
-
-
-@pytest.mark.parametrize("case", EXPLICIT)
-def test_bound_of_the_explicit_rule_is_that_of_its_matrix(case):
-    problem, start = made(*case)
-    rule = mf.ExplicitDescent(problem, 1.0)
-    apply = HJBFlow(problem, 1.0).linearised(start)
-    matrix = np.column_stack([apply(column) for column in np.eye(problem.num_owned)])
-    largest = np.abs(np.linalg.eigvals(matrix)).max()
-    assert rule.bound(start) == pytest.approx(2.0 / largest, rel=0.1)
-
-
-def test_bound_shrinks_with_the_square_of_the_mesh_size():
-    sizes = [0.45, 0.225, 0.1125]
-    bounds = [
-        mf.ExplicitDescent(*made("network", 1, h)[:1], 1.0).bound(made("network", 1, h)[1])
-        for h in sizes
-    ]
-    assert abs(rate(sizes, bounds) - 2.0) < 0.2, bounds
-
-
-@pytest.mark.parametrize("case", EXPLICIT)
-def test_explicit_rule_descends_within_its_bound(case):
-    problem, start = made(*case)
-    bound = mf.ExplicitDescent(problem, 1.0).bound(start)
-    densities = list(mf.ExplicitDescent(problem, 0.8 * bound).run(start, 120))
-    assert len(densities) == 121
-    energies = [mf.energy(problem, m) for m in densities]
-    assert np.diff(energies).max() < 1e-12
-    assert energies[-1] < energies[0] - 1e-2
-    assert densities[-1].mass() == pytest.approx(1.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("factor", [1.2, 1.5, 100.0])
-@pytest.mark.parametrize("case", EXPLICIT)
-def test_explicit_rule_fails_beyond_its_bound_and_says_so(case, factor):
-    problem, start = made(*case)
-    bound = mf.ExplicitDescent(problem, 1.0).bound(start)
-    seen = []
-    with pytest.raises(mf.ConvergenceError, match=r"stable up to about \d\.\d+e-0\d") as caught:
-        seen.extend(mf.ExplicitDescent(problem, factor * bound).run(start, 120))
-    said = float(str(caught.value).split("stable up to about ")[1].split(";")[0])
-    assert said == pytest.approx(bound, rel=0.35)  # there, not at the start
-    assert f"h = {factor * bound:.2e}" in str(caught.value)
-    assert "RelativeEntropyDescent" in str(caught.value)
-    energies = [mf.energy(problem, m) for m in seen]
-    assert np.all(np.diff(energies) <= 1e-12)  # what was yielded is good
-
-
-def test_explicit_step_on_a_gaussian():
-    # θ⁺ = θ + h (κ − (σ²/2)θ²), exactly
-    problem = mf.Problem(mf.box(COMM, 6.0, 1.5), mf.Potential(trap), SIGMA, 2)
-    theta, h = 1.2, 0.01
-    start = mf.LogDensity.from_function(problem, lambda x: 0.5 * theta * (x[0] ** 2 + x[1] ** 2))
-    points = problem.nodes[:, : problem.num_owned]
-    for density in list(mf.ExplicitDescent(problem, h).run(start, 4))[1:]:
-        theta += h * (KAPPA - 0.5 * SIGMA**2 * theta**2)
-        found = Quadratic.fit(problem, density.log_values(), points, nearest=True)
-        np.testing.assert_allclose(found.hessian, theta * np.eye(2), rtol=0, atol=1e-8)
-
-
-def test_explicit_and_implicit_meet_at_small_steps():
-    problem, start = made("network", 1, 0.45)
-    steps, errors = [0.02, 0.01, 0.005], []
-    for h in steps:
-        implicit = descend(problem, start, h, round(0.2 / h))[-1].density
-        *_, explicit = mf.ExplicitDescent(problem, h).run(start, round(0.2 / h))
-        errors.append(l1(explicit, implicit))
-    assert abs(rate(steps, errors) - 1.0) < 0.15, errors

@@ -523,6 +523,15 @@ def test_a_loose_residual_is_tightened_until_the_gap_is_proved():
     assert len(best.history) == best.iterations + 1
 
 
+def test_a_gap_just_above_the_tolerance_is_not_enough():
+    problem, _ = made("network on quadrilaterals")
+    rough = mf.minimise(problem, tol=1.0, residual_tol=0.1)
+    tol = 0.8 * mf.gap(problem, rough.density)
+    assert tol > 1e-6
+    best = mf.minimise(problem, tol=tol, residual_tol=0.1)
+    assert mf.gap(problem, best.density) <= best.gap <= tol
+
+
 @pytest.mark.parametrize(
     "name", ["network on triangles", "network on triangles, lumped", "contact on quadrilaterals"]
 )
