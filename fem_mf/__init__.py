@@ -28,7 +28,6 @@ except ImportError as error:
 
 from fem_mf.boundary import boundary_mass
 from fem_mf.density import Density, LogDensity
-from fem_mf.flows.conditions import Bregman, FirstOrderForms, bregman, first_order_forms
 from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator
@@ -50,12 +49,22 @@ from fem_mf.mean_field.fixed_point import Anderson, Picard
 from fem_mf.mean_field.newton import Newton
 from fem_mf.mesh import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
-from fem_mf.observables import dissipation, eigenvalue, energy, residual
+from fem_mf.observables import (
+    Bregman,
+    FirstOrderForms,
+    bregman,
+    dissipation,
+    eigenvalue,
+    energy,
+    first_order_forms,
+    residual,
+)
 from fem_mf.output import History, PVDSeries, XDMFSeries, progress
 from fem_mf.output.checkpoint import Checkpoint, Saved
 from fem_mf.problem import Problem
-from fem_mf.stationary.certificate import decay_rate, gap, spectral_gap
-from fem_mf.stationary.decay import Decay, Limit, measure_decay
+from fem_mf.stationary.certificate import gap
+from fem_mf.stationary.decay import decay_rate, spectral_gap
+from fem_mf.stationary.limit import Decay, Limit, measure_decay
 from fem_mf.stationary.minimise import Minimum, minimise, minimise_nested
 
 __all__ = [

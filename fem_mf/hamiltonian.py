@@ -1,8 +1,12 @@
-"""The matrix c M + σ²A + ∫V[m]ψχ while c and the mean field change.
+"""The Hamiltonian H[m] = −σ²Δ + V[m] as a matrix whose values change (F2).
 
-    operator = PotentialOperator(problem, closure)
-    operator.update(2.0 / dt, y)    # values only, the matrix object stays
+    operator = MeanFieldHamiltonian(problem, closure)
+    operator.update(2.0 / dt, y)    # c M + σ²A + ∫V[m]ψχ: values only, the matrix object stays
     operator.matrix, operator.order(density)
+
+    frozen = Hamiltonian(problem)
+    V = functional.derivative(density)
+    frozen.update(problem.on_potential_space(V))    # σ²A + ∫Vψχ for any V
 
 Where V − V_0 has few features, each has its matrix assembled once and an update is a few axpys.
 """
@@ -22,7 +26,7 @@ from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
 from fem_mf.typing import Array
 
-__all__ = ["PotentialOperator"]
+__all__ = ["Hamiltonian", "MeanFieldHamiltonian"]
 
 # Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
 # memory is better spent elsewhere and ∫Vψχ is assembled anew.
@@ -30,7 +34,7 @@ _MAX_PIECES = 24
 _SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 
 
-class PotentialOperator:
+class MeanFieldHamiltonian:
     """The matrix c M + σ²A + ∫Vψχ as c and V change.
 
     Args:
@@ -139,3 +143,55 @@ class PotentialOperator:
         free = mass > 0
         ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
         return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))
+
+
+class Hamiltonian:
+    """The matrix σ²A + ∫Vψχ − sM for any V and s; the matrix object stays, its values change.
+
+    Args:
+        problem: the problem.
+
+    Attributes:
+        matrix: it.
+        potential: V, as it was given; None at first.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.matrix: PETSc.Mat = problem.stiffness.copy()
+        self.potential: Array | None = None
+        self._term: PETSc.Mat | None = None
+
+    def shifted(self, other: Hamiltonian, shift: float) -> None:
+        """Set V to that of another operator, whose shift is zero, and s. Collective."""
+        self.potential = other.potential
+        if other is not self:
+            other.matrix.copy(self.matrix, structure=_SAME)
+        if self.problem.lumped:
+            added = -shift * self.problem.mass_diagonal
+            added[self.problem.constrained] = 0.0
+            self._add_diagonal(added)
+        else:
+            self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
+        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        self.matrix.stateIncrease()
+
+    def _add_diagonal(self, added: Array) -> None:
+        diagonal = self.matrix.getDiagonal()
+        diagonal.array[:] += added
+        self.matrix.setDiagonal(diagonal)
+
+    def update(self, potential: Array) -> None:
+        """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
+        self.potential = potential
+        problem, matrix = self.problem, self.matrix
+        problem.stiffness.copy(matrix, structure=_SAME)
+        matrix.scale(problem.sigma**2)
+        if problem.lumped:
+            added = problem.mass_diagonal * potential[: problem.num_owned]
+            added[problem.constrained] = 0.0
+            self._add_diagonal(added)
+        else:
+            self._term = problem.assemble_potential(self._term, potential)
+            matrix.axpy(1.0, self._term, structure=_SAME)
+        matrix.stateIncrease()

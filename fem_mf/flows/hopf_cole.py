@@ -26,7 +26,7 @@ from dolfinx.fem import petsc as fem_petsc
 from fem_mf import equations
 from fem_mf.density import LogDensity
 from fem_mf.flows.hjb_stage import HJBResult
-from fem_mf.flows.movement import MovementUnknown
+from fem_mf.flows.minimising_movement import MovementUnknown
 from fem_mf.mean_field.fixed_point import Accelerator, FixedPointRecord, StopTest, private, solve
 from fem_mf.mean_field.moments import Closure
 from fem_mf.mpi import ConvergenceError, global_sum
@@ -40,7 +40,7 @@ __all__ = ["WeightedStage"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_weighted_"
-_PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.flows.stages
+_PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.flows.schrodinger_stage
 _MOST_UPDATES = 100  # of c at one mean field
 # Of v and of w/2: products of two entries of the matrix must be floating-point numbers. Measured on
 # an interval, ∇²u is right at 417, wrong by a factor of 7 at 454, and φ is lost at 625.

@@ -2,7 +2,7 @@
 
 With (c + H[y]) ψ̂ = (2/a) r, n = ‖ψ̂‖ and ψ = ψ̂/n, a change Σ_j δw_j Q_j + δc of the operator, the
 constant being the feature Q_r = 1, changes ψ by −Σ_j δw_j (z_j − ⟨ψ, z_j⟩ψ), (c + H) z_j = Q_jψ.
-For the unknown of :mod:`fem_mf.flows.movement` this is a change −R δw with the rows
+For the unknown of :mod:`fem_mf.flows.minimising_movement` this is a change −R δw with the rows
 
     R_ij = 2⟨Q_iψ, z_j⟩ − 2 y_i ⟨ψ, z_j⟩,
     R_rj = ((2/a)(1 − 2/n)(⟨r, z_j⟩ − ⟨ψ, z_j⟩⟨ψ, r⟩) + Σ_i w_i R_ij)/unit.
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fem_mf.density import Density
-from fem_mf.hamiltonian import PotentialOperator
+from fem_mf.hamiltonian import MeanFieldHamiltonian
 from fem_mf.mean_field.moments import MomentClosure
 from fem_mf.mpi import global_sum
 from fem_mf.petsc import SpdSolver
@@ -32,7 +32,7 @@ _STRONG = 0.01  # contraction factor of one feature that is worth a Newton corre
 def response(
     problem: Problem,
     closure: MomentClosure,
-    operator: PotentialOperator,
+    operator: MeanFieldHamiltonian,
     density: Density,
     solver: SpdSolver,
     vectors: tuple[PETSc.Vec, PETSc.Vec],
@@ -56,7 +56,7 @@ def response(
         a: the length of the stage.
         anchor: M r.
         norm: n.
-        unit: scale of c, see :class:`fem_mf.flows.movement.MovementUnknown`.
+        unit: scale of c, see :class:`fem_mf.flows.minimising_movement.MovementUnknown`.
     """
     right, z = vectors[0], vectors[1].duplicate()
     psi, mass = density.amplitude(), density.mass_amplitude()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.flows.stages import ImplicitStage
+from fem_mf.flows.schrodinger_stage import ImplicitStage
 from fem_mf.mpi import ConvergenceError, global_sum
 from fem_mf.problem import Problem
 from fem_mf.stationary.newton_cg import Anchor, Guess, StageResult

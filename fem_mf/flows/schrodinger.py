@@ -6,9 +6,9 @@
 
 Every stage of a step is a minimising movement (D7): it keeps the norm of ψ by a multiplier, and is
 solved by a fixed point on the mean field around linear solves, or by Newton's method on the sphere
-(:mod:`fem_mf.flows.stages`). Backward Euler is one movement: the energy falls by at least
-(2/dt)‖ψ⁺ − ψ‖² in a step of any length. A constant step too long for a scheme of order two is one
-movement of the same length: time is never shortened.
+(:mod:`fem_mf.flows.schrodinger_stage`). Backward Euler is one movement: the energy falls by at
+least (2/dt)‖ψ⁺ − ψ‖² in a step of any length. A constant step too long for a scheme of order two
+is one movement of the same length: time is never shortened.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fem_mf.flows.flow import (
     check_tolerances,
 )
 from fem_mf.flows.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
-from fem_mf.flows.stages import ImplicitStage
+from fem_mf.flows.schrodinger_stage import ImplicitStage
 from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.mean_field.moments import Closure, MomentClosure, make_closure
 from fem_mf.mean_field.newton import Newton

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fem_mf.mpi import all_ranks_agree, on_root
-from fem_mf.stationary.decay import limit_file
+from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
 if TYPE_CHECKING:

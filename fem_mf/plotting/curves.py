@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fem_mf.mpi import on_root
-from fem_mf.stationary.decay import Limit
+from fem_mf.stationary.limit import Limit
 from fem_mf.typing import Array, PathLike
 
 if TYPE_CHECKING:

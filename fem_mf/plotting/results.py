@@ -21,7 +21,7 @@ from fem_mf.plotting.film import check_film, chosen_steps, load_imageio, make_fi
 from fem_mf.plotting.framing import Look
 from fem_mf.plotting.recorded import Recorded
 from fem_mf.plotting.scenes import make_scene
-from fem_mf.stationary.decay import Limit
+from fem_mf.stationary.limit import Limit
 from fem_mf.typing import PathLike
 
 __all__ = ["render"]

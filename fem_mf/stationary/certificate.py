@@ -1,16 +1,13 @@
-"""The spectrum at a density: certificate (C1), spectral gap, decay rate of the flow.
+"""The certificate (C1): a bound of the distance to the minimum, from the ground state of H[m].
 
-Both gaps are defined at any density, the decay rate at the minimiser:
+    gap(problem, density)    # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, at any density
 
-    gap(problem, density)             # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, C1
-    spectral_gap(problem, density)    # λ₁ − λ₀ of the frozen H[m]
-    decay_rate(problem, best)         # of F^σ(m_t) − min F^σ along the flow
+The bound includes the error of the eigenvalue.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from petsc4py import PETSc
@@ -18,23 +15,20 @@ from petsc4py import PETSc
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.mpi import ConvergenceError, positive, warn
+from fem_mf.hamiltonian import Hamiltonian
+from fem_mf.mpi import ConvergenceError, positive
 from fem_mf.observables import FirstOrder, dual_norm, energy_scale, first_order, flat_scale
 from fem_mf.petsc import (
     LEAST_UNKNOWNS,
     Options,
     Preconditioner,
-    States,
     default_preconditioner,
     lowest_states,
-    shell_matrix,
 )
 from fem_mf.problem import Problem
-from fem_mf.spaces import owned_values
-from fem_mf.stationary.hessian import FrozenOperator, Hessian
 from fem_mf.typing import Array
 
-__all__ = ["Metric", "certify_gap", "decay_rate", "gap", "lowest_curvature", "spectral_gap"]
+__all__ = ["LowestPairs", "Metric", "aij_mass", "certify_gap", "gap", "prepare", "smooth_guess"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_stationary_"
@@ -43,7 +37,6 @@ _SIGN = 1e-3
 _ROUNDING = 1e-14  # relative error of a Rayleigh quotient
 _TIGHTER = 5
 _MOST_STATES = 6  # of a cluster, and the state above it
-_SEARCHES = 3  # for a state that the ones before missed
 # Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
 
@@ -58,7 +51,7 @@ class Metric:
 
     def __init__(self, problem: Problem, options: Options | None = None) -> None:
         self.problem, self._options = problem, options
-        self._operator = FrozenOperator(problem)
+        self._operator = Hamiltonian(problem)
         self._preconditioner: Preconditioner | None = None
         self._right = self._operator.matrix.createVecLeft()
         self._solution = self._operator.matrix.createVecRight()
@@ -73,7 +66,7 @@ class Metric:
         potential: Array,
         eigenvalue: float,
         margin: float = 0.1,
-        assembled: FrozenOperator | None = None,
+        assembled: Hamiltonian | None = None,
         shift: float = np.inf,
     ) -> None:
         """Take the operator of V (on the potential space), shifted to be positive. Collective.
@@ -119,7 +112,7 @@ def certify_gap(
     condition: FirstOrder,
     metric: Metric,
     tolerance: float,
-    operator: FrozenOperator | None = None,
+    operator: Hamiltonian | None = None,
 ) -> float:
     """The gap (C1), the error of its eigenvalue below ``tolerance``. Collective.
 
@@ -143,7 +136,7 @@ def certify_gap(
     """
     spread = energy_scale(problem, condition)
     tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
-    pairs = _LowestPairs(problem, density, condition, metric, operator)
+    pairs = LowestPairs(problem, density, condition, metric, operator)
     # The excited state only has to be known roughly, and the ground state is often known already.
     sharp = float(np.sqrt(tolerance * spread))
     lowest, error, cluster = pairs.bounded(0.02 * spread)
@@ -167,7 +160,7 @@ def certify_gap(
     return max(condition.eigenvalue - lowest, 0.0) + error + rounding
 
 
-class _LowestPairs:
+class LowestPairs:
     """The lowest eigenpairs of a frozen H[m], two at first, to one tolerance after the other."""
 
     def __init__(
@@ -176,20 +169,20 @@ class _LowestPairs:
         density: Density,
         condition: FirstOrder,
         metric: Metric,
-        operator: FrozenOperator | None = None,
+        operator: Hamiltonian | None = None,
     ) -> None:
         self.problem, self._metric, self._density = problem, metric, density
-        self._operator = FrozenOperator(problem) if operator is None else operator
+        self._operator = Hamiltonian(problem) if operator is None else operator
         self._operator.update(condition.potential)
-        self._mass = _aij_mass(problem)
-        self._states = [density.amplitude(), _guess(problem, metric, 1)]
+        self._mass = aij_mass(problem)
+        self._states = [density.amplitude(), smooth_guess(problem, metric, 1)]
 
     def grow(self) -> bool:
         """Add a state to those that are computed, if the space has room for it. Collective."""
         states = len(self._states) + 1
         if self.problem.space.dofmap.index_map.size_global < LEAST_UNKNOWNS * states:
             return False
-        self._states.append(_guess(self.problem, self._metric, states - 1))
+        self._states.append(smooth_guess(self.problem, self._metric, states - 1))
         return True
 
     def bounded(self, residual: float) -> tuple[float, float, int]:
@@ -237,7 +230,7 @@ class _LowestPairs:
         return abs(problem.dot(np.abs(ground), mass)) / problem.dot(ground, mass)
 
 
-def _aij_mass(problem: Problem) -> PETSc.Mat:
+def aij_mass(problem: Problem) -> PETSc.Mat:
     """The mass matrix in the format that SLEPc needs, also when it is diagonal. Collective."""
     if not problem.lumped:
         return problem.mass_matrix
@@ -248,7 +241,7 @@ def _aij_mass(problem: Problem) -> PETSc.Mat:
     return matrix
 
 
-def _guess(problem: Problem, metric: Metric, number: int) -> Array:
+def smooth_guess(problem: Problem, metric: Metric, number: int) -> Array:
     """P⁻¹ of a smooth function without symmetry: it has a part of every low state. Collective.
 
     It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
@@ -261,7 +254,8 @@ def _guess(problem: Problem, metric: Metric, number: int) -> Array:
     return metric.solve(problem.apply_mass(wave))
 
 
-def _prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
+def prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
+    """What every eigenvalue begins with: the first-order condition, and a metric. Collective."""
     positive("tolerance", tolerance)
     condition = first_order(problem, density)
     metric = Metric(problem)
@@ -283,158 +277,5 @@ def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> floa
     Raises:
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
-    condition, metric = _prepare(problem, density, tolerance)
+    condition, metric = prepare(problem, density, tolerance)
     return certify_gap(problem, density, condition, metric, tolerance)
-
-
-def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10) -> float:
-    """λ₁ − λ₀ of the frozen H[m]. Collective.
-
-    Half of it is the local exponential rate of ψ_t for a linear F; see :func:`decay_rate` for the
-    others.
-
-    Args:
-        problem: the problem.
-        density: m.
-        tolerance: relative, of the eigenvalues.
-    """
-    condition, metric = _prepare(problem, density, tolerance)
-    spread = energy_scale(problem, condition)
-    pairs = _LowestPairs(problem, density, condition, metric)
-    pairs.grow()  # the state above tells how well the second is separated
-
-    def measure(residual: float) -> tuple[float, float]:
-        values, residuals = pairs.to(residual)
-        first, second = (_error(values, residuals, k) for k in (0, 1))
-        return values[1] - values[0], first + second + rounding
-
-    rounding = _rounding(problem, density, condition)
-    return _sharpened(problem, measure, tolerance, spread, "spectral gap")
-
-
-def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
-    """The rate r of F^σ(m_t) − min F^σ ~ e^{−rt} along the flow (D5). Collective.
-
-    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, J the second derivative of F^σ/2
-    on the sphere: r is the smallest eigenvalue of J there, at least the spectral gap of the frozen
-    H[m] when F is convex. Starts without a component along its eigenfunction decay faster.
-
-    Args:
-        problem: the problem.
-        minimiser: of F^σ on this problem, residual small.
-        tolerance: relative, of the rate.
-
-    Raises:
-        ConvergenceError: the eigensolver failed.
-    """
-    return lowest_curvature(problem, minimiser, tolerance, "decay rate")[0]
-
-
-def lowest_curvature(
-    problem: Problem, density: Density, tolerance: float, name: str = "curvature"
-) -> tuple[float, Array]:
-    """The smallest eigenvalue of J, half the second derivative of F^σ on the sphere. Collective.
-
-    Args:
-        problem: the problem.
-        density: a critical point of F^σ.
-        tolerance: relative, of the eigenvalue.
-        name: what to call it in a warning.
-
-    Returns:
-        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, of norm one.
-
-    Raises:
-        ConvergenceError: the eigensolver failed.
-    """
-    condition, metric = _prepare(problem, density, tolerance)
-    hessian = Hessian(problem)
-    hessian.update(density, condition)
-    psi, mass_psi = density.amplitude(), density.mass_amplitude()
-
-    def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
-        v = np.array(x.array_r, dtype=np.float64)
-        v -= psi * problem.dot(mass_psi, v)
-        load = hessian.apply(v)
-        y.array[:] = load - mass_psi * problem.dot(psi, load)
-
-    shell, mass = shell_matrix(hessian.sparse.matrix, apply), _aij_mass(problem)
-    spread = energy_scale(problem, condition)
-    rounding = _rounding(problem, density, condition)
-    few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
-    states = [_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
-
-    def residual_of(value: float, state: Array) -> float:
-        v = state - psi * problem.dot(mass_psi, state)
-        load = hessian.apply(v) - value * problem.apply_mass(v)
-        load -= mass_psi * problem.dot(psi, load)
-        load[problem.constrained] = 0.0
-        return dual_norm(problem, load)
-
-    def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
-        euclidean = residual * float(np.sqrt(problem.mean_mass))
-        return lowest_states(
-            shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
-        )
-
-    def measure(residual: float) -> tuple[float, float]:
-        nonlocal states
-        for attempt in range(_SEARCHES):
-            found = lowest(states, residual, [])
-            states = found.vectors
-            # A block that starts elsewhere finds what the first one may have missed.
-            other = lowest([_guess(problem, metric, 5 + attempt)], 0.1 * spread, states)
-            if other.values[0] > found.values[0] - residual:
-                break
-            states = [*other.vectors, *states][: len(states)]
-        residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
-        return found.values[0], _error(found.values, residuals, 0) + rounding
-
-    value = _sharpened(problem, measure, tolerance, spread, name)
-    slowest = states[0] - psi * problem.dot(mass_psi, states[0])
-    return value, slowest / problem.norm(slowest)
-
-
-def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
-    """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
-    psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
-    sums = problem.sigma**2 * problem.dot(diagonal * psi, psi) + abs(condition.eigenvalue)
-    return 4.0 * np.finfo(float).eps * float(sums)
-
-
-def _error(values: list[float], residuals: list[float], k: int) -> float:
-    """A bound of the error of the k-th Ritz value (Weinstein, or Kato and Temple)."""
-    error = residuals[k]
-    if k + 1 < len(values):
-        separation = values[k + 1] - residuals[k + 1] - values[k]
-        if separation > 0.0:
-            error = min(error, residuals[k] ** 2 / separation)
-    return error
-
-
-def _sharpened(
-    problem: Problem,
-    measure: Callable[[float], tuple[float, float]],
-    tolerance: float,
-    spread: float,
-    name: str,
-) -> float:
-    """A number whose error is below tolerance times itself, from residuals that are tightened."""
-    value, error = measure(0.02 * spread)
-    residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))
-    for _ in range(_TIGHTER):
-        if error <= tolerance * abs(value):
-            return value
-        try:
-            value, error = measure(max(residual, 10.0 * _ROUNDING * spread))
-        except ConvergenceError:
-            break
-        residual *= 0.1
-    if error > tolerance * abs(value):
-        warn(
-            *(problem.comm, _LOG),
-            "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
-            "further",
-            *(name, value, error),
-        )
-    return value

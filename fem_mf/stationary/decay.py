@@ -1,193 +1,192 @@
-"""Where the energy of a run tends to, how fast it should get there, and how fast it does.
+"""How fast the flow approaches its limit: the decay rate (D5), and the spectral gap.
 
-    limit = Limit.of(minimise(problem))             # minimum, certificate and predicted rate
-    limit.write("run/history.csv", problem.comm)    # for the pictures of that history
-    columns = History.read("run/history.csv")
-    print(measure_decay(columns["t"], columns["energy"], limit))
+    best = minimise(problem).density
+    decay_rate(problem, best)      # r of F^σ(m_t) − min F^σ ~ e^{−rt}
+    spectral_gap(problem, best)    # λ₁ − λ₀ of the frozen H[m]
 
-A flow approaches its minimum like e^{−rt} only once all faster modes have died out. The local rate
-is therefore measured in three successive windows, and extrapolated.
+Both warn where the lowest states cannot be separated.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable
 
-from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
-import numpy.typing as npt
 
-from fem_mf.mpi import ConvergenceError, on_root
-from fem_mf.stationary.certificate import decay_rate
-from fem_mf.stationary.minimise import Minimum
-from fem_mf.typing import Array, PathLike
+from fem_mf.density import Density
+from fem_mf.mpi import ConvergenceError, warn
+from fem_mf.observables import FirstOrder, dual_norm, energy_scale
+from fem_mf.petsc import (
+    LEAST_UNKNOWNS,
+    States,
+    lowest_states,
+    shell_matrix,
+)
+from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
+from fem_mf.stationary.certificate import LowestPairs, aij_mass, prepare, smooth_guess
+from fem_mf.stationary.hessian import Hessian
+from fem_mf.typing import Array
 
-__all__ = ["Decay", "Limit", "limit_file", "measure_decay"]
-
+__all__ = ["decay_rate", "lowest_curvature", "spectral_gap"]
 
 _LOG = logging.getLogger(__name__)
-_MARGIN = 100.0  # an energy this many uncertainties above the minimum gives a rate to one per cent
-_SETTLED = 0.02  # relative distance of the local rate from the extrapolated one
-_EQUAL = 1e-3  # relative: local rates closer than this are one
-_POINTS = 3  # in each window, at least
+_ROUNDING = 1e-14  # relative error of a Rayleigh quotient
+_TIGHTER = 5
+_SEARCHES = 3  # for a state that the ones before missed
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The limit of the energy along a flow.
+def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10) -> float:
+    """λ₁ − λ₀ of the frozen H[m]. Collective.
 
-    Attributes:
-        minimum: F^σ of the computed minimiser, on the discretisation of the flow (the energies of
-            an ``HJBFlow`` tend to a minimum of their own, within the discretisation error).
-        gap: certificate (C1): the true minimum is between minimum − gap and minimum; None where
-            there is none.
-        decay_rate: predicted rate r of F^σ(m_t) − min F^σ ~ e^{−rt}, that of the slowest mode;
-            None if unknown. A start without a part of that mode, by symmetry, decays faster.
-    """
-
-    minimum: float
-    gap: float | None = None
-    decay_rate: float | None = None
-
-    @classmethod
-    def of(cls, best: Minimum, tolerance: float = 1e-4) -> Self:
-        """Take the minimum and its certificate, and compute the rate (D5). Collective.
-
-        Args:
-            best: what ``minimise`` returned. Where its rate cannot be computed, a warning is given
-                and the limit has none.
-            tolerance: relative, of the rate.
-        """
-        rate = None
-        try:
-            rate = decay_rate(best.density.problem, best.density, tolerance=tolerance)
-        except ConvergenceError as error:
-            _LOG.warning("no decay rate: %s", error)
-        return cls(best.energy, None if np.isnan(best.gap) else best.gap, rate)
-
-    @property
-    def uncertainty(self) -> float:
-        """How far the true minimum may be from ``minimum``: the gap, and rounding."""
-        return max(self.gap or 0.0, 64.0 * float(np.finfo(float).eps) * abs(self.minimum))
-
-    def write(self, history: PathLike, comm: MPI.Comm) -> None:
-        """Write the limit beside a history, as JSON of the same name. Collective.
-
-        Args:
-            history: path of the ``.csv`` file; the JSON file ends in ``.json`` instead.
-            comm: the communicator of the run; rank 0 writes.
-
-        Raises:
-            RuntimeError: the file cannot be written; on every rank.
-        """
-        path = limit_file(history)
-
-        def work() -> None:
-            new = path.with_name(path.name + "-new")
-            new.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-            new.replace(path)
-
-        on_root(comm, work)
-
-    @classmethod
-    def read(cls, history: PathLike) -> Self | None:
-        """Read the limit of a history, None if there is none. Each rank reads for itself.
-
-        Args:
-            history: path of the ``.csv`` file.
-
-        Raises:
-            ValueError: the file beside the history is not that of a limit.
-        """
-        path = limit_file(history)
-        if not path.exists():
-            return None
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"'{path}' does not hold the limit of a run: {error}") from error
-
-
-def limit_file(history: PathLike) -> Path:
-    """The path of the JSON file that belongs to a history."""
-    return Path(history).with_suffix(".json")
-
-
-@dataclass(frozen=True)
-class Decay:
-    """The rate at which an energy falls towards its minimum, measured.
-
-    Attributes:
-        rate: in the window; NaN if it cannot be measured.
-        window: first and last time of the fit.
-        extrapolated: the limit of the local rates as t → ∞, by Aitken's method; NaN where they do
-            not converge.
-        settled: whether the local rate is within two per cent of the extrapolated one; otherwise
-            the run is too short for its decay to be asymptotic.
-    """
-
-    rate: float
-    window: tuple[float, float]
-    extrapolated: float
-    settled: bool
-
-    def __str__(self) -> str:
-        """A sentence."""
-        if np.isnan(self.rate):
-            return "the run has too few steps above the uncertainty of the minimum for a rate"
-        first, last = self.window
-        text = f"F^σ − min F^σ falls like e^(−{self.rate:.4f} t) for {first:.4g} ≤ t ≤ {last:.4g}"
-        if np.isfinite(self.extrapolated):
-            text += f"; extrapolated to t → ∞: {self.extrapolated:.4f}"
-        if not self.settled:
-            text += "; the decay is not asymptotic yet: the local rate still changes"
-        return text
-
-
-def measure_decay(t: npt.ArrayLike, energy: npt.ArrayLike, limit: Limit) -> Decay:
-    """Measure the rate at which the energy falls towards its minimum.
-
-    Only energies well above the uncertainty of the minimum are used. The rate is fitted in the
-    last sixth of their time, and compared with those of the two sixths before.
+    Half of it is the local exponential rate of ψ_t for a linear F; see :func:`decay_rate` for the
+    others.
 
     Args:
-        t: ``(n,)`` times, ascending.
-        energy: ``(n,)`` energies.
-        limit: the minimum and its certificate.
+        problem: the problem.
+        density: m.
+        tolerance: relative, of the eigenvalues.
     """
-    t, excess = np.asarray(t, dtype=float), np.asarray(energy, dtype=float) - limit.minimum
-    low = ~(excess > _MARGIN * limit.uncertainty)
-    count = int(np.argmax(low)) if low.any() else len(t)
-    t, logarithm = t[:count], np.log(excess[:count])
-    nowhere = Decay(np.nan, (np.nan, np.nan), np.nan, False)
-    if count < _POINTS:
-        return nowhere
-    ends = t[0] + (t[-1] - t[0]) * np.array([0.5, 2.0 / 3.0, 5.0 / 6.0, 1.0])
-    slack = 1e-9 * (t[-1] - t[0])
-    windows = [(t >= a - slack) & (t <= b + slack) for a, b in pairwise(ends)]
-    if min(int(window.sum()) for window in windows) < _POINTS:
-        last = slice(-_POINTS, None)
-        return Decay(_slope(t[last], logarithm[last]), (t[-_POINTS], t[-1]), np.nan, False)
-    rates = [_slope(t[window], logarithm[window]) for window in windows]
-    limiting = _extrapolate(rates)
-    settled = bool(abs(rates[-1] - limiting) <= _SETTLED * abs(rates[-1]))  # False if NaN
-    return Decay(rates[-1], (float(t[windows[-1]][0]), float(t[-1])), limiting, settled)
+    condition, metric = prepare(problem, density, tolerance)
+    spread = energy_scale(problem, condition)
+    pairs = LowestPairs(problem, density, condition, metric)
+    pairs.grow()  # the state above tells how well the second is separated
+
+    def measure(residual: float) -> tuple[float, float]:
+        values, residuals = pairs.to(residual)
+        first, second = (_error(values, residuals, k) for k in (0, 1))
+        return values[1] - values[0], first + second + rounding
+
+    rounding = _rounding(problem, density, condition)
+    return _sharpened(problem, measure, tolerance, spread, "spectral gap")
 
 
-def _slope(t: Array, logarithm: Array) -> float:
-    return -float(np.polyfit(t - t.mean(), logarithm, 1)[0])
+def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
+    """The rate r of F^σ(m_t) − min F^σ ~ e^{−rt} along the flow (D5). Collective.
+
+    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, J the second derivative of F^σ/2
+    on the sphere: r is the smallest eigenvalue of J there, at least the spectral gap of the frozen
+    H[m] when F is convex. Starts without a component along its eigenfunction decay faster.
+
+    Args:
+        problem: the problem.
+        minimiser: of F^σ on this problem, residual small.
+        tolerance: relative, of the rate.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    return lowest_curvature(problem, minimiser, tolerance, "decay rate")[0]
 
 
-def _extrapolate(rates: list[float]) -> float:
-    """The limit of three numbers that converge geometrically, NaN if they do not."""
-    first, second = rates[1] - rates[0], rates[2] - rates[1]
-    if abs(second) <= _EQUAL * abs(rates[2]):
-        return rates[2]
-    ratio = second / first if first else np.inf
-    return rates[2] + second * ratio / (1.0 - ratio) if abs(ratio) < 1.0 else float("nan")
+def lowest_curvature(
+    problem: Problem, density: Density, tolerance: float, name: str = "curvature"
+) -> tuple[float, Array]:
+    """The smallest eigenvalue of J, half the second derivative of F^σ on the sphere. Collective.
+
+    Args:
+        problem: the problem.
+        density: a critical point of F^σ.
+        tolerance: relative, of the eigenvalue.
+        name: what to call it in a warning.
+
+    Returns:
+        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, of norm one.
+
+    Raises:
+        ConvergenceError: the eigensolver failed.
+    """
+    condition, metric = prepare(problem, density, tolerance)
+    hessian = Hessian(problem)
+    hessian.update(density, condition)
+    psi, mass_psi = density.amplitude(), density.mass_amplitude()
+
+    def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
+        v = np.array(x.array_r, dtype=np.float64)
+        v -= psi * problem.dot(mass_psi, v)
+        load = hessian.apply(v)
+        y.array[:] = load - mass_psi * problem.dot(psi, load)
+
+    shell, mass = shell_matrix(hessian.sparse.matrix, apply), aij_mass(problem)
+    spread = energy_scale(problem, condition)
+    rounding = _rounding(problem, density, condition)
+    few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
+    states = [smooth_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
+
+    def residual_of(value: float, state: Array) -> float:
+        v = state - psi * problem.dot(mass_psi, state)
+        load = hessian.apply(v) - value * problem.apply_mass(v)
+        load -= mass_psi * problem.dot(psi, load)
+        load[problem.constrained] = 0.0
+        return dual_norm(problem, load)
+
+    def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
+        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        return lowest_states(
+            shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
+        )
+
+    def measure(residual: float) -> tuple[float, float]:
+        nonlocal states
+        for attempt in range(_SEARCHES):
+            found = lowest(states, residual, [])
+            states = found.vectors
+            # A block that starts elsewhere finds what the first one may have missed.
+            other = lowest([smooth_guess(problem, metric, 5 + attempt)], 0.1 * spread, states)
+            if other.values[0] > found.values[0] - residual:
+                break
+            states = [*other.vectors, *states][: len(states)]
+        residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
+        return found.values[0], _error(found.values, residuals, 0) + rounding
+
+    value = _sharpened(problem, measure, tolerance, spread, name)
+    slowest = states[0] - psi * problem.dot(mass_psi, states[0])
+    return value, slowest / problem.norm(slowest)
+
+
+def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
+    """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
+    psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
+    sums = problem.sigma**2 * problem.dot(diagonal * psi, psi) + abs(condition.eigenvalue)
+    return 4.0 * np.finfo(float).eps * float(sums)
+
+
+def _error(values: list[float], residuals: list[float], k: int) -> float:
+    """A bound of the error of the k-th Ritz value (Weinstein, or Kato and Temple)."""
+    error = residuals[k]
+    if k + 1 < len(values):
+        separation = values[k + 1] - residuals[k + 1] - values[k]
+        if separation > 0.0:
+            error = min(error, residuals[k] ** 2 / separation)
+    return error
+
+
+def _sharpened(
+    problem: Problem,
+    measure: Callable[[float], tuple[float, float]],
+    tolerance: float,
+    spread: float,
+    name: str,
+) -> float:
+    """A number whose error is below tolerance times itself, from residuals that are tightened."""
+    value, error = measure(0.02 * spread)
+    residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))
+    for _ in range(_TIGHTER):
+        if error <= tolerance * abs(value):
+            return value
+        try:
+            value, error = measure(max(residual, 10.0 * _ROUNDING * spread))
+        except ConvergenceError:
+            break
+        residual *= 0.1
+    if error > tolerance * abs(value):
+        warn(
+            *(problem.comm, _LOG),
+            "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
+            "further",
+            *(name, value, error),
+        )
+    return value

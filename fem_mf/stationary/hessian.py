@@ -24,69 +24,18 @@ import numpy as np
 
 from fem_mf.density import Density
 from fem_mf.functionals.terms import Contact, Cylindrical, flatten
+from fem_mf.hamiltonian import Hamiltonian
 from fem_mf.mean_field.moments import MomentClosure
 from fem_mf.mpi import global_sum
 from fem_mf.observables import FirstOrder, energy_scale
 from fem_mf.problem import FunctionalLike, Problem
 from fem_mf.typing import Array
 
-__all__ = ["FrozenOperator", "Hessian"]
+__all__ = ["Hessian"]
 
 _SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _REDUNDANT = 1e-13  # variance of a combination of features, relative: it is rounding
 _DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error its square
-
-
-class FrozenOperator:
-    """The matrix σ²A + ∫Vψχ − sM for any V and s; the matrix object stays, its values change.
-
-    Args:
-        problem: the problem.
-
-    Attributes:
-        matrix: it.
-        potential: V, as it was given; None at first.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.matrix: PETSc.Mat = problem.stiffness.copy()
-        self.potential: Array | None = None
-        self._term: PETSc.Mat | None = None
-
-    def shifted(self, other: FrozenOperator, shift: float) -> None:
-        """Set V to that of another operator, whose shift is zero, and s. Collective."""
-        self.potential = other.potential
-        if other is not self:
-            other.matrix.copy(self.matrix, structure=_SAME)
-        if self.problem.lumped:
-            added = -shift * self.problem.mass_diagonal
-            added[self.problem.constrained] = 0.0
-            self._add_diagonal(added)
-        else:
-            self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
-        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
-        self.matrix.stateIncrease()
-
-    def _add_diagonal(self, added: Array) -> None:
-        diagonal = self.matrix.getDiagonal()
-        diagonal.array[:] += added
-        self.matrix.setDiagonal(diagonal)
-
-    def update(self, potential: Array) -> None:
-        """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
-        self.potential = potential
-        problem, matrix = self.problem, self.matrix
-        problem.stiffness.copy(matrix, structure=_SAME)
-        matrix.scale(problem.sigma**2)
-        if problem.lumped:
-            added = problem.mass_diagonal * potential[: problem.num_owned]
-            added[problem.constrained] = 0.0
-            self._add_diagonal(added)
-        else:
-            self._term = problem.assemble_potential(self._term, potential)
-            matrix.axpy(1.0, self._term, structure=_SAME)
-        matrix.stateIncrease()
 
 
 class Hessian:
@@ -117,7 +66,7 @@ class Hessian:
         self._others: list[tuple[float, FunctionalLike]] = [
             (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
         ]
-        self.sparse = FrozenOperator(problem)
+        self.sparse = Hamiltonian(problem)
         self.potential = np.zeros(problem.potential_nodes.shape[1])
         self._curvatures = np.zeros(0)
         self._loads = np.empty((problem.num_owned, 0))  # b_j

@@ -33,8 +33,9 @@ from fem_mf.observables import (
 )
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
-from fem_mf.stationary.certificate import certify_gap, lowest_curvature
+from fem_mf.stationary.certificate import certify_gap
 from fem_mf.stationary.coarse import coarse_problem, from_grid
+from fem_mf.stationary.decay import lowest_curvature
 from fem_mf.stationary.newton_cg import Descent, Iterate
 
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]

@@ -13,7 +13,7 @@ from fem_mf.mean_field.moments import make_closure
 from fem_mf.observables import first_order, hamiltonian
 from fem_mf.petsc import Preconditioner, default_preconditioner
 from fem_mf.stationary.certificate import Metric
-from fem_mf.stationary.hessian import FrozenOperator, Hessian
+from fem_mf.stationary.hessian import Hamiltonian, Hessian
 from fem_mf.stationary.newton_cg import Descent, NotPositiveError, newton_direction
 from tests.exact import gaussian
 
@@ -249,7 +249,7 @@ def test_covariance_of_the_moments(functional, mesh):
 def test_frozen_operator(mesh, boundary):
     density, condition, _ = linearised("linear", mesh, boundary)
     problem = density.problem
-    operator = FrozenOperator(problem)
+    operator = Hamiltonian(problem)
     handle = operator.matrix.handle
     for factor in (1.0, 2.0, -0.5):
         operator.update(factor * condition.potential)

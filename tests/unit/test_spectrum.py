@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 import fem_mf as mf
 from fem_mf.observables import first_order
 from fem_mf.petsc import lowest_states, shell_matrix
-from fem_mf.stationary.hessian import FrozenOperator, Hessian
+from fem_mf.stationary.hessian import Hamiltonian, Hessian
 from tests.exact import gaussian, gaussian_energy
 
 COMM = MPI.COMM_WORLD
@@ -65,7 +65,7 @@ def dense_mass(problem):
 
 def dense_spectrum(problem, density):
     """The three lowest eigenvalues of the frozen H[m]; without walls."""
-    operator = FrozenOperator(problem)
+    operator = Hamiltonian(problem)
     operator.update(first_order(problem, density).potential)
     lowest = {"eigvals_only": True, "subset_by_index": [0, 2]}
     return eigh(dense(operator.matrix), dense_mass(problem), **lowest)

@@ -5,8 +5,8 @@ Given an anchor r and a length a, find ψ of norm one and the multiplier s with
     (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   H[m] = −σ²Δ + V[m],
 
 the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
-field and the multiplier (:mod:`fem_mf.flows.movement`) around linear solves; where that iteration
-does not contract, or its operator is not positive, by Newton's method on the sphere
+field and the multiplier (:mod:`fem_mf.flows.minimising_movement`) around linear solves; where that
+iteration does not contract, or its operator is not positive, by Newton's method on the sphere
 (:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
 give the same ψ.
 
@@ -27,9 +27,9 @@ from dataclasses import replace
 import numpy as np
 
 from fem_mf.density import Density, WorkDensity
-from fem_mf.flows.movement import MovementUnknown
+from fem_mf.flows.minimising_movement import MovementUnknown
 from fem_mf.flows.response import response
-from fem_mf.hamiltonian import PotentialOperator
+from fem_mf.hamiltonian import MeanFieldHamiltonian
 from fem_mf.mean_field.fixed_point import Accelerator, InnerTolerance, StopTest, private, solve
 from fem_mf.mean_field.moments import Closure, MomentClosure
 from fem_mf.mean_field.newton import Newton
@@ -80,7 +80,7 @@ class ImplicitStage:
     ) -> None:
         self.problem = problem
         self.closure = closure
-        self.operator = PotentialOperator(problem, closure)
+        self.operator = MeanFieldHamiltonian(problem, closure)
         self.density = WorkDensity(problem, np.ones(problem.num_owned))
         self.unknown = MovementUnknown(closure)
         if isinstance(accelerator, Newton) and not isinstance(closure, MomentClosure):
