@@ -131,6 +131,31 @@ class Problem(Discretisation):
         other.stiffness = other.stiffness_for(other.sigma)
         return other
 
+    def hamiltonian(self, density: Any) -> PETSc.Mat:
+        """H[m] = −σ²Δ + V[m] as a new matrix: ⟨χ, Hψ⟩ = ∫(σ²∇ψ·∇χ + Vψχ) dx (F2). Collective.
+
+        Rows and columns where ψ is constrained are σ² on the diagonal. With ``mass_matrix`` it is
+        the pencil whose lowest eigenvalue the certificate (C1) needs.
+
+        Args:
+            density: m, a ``Density`` of this problem.
+        """
+        potential = self.on_potential_space(self.functional.derivative(density))
+        matrix: PETSc.Mat = self.stiffness.copy()
+        matrix.scale(self.sigma**2)
+        if self.lumped:
+            added = self.mass_diagonal * potential[: self.num_owned]
+            added[self.constrained] = 0.0
+            diagonal = matrix.getDiagonal()
+            diagonal.array[:] += added
+            matrix.setDiagonal(diagonal)
+        else:
+            pattern: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+            term = self.assemble_potential(None, potential)
+            matrix.axpy(1.0, term, structure=pattern)
+            term.destroy()
+        return matrix
+
     def on_potential_space(self, function: fem.Function) -> Array:
         """A user's or our own V as an array on the potential space, owned and ghosts. Collective.
 

@@ -15,7 +15,11 @@ import fem_mf
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts),
+]
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
@@ -120,6 +124,23 @@ def test_options_of_petsc_have_prefixes_that_exist():
     for page, text in TEXT.items():
         cited = set(re.findall(r"\b(fem_mf_[a-z]+_)(?=[a-z`.])", text)) - {"fem_mf_"}
         assert cited <= known, (page, cited - known)
+
+
+def test_the_table_of_equations_names_code_that_cites_them():
+    """Each name of the table exists, and the file it is in cites the equation."""
+    section = TEXT["docs/theory.md"].split("## Where each equation is")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Z]\d.*?) \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+    named = {name for names, *_ in rows for name in names.split(", ")}
+    letters = {"E": 3, "F": 3, "D": 7, "W": 3, "J": 3, "L": 1, "C": 1}
+    assert named == {f"{c}{n}" for c, most in letters.items() for n in range(1, most + 1)}
+    for names, forms, code in rows:
+        for dotted in re.findall(r"`([\w.]+)`", forms + code):
+            module, _, attribute = f"fem_mf.{dotted}".rpartition(".")
+            found = getattr(importlib.import_module(module), attribute)
+            assert callable(found), dotted
+        files = [re.findall(r"`([\w.]+)\.\w+`", code)[0].replace(".", "/") + ".py", "equations.py"]
+        text = "".join((ROOT / "fem_mf" / file).read_text(encoding="utf-8") for file in files)
+        assert any(name in text for name in names.split(", ")), names
 
 
 def test_equations_cited_are_on_the_theory_page():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ufl
 from dolfinx import fem
+from scipy.linalg import eigh
 
 import fem_mf as mf
 
@@ -203,3 +204,23 @@ def test_a_surface_is_refused():
     surface = dolfinx.mesh.create_mesh(COMM, np.array([[0, 1, 2]]), ufl.Mesh(element), x)
     with pytest.raises(ValueError, match="surface; densities live on R"):
         mf.Problem(surface, ZERO, 1.0)
+
+
+@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
+@pytest.mark.parametrize("mass", ["consistent", "lumped"])
+def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, boundary):
+    sigma, kappa = 0.5, 1.0
+    trap = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2)
+    mesh = mf.interval(COMM, 5.0, 0.25)
+    problem = mf.Problem(mesh, trap, sigma, 6, mass=mass, boundary=boundary)
+    start = mf.Density.from_function(problem, lambda x: (25.0 - x[0] ** 2) ** 2)
+    matrix = problem.hamiltonian(start)
+    inside = np.setdiff1d(np.arange(problem.num_owned), problem.constrained)
+    dense = [m.convert("dense").getDenseArray() for m in (matrix, problem.mass_matrix)]
+    found = eigh(*(d[np.ix_(inside, inside)] for d in dense), eigvals_only=True)[:3]
+    exact = sigma * np.sqrt(2 * kappa) * (np.arange(3) + 0.5)
+    np.testing.assert_allclose(found, exact, rtol=1e-8)
+    psi = start.amplitude()
+    assert psi @ problem.multiply(matrix, psi) == pytest.approx(
+        mf.eigenvalue(problem, start), rel=1e-12
+    )
