@@ -47,7 +47,16 @@ from fem_mf.functionals.terms import (
 )
 from fem_mf.mean_field.fixed_point import Anderson, Picard
 from fem_mf.mean_field.newton import Newton
-from fem_mf.mesh import ball, box, disk, interval, read_mesh, refine, truncation_radius
+from fem_mf.mesh import (
+    ball,
+    box,
+    disk,
+    interval,
+    read_facet_tags,
+    read_mesh,
+    refine,
+    truncation_radius,
+)
 from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
 from fem_mf.observables import (
     Bregman,
@@ -121,6 +130,7 @@ __all__ = [
     "minimise_nested",
     "probe_convexity",
     "progress",
+    "read_facet_tags",
     "read_mesh",
     "refine",
     "residual",

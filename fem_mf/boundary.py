@@ -158,7 +158,7 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
         The boundary mass.
     """
     mass = boundary_mass(problem, density)
-    if mass <= max(_MOST_MASS, 10.0 * known) or problem.boundary != "natural":
+    if mass <= max(_MOST_MASS, 10.0 * known) or problem.boundary == "dirichlet":
         return mass
     components = boundary_components(problem, density)
     outer = [c for c in components if c.outer and c.mass > _MOST_MASS]
@@ -184,7 +184,7 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
             *(total, distance, _point(density.mean()), reach),
         )
     holes = [c for c in components if not c.outer and c.mass > _MOST_MASS]
-    if holes:
+    if holes and problem.boundary == "natural":
         warn(
             problem.comm,
             _LOG,

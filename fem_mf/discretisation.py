@@ -19,6 +19,7 @@ from typing import Any
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 import ufl
 from dolfinx import default_scalar_type, fem, la
 from dolfinx import mesh as dmesh
@@ -60,8 +61,10 @@ class Discretisation:
         mesh: the mesh.
         degree: of ψ.
         potential_degree: of V; ignored when lumped.
-        boundary: ``"natural"`` or ``"dirichlet"``.
+        boundary: ``"natural"``, ``"dirichlet"``, or a name of its own with ``walls``.
         lumped: whether mass and potential are diagonal.
+        walls: this rank's facets where ψ = 0; the default is all of the boundary for
+            ``"dirichlet"``, else none.
 
     Attributes:
         dim: dimension d.
@@ -76,7 +79,13 @@ class Discretisation:
     """
 
     def __init__(
-        self, mesh: dmesh.Mesh, degree: int, potential_degree: int, boundary: str, lumped: bool
+        self,
+        mesh: dmesh.Mesh,
+        degree: int,
+        potential_degree: int,
+        boundary: str,
+        lumped: bool,
+        walls: npt.NDArray[np.int32] | None = None,
     ) -> None:
         self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.geometry.dim
         self.key = Key()
@@ -93,21 +102,23 @@ class Discretisation:
         )
         self.num_owned = self.space.dofmap.index_map.size_local
         self.num_potential_owned = self.potential_space.dofmap.index_map.size_local
-        self._build_boundary()
+        self._build_boundary(walls)
         self._build_measures()
         self._build_operators()
 
     # -- set-up ---------------------------------------------------------------------------------
 
-    def _build_boundary(self) -> None:
+    def _build_boundary(self, walls: npt.NDArray[np.int32] | None) -> None:
         topology = self.mesh.topology
         tdim = topology.dim
         topology.create_connectivity(tdim - 1, tdim)
         self.boundary_facets = dmesh.exterior_facet_indices(topology)
-        dofs = fem.locate_dofs_topological(self.space, tdim - 1, self.boundary_facets)
+        if self.boundary == "dirichlet":
+            walls = self.boundary_facets
         self.boundary_conditions: list[fem.DirichletBC] = []
         self.constrained = self._constrained_everywhere = np.empty(0, dtype=np.int32)
-        if self.boundary == "dirichlet":
+        if walls is not None:
+            dofs = fem.locate_dofs_topological(self.space, tdim - 1, walls)
             zero: Any = default_scalar_type(0)
             self.boundary_conditions = [fem.dirichletbc(zero, dofs, self.space)]
             self._constrained_everywhere = dofs  # ghosts too

@@ -22,13 +22,30 @@ import numpy as np
 import numpy.typing as npt
 import ufl
 from dolfinx import graph
-from dolfinx.mesh import CellType, GhostMode, Mesh, create_cell_partitioner
+from dolfinx.mesh import CellType, GhostMode, Mesh, MeshTags, create_cell_partitioner
+from scipy.spatial import cKDTree
 from scipy.special import gammainccinv
 
-from fem_mf.mpi import number, on_root
-from fem_mf.multiblock import RawMesh, ball_blocks, read_msh, read_xdmf, simplices
+from fem_mf.mpi import all_ranks_agree, global_sum, number, on_root
+from fem_mf.multiblock import (
+    RawMesh,
+    ball_blocks,
+    read_msh,
+    read_physical_facets,
+    read_xdmf,
+    simplices,
+)
 
-__all__ = ["ball", "box", "disk", "interval", "read_mesh", "refine", "truncation_radius"]
+__all__ = [
+    "ball",
+    "box",
+    "disk",
+    "interval",
+    "read_facet_tags",
+    "read_mesh",
+    "refine",
+    "truncation_radius",
+]
 
 type Floats = npt.NDArray[np.float64]
 
@@ -167,6 +184,38 @@ def read_mesh(path: str | Path, comm: MPI.Comm) -> Mesh:
             raise ValueError(f"cannot read the mesh {file}: {caught}") from caught
 
     return _distribute(comm, build)
+
+
+def read_facet_tags(path: str | Path, mesh: Mesh) -> MeshTags:
+    """Tags of the physical groups of facets in the gmsh file of a mesh. Collective.
+
+    ``Problem(mesh, F, sigma, boundary=[2], facet_tags=tags)`` makes ψ vanish on group 2.
+
+    Args:
+        path: the .msh file, visible from rank 0.
+        mesh: read from it by :func:`read_mesh`.
+
+    Raises:
+        ValueError: on every rank, if the file has no such groups, or they are not of this mesh.
+    """
+    comm, dim = mesh.comm, mesh.topology.dim - 1
+    midpoints, tags = on_root(comm, lambda: read_physical_facets(Path(path)))
+    mesh.topology.create_connectivity(dim, dim + 1)
+    facets = dolfinx.mesh.exterior_facet_indices(mesh.topology)
+    error: Exception | None = None
+    if not len(tags):
+        error = ValueError(f"{path} has no physical groups of facets; add them in the .geo file")
+        all_ranks_agree(comm, error)
+    here = dolfinx.mesh.compute_midpoints(mesh, dim, facets)
+    distance, nearest = cKDTree(midpoints).query(here)
+    size = np.ptp(midpoints, axis=0).max()
+    found = distance < 1e-9 * size
+    if global_sum(comm, float(found.sum())) == 0.0:
+        error = ValueError(f"the facets of {path} are not those of the mesh")
+    all_ranks_agree(comm, error)
+    order = np.argsort(facets[found])
+    values = tags[nearest[found]].astype(np.int32)
+    return dolfinx.mesh.meshtags(mesh, dim, facets[found][order], values[order])
 
 
 def refine(mesh: Mesh) -> Mesh:

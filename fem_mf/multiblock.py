@@ -112,6 +112,25 @@ def read_msh(file: Path) -> RawMesh:
         return _validated(_gmsh_cells(gmsh))
 
 
+def read_physical_facets(file: Path) -> tuple[Floats, Ints]:
+    """Midpoints of the facets of a gmsh file that are in physical groups, and their tags."""
+    midpoints, tags = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)]
+    with _gmsh_model({}) as gmsh:
+        gmsh.merge(str(file))
+        names, coordinates, _ = gmsh.model.mesh.getNodes()
+        points = np.zeros((int(names.max(initial=0)) + 1, 3))
+        points[names.astype(np.int64)] = coordinates.reshape(-1, 3)
+        dim = gmsh.model.getDimension() - 1
+        for _, tag in gmsh.model.getPhysicalGroups(dim):
+            for entity in gmsh.model.getEntitiesForPhysicalGroup(dim, tag):
+                for kind, _, nodes in zip(*gmsh.model.mesh.getElements(dim, entity), strict=True):
+                    *_, per_facet, _, vertices = gmsh.model.mesh.getElementProperties(kind)
+                    facets = nodes.reshape(-1, per_facet)[:, :vertices].astype(np.int64)
+                    midpoints.append(points[facets].mean(axis=1))
+                    tags.append(np.full(len(facets), tag))
+    return np.concatenate(midpoints), np.concatenate(tags)
+
+
 def read_xdmf(file: Path) -> RawMesh:
     """Read the first grid of an XDMF file that has its own topology and geometry.
 

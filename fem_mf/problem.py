@@ -13,11 +13,13 @@ own, of a degree that keeps the order 2k of the energy (``Functional.potential_d
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 
@@ -65,9 +67,11 @@ class Problem(Discretisation):
         sigma: σ > 0.
         degree: of ψ, 1 to 6 on simplices, 1 to 8 on quadrilaterals and hexahedra. The default is
             2 on simplices and 6 on quadrilaterals and hexahedra.
-        boundary: ``"natural"``, or ``"dirichlet"`` for ψ = 0 on the whole boundary.
+        boundary: ``"natural"``, ``"dirichlet"`` for ψ = 0 on the whole boundary, or the tags of the
+            facets where ψ = 0 (the walls of holes, say).
         mass: ``"consistent"`` or ``"lumped"`` (degree 1 on simplices, any on tensor cells).
         potential_degree: of V with consistent mass; the default is chosen by the functional.
+        facet_tags: the tags of the mesh's facets, for ``boundary``; see ``read_facet_tags``.
 
     Attributes:
         functional: F.
@@ -85,17 +89,20 @@ class Problem(Discretisation):
         functional: FunctionalLike,
         sigma: float,
         degree: int | None = None,
-        boundary: str = "natural",
+        boundary: str | Sequence[int] = "natural",
         mass: str = "consistent",
         potential_degree: int | None = None,
+        facet_tags: dmesh.MeshTags | None = None,
     ) -> None:
         if not isinstance(mesh, dmesh.Mesh):
             raise ValueError(f"mesh must be a dolfinx.mesh.Mesh, not {type(mesh).__name__}")
         if degree is None:
             degree = _DEFAULT_DEGREE.get(mesh.topology.cell_name(), 6)
         error: Exception | None = None
+        walls, condition = None, ""
         try:
-            _validate(mesh, functional, sigma, degree, boundary, mass)
+            walls, condition = _walls(mesh, boundary, facet_tags)
+            _validate(mesh, functional, sigma, degree, condition, mass, walls)
             if mass == "lumped" and potential_degree not in (None, degree):
                 raise ValueError("with mass='lumped' the potential has the degree of ψ")
         except (TypeError, ValueError) as caught:
@@ -105,7 +112,7 @@ class Problem(Discretisation):
             mesh.comm,
             sigma=float(sigma),
             degree=degree,
-            boundary=boundary,
+            boundary=condition,
             mass=mass,
             potential_degree=potential_degree,
         )
@@ -113,8 +120,9 @@ class Problem(Discretisation):
             mesh,
             int(degree),
             int(potential_degree or potential_degree_of(functional, degree)),
-            boundary,
+            condition,
             lumped=mass == "lumped",
+            walls=walls,
         )
         self.functional = functional
         self.sigma = float(sigma)
@@ -179,6 +187,20 @@ class Problem(Discretisation):
         return values
 
 
+def _walls(
+    mesh: dmesh.Mesh, boundary: str | Sequence[int], tags: dmesh.MeshTags | None
+) -> tuple[npt.NDArray[np.int32] | None, str]:
+    """This rank's facets where ψ = 0, None for all or none of them, and a name of the condition."""
+    if isinstance(boundary, str):
+        return None, boundary
+    wanted = sorted({integer("each tag of boundary", tag) for tag in boundary})
+    if tags is None:
+        raise ValueError("boundary is a list of tags: give facet_tags=read_facet_tags(...) as well")
+    if tags.dim != mesh.topology.dim - 1:
+        raise ValueError(f"facet_tags are tags of dimension {tags.dim}, not of facets")
+    return tags.indices[np.isin(tags.values, wanted)], f"dirichlet on {wanted}"
+
+
 def _validate(
     mesh: dmesh.Mesh,
     functional: FunctionalLike,
@@ -186,6 +208,7 @@ def _validate(
     degree: int,
     boundary: str,
     mass: str,
+    walls: npt.NDArray[np.int32] | None,
 ) -> None:
     family = cell_family(mesh)
     cell = mesh.topology.cell_name()
@@ -199,8 +222,10 @@ def _validate(
     positive("sigma", sigma)
     if not 1 <= integer("degree", degree) <= _MAX_DEGREE[family]:
         raise ValueError(f"degree on a {cell} mesh is 1 to {_MAX_DEGREE[family]}, not {degree}")
-    if boundary not in ("natural", "dirichlet"):
-        raise ValueError(f"boundary is 'natural' or 'dirichlet', not {boundary!r}")
+    if walls is None and boundary not in ("natural", "dirichlet"):
+        raise ValueError(
+            f"boundary is 'natural', 'dirichlet' or a list of facet tags, not {boundary!r}"
+        )
     if mass not in ("consistent", "lumped"):
         raise ValueError(f"mass is 'consistent' or 'lumped', not {mass!r}")
     if mass == "lumped" and family == "simplex" and degree > 1:

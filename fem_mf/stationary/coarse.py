@@ -47,7 +47,7 @@ def coarse_problem(problem: Problem) -> Problem | None:
         problem.functional,
         problem.sigma,
         _DEGREE,
-        problem.boundary,
+        problem.boundary if problem.boundary == "dirichlet" else "natural",
         "lumped",
     )
     try:

@@ -6,6 +6,8 @@ of the same mesh, with other numberings, other sums and, in parallel, ghosts.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mpi4py import MPI
 
 import numpy as np
@@ -249,3 +251,16 @@ def test_functionals_of_your_own(name):
         *_, state = mf.SchrodingerFlow(problem, 0.5, fixed_point_tolerance=1e-12).run(density, 1.0)
         numbers.append([mf.energy(problem, density), squared, state.energy, state.eigenvalue])
     np.testing.assert_allclose(*numbers, **TIGHT)
+
+
+def test_walls_by_facet_tags():
+    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    trap = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
+    energies = []
+    for comm in (COMM, MPI.COMM_SELF):
+        mesh = mf.read_mesh(file, comm)
+        tags = mf.read_facet_tags(file, mesh)
+        problem = mf.Problem(mesh, trap, 0.5, 2, boundary=[2], facet_tags=tags)
+        counts = comm.allreduce(problem.constrained.size), comm.allreduce(tags.indices.size)
+        energies.append([mf.minimise(problem).energy, *counts])
+    np.testing.assert_allclose(*energies, **TIGHT)

@@ -759,3 +759,29 @@ def test_a_step_that_fails_is_an_error_and_the_start_stays():
             states.append(state)
     (state,) = states
     assert state.t == 0.0 and state.energy == pytest.approx(mf.energy(problem, start), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("form", "alias"),
+    [("u", "whole"), ("v+w", "decomposed"), ("hopf-cole", "weighted")],
+)
+def test_forms_by_name_are_their_aliases(form, alias):
+    problem, start = tanh_network(1, 0.6)
+    energies = [
+        [state.energy for state in mf.HJBFlow(problem, 0.1, **options).run(start, 0.3)]
+        for options in ({"form": form}, FORMS[alias])
+    ]
+    assert energies[0] == energies[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"form": "w"}, "form is 'u', 'v\\+w' or 'hopf-cole', not 'w'"),
+        ({"form": "u", "decomposed": True}, "form='u' contradicts decomposed"),
+        ({"form": "v+w", "decomposed": True, "weighted": True}, "form='v\\+w' contradicts"),
+    ],
+)
+def test_bad_forms(options, text):
+    with pytest.raises(ValueError, match=text):
+        mf.HJBFlow(tanh_network(1, 0.6)[0], 0.1, **options)

@@ -1,5 +1,7 @@
 """Spaces, quadrature, operators and boundary conditions of a problem, against exact integrals."""
 
+from pathlib import Path
+
 from mpi4py import MPI
 
 import basix.ufl
@@ -188,7 +190,10 @@ def test_bad_arguments():
         ((triangles, ZERO, 1.0, 7), "degree on a triangle mesh is 1 to 6, not 7"),
         ((triangles, ZERO, 1.0, 0), "degree on a triangle mesh is 1 to 6, not 0"),
         ((quads, ZERO, 1.0, 9), "degree on a quadrilateral mesh is 1 to 8"),
-        ((triangles, ZERO, 1.0, 1, "robin"), "boundary is 'natural' or 'dirichlet', not 'robin'"),
+        (
+            (triangles, ZERO, 1.0, 1, "robin"),
+            "or a list of facet tags, not 'robin'",
+        ),
         ((triangles, ZERO, 1.0, 1, "natural", "full"), "mass is 'consistent' or 'lumped'"),
         ((triangles, ZERO, 1.0, 2, "natural", "lumped"), "on a triangle mesh needs degree=1"),
         ((quads, ZERO, 1.0, 2, "natural", "lumped", 3), "the potential has the degree of ψ"),
@@ -224,3 +229,51 @@ def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, bo
     assert psi @ problem.multiply(matrix, psi) == pytest.approx(
         mf.eigenvalue(problem, start), rel=1e-12
     )
+
+
+def annulus_with_walls(comm):
+    """A perforated disk whose holes have walls, and where the walls are."""
+    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    mesh = mf.read_mesh(file, comm)
+    tags = mf.read_facet_tags(file, mesh)
+    trap = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
+    return mf.Problem(mesh, trap, 0.5, 2, boundary=[2], facet_tags=tags)
+
+
+def test_walls_by_facet_tags():
+    problem = annulus_with_walls(COMM)
+    angles = 2 * np.pi * np.arange(5) / 5
+    centres = 2.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    x = problem.nodes[:2, : problem.num_owned].T
+    to_hole = np.linalg.norm(x[:, None] - centres, axis=2).min(axis=1) - 0.6
+    walls = np.zeros(problem.num_owned, dtype=bool)
+    walls[problem.constrained] = True
+    assert walls.sum() > 100
+    assert np.all(to_hole[walls] < 0.01)  # chords of the circles
+    assert np.all(np.linalg.norm(x[walls], axis=1) < 3.0)
+    vertices = np.abs(to_hole) < 1e-9
+    assert vertices.any() and np.all(walls[vertices])
+    best = mf.minimise(problem)
+    assert np.all(best.density.amplitude()[problem.constrained] == 0.0)
+    # more constraints, more energy; the outer boundary is not one of them
+    free = mf.Problem(problem.mesh, problem.functional, 0.5, 2)
+    shut = mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary="dirichlet")
+    energies = [mf.minimise(p).energy for p in (free, shut)]
+    assert energies[0] + 0.05 < best.energy < energies[1]
+    assert energies[1] - best.energy < 1e-4
+
+
+def test_bad_walls():
+    problem = annulus_with_walls(COMM)
+    with pytest.raises(ValueError, match="give facet_tags=read_facet_tags"):
+        mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary=[2])
+    with pytest.raises(ValueError, match="a list of facet tags, not 'wall'"):
+        mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary="wall")
+    cells = dolfinx.mesh.meshtags(
+        problem.mesh, 2, np.arange(3, dtype=np.int32), np.ones(3, dtype=np.int32)
+    )
+    with pytest.raises(ValueError, match="not of facets"):
+        mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary=[1], facet_tags=cells)
+    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    with pytest.raises(ValueError, match="are not those of the mesh"):
+        mf.read_facet_tags(file, mf.disk(COMM, 3.0, 1.0))
