@@ -1,8 +1,8 @@
 """The Hamiltonian H[m] = −σ²Δ + V[m] as a matrix whose values change (F2).
 
-    operator = MeanFieldHamiltonian(problem, closure)
+    operator = MeanFieldHamiltonian(problem, mean_field)
     operator.update(2.0 / dt, y)    # c M + σ²A + ∫V[m]ψχ: values only, the matrix object stays
-    operator.matrix, operator.order(density)
+    operator.matrix, operator.evaluate(density)
 
     frozen = Hamiltonian(problem)
     V = functional.derivative(density)
@@ -20,7 +20,7 @@ from petsc4py import PETSc
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.mean_field.moments import Closure
+from fem_mf.mean_field.moments import MeanField
 from fem_mf.mpi import global_sum
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
@@ -39,12 +39,12 @@ class MeanFieldHamiltonian:
 
     Args:
         problem: the problem.
-        closure: gives V.
+        mean_field: gives V.
     """
 
-    def __init__(self, problem: Problem, closure: Closure) -> None:
+    def __init__(self, problem: Problem, mean_field: MeanField) -> None:
         self.problem = problem
-        self.closure = closure
+        self.mean_field = mean_field
         self.constant = problem.stiffness.copy()  # σ²A + ∫V_0ψχ
         self.constant.scale(problem.sigma**2)
         self._pieces: list[PETSc.Mat] = []
@@ -52,10 +52,10 @@ class MeanFieldHamiltonian:
         self.constant_diagonal = self.constant.createVecLeft()
         if problem.lumped:
             self.constant.getDiagonal(self.constant_diagonal)
-            self._add_lumped(closure.base, self.constant_diagonal)
+            self._add_lumped(mean_field.base, self.constant_diagonal)
             self.constant.setDiagonal(self.constant_diagonal)
         else:
-            fixed = problem.assemble_potential(None, closure.base)
+            fixed = problem.assemble_potential(None, mean_field.base)
             self.constant.axpy(1.0, fixed, structure=_SAME)
             fixed.destroy()
             self.constant.getDiagonal(self.constant_diagonal)
@@ -68,14 +68,14 @@ class MeanFieldHamiltonian:
     @property
     def by_pieces(self) -> bool:
         """Whether V − V_0 is a combination of preassembled matrices."""
-        basis = self.closure.basis
+        basis = self.mean_field.basis
         return not self.problem.lumped and basis is not None and basis.shape[1] <= _MAX_PIECES
 
     def _preassemble(self) -> None:
         if self.by_pieces:
-            assert self.closure.basis is not None
+            assert self.mean_field.basis is not None
             self._pieces = [
-                self.problem.assemble_potential(None, column) for column in self.closure.basis.T
+                self.problem.assemble_potential(None, column) for column in self.mean_field.basis.T
             ]
 
     def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
@@ -92,10 +92,10 @@ class MeanFieldHamiltonian:
             y: the mean field.
         """
         if self.by_pieces:
-            self._update_by_pieces(np.concatenate(([mass_factor], self.closure.coefficients(y))))
+            self._update_by_pieces(np.concatenate(([mass_factor], self.mean_field.coefficients(y))))
             return
         problem = self.problem
-        varying = self.closure.potential(y) - self.closure.base
+        varying = self.mean_field.potential(y) - self.mean_field.base
         if problem.lumped:
             self.constant_diagonal.copy(self._diagonal)
             self._add_lumped(mass_factor + varying, self._diagonal)
@@ -121,10 +121,10 @@ class MeanFieldHamiltonian:
         self.matrix.stateIncrease()
         self._state, self._updates = state, self._updates + 1
 
-    def order(self, density: Density) -> Array:
+    def evaluate(self, density: Density) -> Array:
         """y of a density, by the cheapest way there is. Collective."""
         if not self._pieces:
-            return self.closure.order(density)
+            return self.mean_field.evaluate(density)
         psi = density.amplitude()
         loads = self.basis_loads(psi)
         return global_sum(self.problem.comm, np.array([psi @ load for load in loads]))
@@ -133,8 +133,8 @@ class MeanFieldHamiltonian:
         """∫Q_jψχ for every χ and each feature Q_j of the basis, owned values. Collective."""
         if self._pieces:
             return [self.problem.multiply(piece, psi) for piece in self._pieces]
-        assert self.closure.basis is not None
-        return [self.problem.apply_potential(column, psi) for column in self.closure.basis.T]
+        assert self.mean_field.basis is not None
+        return [self.problem.apply_potential(column, psi) for column in self.mean_field.basis.T]
 
     def largest_ratio(self) -> float:
         """max_i σ²A_ii / M_ii, the stiffness of the problem. Collective."""

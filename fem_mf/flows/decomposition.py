@@ -11,7 +11,7 @@ X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
 
 Elsewhere v advances with the implicit stages of the time scheme; backward Euler has one:
 
-    v = ClassicalPart(problem, closure.base, density, None, tolerance=1e-11, options=None)
+    v = ClassicalPart(problem, mean_field.base, density, None, tolerance=1e-11, options=None)
     stage_values = v.advance(t, dt, [(1.0, ())])    # v at the stages of the step
     v.values, v.rate                                # at its end
 

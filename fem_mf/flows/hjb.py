@@ -34,7 +34,7 @@ from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
 from fem_mf.flows.hopf_cole import WeightedStage
 from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.mean_field.moments import make_closure
+from fem_mf.mean_field.moments import mean_field_of
 from fem_mf.mean_field.newton import Newton
 from fem_mf.observables import Regularity, energy
 from fem_mf.petsc import Options
@@ -107,7 +107,7 @@ class HJBFlow(Flow[HJBState]):
         self.form = _form(form, decomposed, weighted)
         self.problem, self.dt, self.scheme = problem, float(dt), scheme
         self.decomposed = self.form != "u"
-        self.closure = make_closure(problem)
+        self.mean_field = mean_field_of(problem)
         settings: dict[str, Any] = {
             "accelerator": Anderson(depth=10) if accelerator is None else accelerator,
             "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
@@ -117,10 +117,10 @@ class HJBFlow(Flow[HJBState]):
         self._operator = HJBOperator(problem, **solver)
         self._stage: HJBStage | WeightedStage
         if self.form == "hopf-cole":
-            self._stage = WeightedStage(problem, self.closure, **settings, **solver)
+            self._stage = WeightedStage(problem, self.mean_field, **settings, **solver)
         else:
             self._stage = HJBStage(
-                self._operator, self.closure, whole=not self.decomposed, **settings
+                self._operator, self.mean_field, whole=not self.decomposed, **settings
             )
         self._tolerance, self._options = newton_tolerance, petsc_options
         self._bounds = Regularity(problem)
@@ -173,15 +173,15 @@ class HJBFlow(Flow[HJBState]):
             if classical is not None:
                 stage.set_drift(drifts[i])
             guess = results[-1].unknown if results else w
-            mean_field = results[-1].y if results else y
-            results.append(stage.solve(start, guess, mean_field, factor * dt, shift))
+            y = results[-1].y if results else y
+            results.append(stage.solve(start, guess, y, factor * dt, shift))
         return results
 
     def _shift(self, now: LogDensity, y: Array) -> float:
         """Any constant will do; λ, or its mean-field part, keeps u and w from drifting off."""
-        potential = self.closure.potential(y)
+        potential = self.mean_field.potential(y)
         if self.decomposed:
-            potential = potential - self.closure.base
+            potential = potential - self.mean_field.base
         return self.problem.dot(potential[: self.problem.num_potential_owned], now.measure())
 
     def _state(
@@ -201,7 +201,7 @@ class HJBFlow(Flow[HJBState]):
             "energy": energy(problem, density),
             "eigenvalue": kinetic
             + problem.dot(
-                self.closure.potential(y)[: problem.num_potential_owned], density.measure()
+                self.mean_field.potential(y)[: problem.num_potential_owned], density.measure()
             ),
             "residual": float(np.sqrt(dissipation)),
             "dissipation": dissipation,
@@ -223,7 +223,7 @@ class HJBFlow(Flow[HJBState]):
     ) -> Array:
         """∂_t u at the end of the step, up to a constant."""
         if not results:
-            potential = self.closure.potential(self.closure.order(density))
+            potential = self.mean_field.potential(self.mean_field.evaluate(density))
             self._operator.set_drift(np.zeros(self.problem.num_owned))
             return self._operator.rate_of(density.log_values(), potential)
         rate = self._stage.rate_of_w(results[-1])
@@ -265,13 +265,13 @@ class _Trajectory(Trajectory[HJBState]):
         if flow.decomposed:
             self._v = ClassicalPart(
                 flow.problem,
-                flow.closure.base,
+                flow.mean_field.base,
                 self._density,
                 v_start,
                 flow._tolerance,
                 flow._options,
             )
-        self._y = flow.closure.order(self._density)
+        self._y = flow.mean_field.evaluate(self._density)
         self.state = known or flow._state(
             self._density, self._v, self._y, [], t=0.0, dt=0.0, next_dt=flow.dt, step=0
         )

@@ -7,7 +7,7 @@ Given r, a drift v and a length a, find w and m ∝ e^{−v−w} with
 With v = 0 and G = V this is one backward Euler step of u, and with r = u_k, a = h one step of the
 descent in relative entropy (J2). A fixed point on the mean field surrounds Newton's method:
 
-    stage = HJBStage(HJBOperator(problem), closure)
+    stage = HJBStage(HJBOperator(problem), mean_field)
     result = stage.solve(r, guess=r, y=y, a=0.1, shift=0.0)
 """
 
@@ -29,7 +29,7 @@ from fem_mf.mean_field.fixed_point import (
     private,
     solve,
 )
-from fem_mf.mean_field.moments import Closure
+from fem_mf.mean_field.moments import MeanField
 from fem_mf.mpi import ConvergenceError
 from fem_mf.typing import Array
 
@@ -75,7 +75,7 @@ class HJBStage:
 
     Args:
         operator: of u, or of w with the drift v.
-        closure: the mean field.
+        mean_field: the mean field.
         whole: whether the equation has the whole potential V (else only what depends on m).
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
@@ -85,14 +85,14 @@ class HJBStage:
     def __init__(
         self,
         operator: HJBOperator,
-        closure: Closure,
+        mean_field: MeanField,
         *,
         whole: bool = True,
         accelerator: Accelerator | None = None,
         stop: StopTest | None = None,
         safeguard: bool = True,
     ) -> None:
-        self.operator, self.closure, self._whole = operator, closure, whole
+        self.operator, self.mean_field, self._whole = operator, mean_field, whole
         self._accelerator = private(Anderson(depth=10) if accelerator is None else accelerator)
         self._stop, self._safeguard = stop or StopTest(), safeguard
 
@@ -168,14 +168,14 @@ class HJBStage:
     def _solve_directly(
         self, start: Array, guess: Array, y: Array, a: float, shift: float
     ) -> HJBResult:
-        operator, problem, closure = self.operator, self.operator.problem, self.closure
+        operator, problem, mean_field = self.operator, self.operator.problem, self.mean_field
         newton: list[int] = []
         w, density, moments = guess, None, y
 
         def evaluate(y: Array, previous: float) -> Array:
             nonlocal w, density, moments
-            potential = closure.potential(y)
-            potential = potential if self._whole else potential - closure.base
+            potential = mean_field.potential(y)
+            potential = potential if self._whole else potential - mean_field.base
             w, steps = operator.solve(start, w, potential, a, shift)
             newton.append(steps)
             try:
@@ -184,7 +184,7 @@ class HJBStage:
                 raise ConvergenceError(
                     f"a step lost the density: {error}; use a smaller dt"
                 ) from None
-            moments = closure.order(density)
+            moments = mean_field.evaluate(density)
             return moments
 
         record = solve(
@@ -192,7 +192,7 @@ class HJBStage:
             y,
             accelerator=self._accelerator,
             stop=self._stop,
-            unknown=closure,
+            unknown=mean_field,
             safeguard=self._safeguard,
         )
         assert density is not None

@@ -28,7 +28,7 @@ from fem_mf.density import LogDensity
 from fem_mf.flows.hjb_stage import HJBResult
 from fem_mf.flows.minimising_movement import MovementUnknown
 from fem_mf.mean_field.fixed_point import Accelerator, FixedPointRecord, StopTest, private, solve
-from fem_mf.mean_field.moments import Closure
+from fem_mf.mean_field.moments import MeanField
 from fem_mf.mpi import ConvergenceError, global_sum
 from fem_mf.observables import flat_scale
 from fem_mf.petsc import Options, SpdSolver, mumps
@@ -55,7 +55,7 @@ class WeightedStage:
 
     Args:
         problem: the problem, of degree 2 at least.
-        closure: the mean field.
+        mean_field: the mean field.
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
@@ -66,7 +66,7 @@ class WeightedStage:
     def __init__(
         self,
         problem: Problem,
-        closure: Closure,
+        mean_field: MeanField,
         *,
         accelerator: Accelerator,
         stop: StopTest,
@@ -74,10 +74,10 @@ class WeightedStage:
         tolerance: float,
         petsc_options: Options | None,
     ) -> None:
-        self.problem, self.closure = problem, closure
+        self.problem, self.mean_field = problem, mean_field
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._tolerance, self._options = tolerance, petsc_options
-        self.unknown = MovementUnknown(closure)
+        self.unknown = MovementUnknown(mean_field)
         self.drift: fem.Function = problem.new_amplitude()
         self._start: fem.Function = problem.new_amplitude()
         self._work: fem.Function = problem.new_amplitude()
@@ -166,7 +166,7 @@ class WeightedStage:
             _LOG.debug("%s; the multiplier is solved for at every mean field instead", error)
             self._solution.array[:] = guess
             record = self._fixed_point(
-                evaluation.with_multiplier, y, stop=self._stop, unknown=self.closure
+                evaluation.with_multiplier, y, stop=self._stop, unknown=self.mean_field
             )
         phi = evaluation.phi
         assert evaluation.density is not None
@@ -220,7 +220,7 @@ class _Evaluation:
     def positive(self, y: Array) -> tuple[float, float]:
         """A c for which the operator is positive at y, and the unit of c. Collective."""
         stage, problem = self.stage, self.stage.problem
-        lowest = problem.min(stage.closure.potential(y) - stage.closure.base)
+        lowest = problem.min(stage.mean_field.potential(y) - stage.mean_field.base)
         unit = 2.0 / self._a + max(self._shift - lowest, flat_scale(problem))
         return max(2.0 / self._a - self._shift, 1.0 / self._a - lowest), unit
 
@@ -261,7 +261,7 @@ class _Evaluation:
     def _solve(self, y: Array, c: float) -> float:
         """Set φ to the solution at y and c, scaled to the norm to keep, and return a better c."""
         stage, problem = self.stage, self.stage.problem
-        stage._assemble(stage.closure.potential(y) - stage.closure.base + c)
+        stage._assemble(stage.mean_field.potential(y) - stage.mean_field.base + c)
         if stage._solver is None:
             defaults = {"ksp_type": "cg", "pc_type": "lu", **mumps(problem.dim)}
             stage._solver = SpdSolver(stage._matrix, _PREFIX, defaults, stage._options)
@@ -283,4 +283,4 @@ class _Evaluation:
         stage, problem = self.stage, self.stage.problem
         u = stage.drift.x.array[: problem.num_owned] - 2.0 * np.log(self.phi)
         self.density = LogDensity(problem, u)
-        self.moments = stage.closure.order(self.density)
+        self.moments = stage.mean_field.evaluate(self.density)

@@ -39,7 +39,7 @@ from fem_mf.flows.flow import (
 )
 from fem_mf.flows.langevin_stage import LangevinResult, LangevinStage, default_accelerator
 from fem_mf.mean_field.fixed_point import Accelerator, StopTest
-from fem_mf.mean_field.moments import make_closure
+from fem_mf.mean_field.moments import mean_field_of
 from fem_mf.mpi import warn
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
@@ -124,12 +124,12 @@ class LangevinFlow(Flow[LangevinState]):
         )
         _check(problem)
         self.problem, self.dt = problem, float(dt)
-        self.closure = make_closure(problem)
+        self.mean_field = mean_field_of(problem)
         if accelerator is None:
-            accelerator = default_accelerator(problem, self.closure)
+            accelerator = default_accelerator(problem, self.mean_field)
         self._stage = LangevinStage(
             problem,
-            self.closure,
+            self.mean_field,
             accelerator=accelerator,
             stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             safeguard=safeguard,
@@ -147,7 +147,7 @@ class LangevinFlow(Flow[LangevinState]):
 
     def _limit(self, start: Density) -> LangevinState:
         """Where the flow ends, as one infinite step."""
-        m, y = start.amplitude() ** 2, self.closure.order(start)
+        m, y = start.amplitude() ** 2, self.mean_field.evaluate(start)
         result = self._stage.solve(m, y, np.inf)
         state = self._state(result.m, result, t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
         warn_if_truncated(self.problem, state.density)
@@ -202,10 +202,10 @@ class _Trajectory(Trajectory[LangevinState]):
     def __init__(self, flow: LangevinFlow, start: Density | LangevinState) -> None:
         self._flow, self.dt = flow, flow.dt
         density = start.density if isinstance(start, LangevinState) else start
-        self._m, self._y = density.amplitude() ** 2, flow.closure.order(density)
+        self._m, self._y = density.amplitude() ** 2, flow.mean_field.evaluate(density)
         known = start if isinstance(start, LangevinState) else None
         self.state = known or flow._state(self._m, None, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
-        self._past = Extrapolation(2, lambda y: float(np.sqrt(flow.closure.dot(y, y))))
+        self._past = Extrapolation(2, lambda y: float(np.sqrt(flow.mean_field.dot(y, y))))
         self._warned = _warn_of_diffusion(self.state)
 
     def advance(self, clock: Clock) -> LangevinState:

@@ -9,7 +9,7 @@ edges.
 
     settings = dict(linear_tolerance=1e-12, prefix="fem_mf_langevin_", options=None)
     stage = LangevinStage(
-        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+        problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
     )
     result = stage.solve(m, y, dt)
 """
@@ -35,7 +35,7 @@ from fem_mf.mean_field.fixed_point import (
     private,
     solve,
 )
-from fem_mf.mean_field.moments import Closure, MomentClosure
+from fem_mf.mean_field.moments import MeanField, Moments
 from fem_mf.mean_field.newton import Newton
 from fem_mf.mpi import ConvergenceError, global_sum
 from fem_mf.petsc import Options, SpdSolver
@@ -75,7 +75,7 @@ class LangevinStage:
 
     Args:
         problem: the problem, of degree 1 and lumped.
-        closure: the mean field.
+        mean_field: the mean field.
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
@@ -87,7 +87,7 @@ class LangevinStage:
     def __init__(
         self,
         problem: Problem,
-        closure: Closure,
+        mean_field: MeanField,
         *,
         accelerator: Accelerator,
         stop: StopTest,
@@ -96,13 +96,13 @@ class LangevinStage:
         prefix: str,
         options: Options | None,
     ) -> None:
-        self.problem, self.closure, self.edges = problem, closure, EdgeOperator(problem)
+        self.problem, self.mean_field, self.edges = problem, mean_field, EdgeOperator(problem)
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._rtol, self._prefix, self._options = linear_tolerance, prefix, options or {}
-        if isinstance(self._accelerator, Newton) and isinstance(closure, MomentClosure):
-            self._accelerator.bind(self._response, closure.stiffness)
+        if isinstance(self._accelerator, Newton) and isinstance(mean_field, Moments):
+            self._accelerator.bind(self._response, mean_field.stiffness)
         self._beta = _contact(problem)
-        self._constant = closure.basis is not None and closure.basis.shape[1] == 0
+        self._constant = mean_field.basis is not None and mean_field.basis.shape[1] == 0
         self._solver: SpdSolver | None = None
         self._right, self._solution, self._work = (
             self.edges.matrix.createVecRight() for _ in range(3)
@@ -130,7 +130,7 @@ class LangevinStage:
             y,
             accelerator=self._accelerator,
             stop=self._stop,
-            unknown=self.closure,
+            unknown=self.mean_field,
             safeguard=self._safeguard,
         )
         return LangevinResult(
@@ -144,12 +144,12 @@ class LangevinStage:
     def _evaluate(self, y: Array, previous: float) -> Array:
         """T(y): the mean field at the end of the step in the potential of y."""
         problem = self.problem
-        potential = self.closure.potential(y)[: problem.num_owned]
+        potential = self.mean_field.potential(y)[: problem.num_owned]
         m = self._gibbs(potential, y) if np.isinf(self._dt) else self._step(potential, y)
         m = np.maximum(m, _FLOOR * problem.max(m.max(initial=0.0)))
         self._m, self._at = m / problem.dot(problem.mass_diagonal, m), y
         self._density.set_amplitude(np.sqrt(self._m))
-        self._moments = self.closure.order(self._density)
+        self._moments = self.mean_field.evaluate(self._density)
         return self._moments
 
     def _step(self, potential: Array, y: Array) -> Array:
@@ -212,14 +212,14 @@ class LangevinStage:
 
     def _response(self, y: Array) -> Array:
         """R at y, ``(r, r)``: minus the derivative of T by the potential's coefficients w."""
-        assert isinstance(self.closure, MomentClosure) and self.closure.basis is not None
+        assert isinstance(self.mean_field, Moments) and self.mean_field.basis is not None
         if not np.array_equal(y, self._at):
             self._evaluate(y, np.inf)
         if np.isinf(self._dt):
-            return self.closure.covariance(self._density) / self.edges.temperature
+            return self.mean_field.covariance(self._density) / self.edges.temperature
         assert self._solver is not None
         problem, edges, solution = self.problem, self.edges, self._solution
-        basis, mobility = self.closure.basis[: problem.num_owned], edges.mobility(self._m)
+        basis, mobility = self.mean_field.basis[: problem.num_owned], edges.mobility(self._m)
         local = np.zeros((y.size, y.size))
         for column, feature in enumerate(basis.T):
             self._right.array[:] = -edges.sum(mobility * edges.rise(feature))
@@ -229,9 +229,9 @@ class LangevinStage:
         return global_sum(problem.comm, local)
 
 
-def default_accelerator(problem: Problem, closure: Closure) -> Accelerator:
+def default_accelerator(problem: Problem, mean_field: MeanField) -> Accelerator:
     """The accelerator that needs the fewest evaluations for the terms of F."""
-    if isinstance(closure, MomentClosure):
+    if isinstance(mean_field, Moments):
         return Newton()
     others = [term for _, term in flatten(problem.functional) if not isinstance(term, Contact)]
     if _contact(problem) > 0.0 and all(getattr(term, "linear", False) for term in others):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fem_mf.mean_field.moments import Closure
+from fem_mf.mean_field.moments import MeanField
 from fem_mf.typing import Array
 
 __all__ = ["MovementUnknown"]
@@ -28,46 +28,46 @@ class MovementUnknown:
     """z = (y, c) of one stage, with an inner product and dual coefficients.
 
     Args:
-        closure: the mean field.
+        mean_field: the mean field.
 
     Attributes:
         unit: scale of the last component of z.
     """
 
-    def __init__(self, closure: Closure) -> None:
-        self._closure = closure
+    def __init__(self, mean_field: MeanField) -> None:
+        self._mean_field = mean_field
         self.unit, self._origin = 1.0, 0.0
 
     def begin(self, y: Array, c: float, unit: float) -> Array:
         """The initial guess of a stage, as z. Collective."""
-        self.unit, self._origin = unit, c + self._closure.gauge(y, y)
+        self.unit, self._origin = unit, c + self._mean_field.gauge(y, y)
         return np.append(y, 0.0)
 
     def split(self, z: Array) -> tuple[Array, float]:
         """(y, c) of z. Collective."""
         y = z[:-1]
-        return y, self._origin + self.unit * float(z[-1]) - self._closure.gauge(y, y)
+        return y, self._origin + self.unit * float(z[-1]) - self._mean_field.gauge(y, y)
 
     def join(self, y: Array, c: float, before: Array) -> Array:
         """z of a mean field y and of the c that V of the mean field ``before`` gave. Collective."""
-        rise = c + self._closure.gauge(before, y) - self._origin
+        rise = c + self._mean_field.gauge(before, y) - self._origin
         return np.append(y, rise / self.unit)
 
     def dot(self, a: Array, b: Array) -> float:
         """That of the mean field, plus the product of the last components. Collective."""
-        return self._closure.dot(a[:-1], b[:-1]) + float(a[-1] * b[-1])
+        return self._mean_field.dot(a[:-1], b[:-1]) + float(a[-1] * b[-1])
 
     def slow(self, residual: Array) -> float:
         """The norm of the mean field's part, of the whole where there is no other. Collective.
 
         The multiplier follows ψ at second order, and its convergence says nothing about y.
         """
-        part = self._closure.dot(residual[:-1], residual[:-1])
+        part = self._mean_field.dot(residual[:-1], residual[:-1])
         return float(np.sqrt(part)) if part > 0.0 else abs(float(residual[-1]))
 
     def coefficients(self, z: Array) -> Array:
         """Those of V, and of the constant that is added to it. Collective."""
-        return np.append(self._closure.coefficients(z[:-1]), self.unit * z[-1])
+        return np.append(self._mean_field.coefficients(z[:-1]), self.unit * z[-1])
 
     def curvature(self, z: Array, stiffness: Array) -> Array:
         """∂(w, c)/∂z, ``(r + 1, r + 1)``, for moments y with potential coefficients w(y).
@@ -79,6 +79,6 @@ class MovementUnknown:
         y, size = z[:-1], z.size
         matrix = np.zeros((size, size))
         matrix[:-1, :-1] = stiffness
-        matrix[-1, :-1] = -(self._closure.coefficients(y) + stiffness.T @ y)
+        matrix[-1, :-1] = -(self._mean_field.coefficients(y) + stiffness.T @ y)
         matrix[-1, -1] = self.unit
         return matrix

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fem_mf.density import Density
 from fem_mf.hamiltonian import MeanFieldHamiltonian
-from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.mean_field.moments import Moments
 from fem_mf.mpi import global_sum
 from fem_mf.petsc import SpdSolver
 from fem_mf.problem import Problem
@@ -31,7 +31,7 @@ _STRONG = 0.01  # contraction factor of one feature that is worth a Newton corre
 
 def response(
     problem: Problem,
-    closure: MomentClosure,
+    mean_field: Moments,
     operator: MeanFieldHamiltonian,
     density: Density,
     solver: SpdSolver,
@@ -47,7 +47,7 @@ def response(
 
     Args:
         problem: the problem.
-        closure: the moments.
+        mean_field: the moments.
         operator: assembled at y.
         density: ψ at y, normalised.
         solver: linear solver for the operator's matrix.
@@ -62,7 +62,7 @@ def response(
     psi, mass = density.amplitude(), density.mass_amplitude()
     loads = [*operator.basis_loads(psi), mass]
     local = np.zeros((len(loads) + 1, len(loads)))
-    for j in [*_strong(closure, density, y, a), len(loads) - 1]:
+    for j in [*_strong(mean_field, density, y, a), len(loads) - 1]:
         right.array[:] = loads[j]
         z.set(0.0)
         solver.solve(right, z, 1e-3, typical=False)
@@ -71,15 +71,15 @@ def response(
         local[-1, j] = values @ anchor
     z.destroy()
     products = global_sum(problem.comm, local)
-    moments, along = operator.order(density), products[-2]
+    moments, along = operator.evaluate(density), products[-2]
     rows = 2.0 * (products[:-2] - np.outer(moments, along))
     across = products[-1] - along * problem.dot(psi, anchor)
-    last = 2.0 / a * (1.0 - 2.0 / norm) * across + closure.coefficients(y) @ rows
+    last = 2.0 / a * (1.0 - 2.0 / norm) * across + mean_field.coefficients(y) @ rows
     return np.vstack((rows, last / unit))
 
 
-def _strong(closure: MomentClosure, density: Density, y: Array, a: float) -> npt.NDArray[np.intp]:
+def _strong(mean_field: Moments, density: Density, y: Array, a: float) -> npt.NDArray[np.intp]:
     """Features whose potential a step can feel: the others contract without Newton's help."""
     # R_jj is at most 2a ∫Q_j² dm where the operator is at least 1/a, as in resolved steps.
-    bound = 2.0 * a * closure.second_moments(density)
-    return np.flatnonzero(bound * np.abs(np.diag(closure.stiffness(y))) > _STRONG)
+    bound = 2.0 * a * mean_field.second_moments(density)
+    return np.flatnonzero(bound * np.abs(np.diag(mean_field.stiffness(y))) > _STRONG)

@@ -31,7 +31,7 @@ from fem_mf.flows.flow import (
 from fem_mf.flows.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
 from fem_mf.flows.schrodinger_stage import ImplicitStage
 from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.mean_field.moments import Closure, MomentClosure, make_closure
+from fem_mf.mean_field.moments import MeanField, Moments, mean_field_of
 from fem_mf.mean_field.newton import Newton
 from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError, same_on_all_ranks, warn
 from fem_mf.observables import hamiltonian
@@ -111,11 +111,11 @@ class SchrodingerFlow(Flow[State]):
         self.dt = float(dt)
         self.scheme = scheme
         self.tolerance = tolerance
-        self.closure = make_closure(problem)
+        self.mean_field = mean_field_of(problem)
         self._stage = ImplicitStage(
             problem,
-            self.closure,
-            accelerator=_default(self.closure) if accelerator is None else accelerator,
+            self.mean_field,
+            accelerator=_default(self.mean_field) if accelerator is None else accelerator,
             stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             safeguard=safeguard,
             linear_tolerance=linear_tolerance,
@@ -203,7 +203,7 @@ class SchrodingerFlow(Flow[State]):
         eigenvalue = self.problem.dot(psi, load)
         velocity = -0.5 * (self.problem.solve_mass(load) - eigenvalue * psi)
         mass_velocity = -0.5 * (load - eigenvalue * mass_psi)
-        y = self.closure.order(density)
+        y = self.mean_field.evaluate(density)
         return self._instant(density, psi, mass_psi, velocity, mass_velocity, y)
 
     def _reached(self, stage: StageResult) -> Instant:
@@ -232,8 +232,8 @@ class SchrodingerFlow(Flow[State]):
             velocity=velocity,
             mass_velocity=mass_velocity,
             y=y,
-            energy=constant + self.closure.value(y, density),
-            eigenvalue=constant + self.closure.work(y, density),
+            energy=constant + self.mean_field.value(y, density),
+            eigenvalue=constant + self.mean_field.work(y, density),
         )
 
     def _state(self, now: Instant, **numbers: float | int) -> State:
@@ -255,7 +255,7 @@ class _Trajectory(Trajectory[State]):
     """One run: the instant, and the memory of the stages before it."""
 
     def __init__(self, flow: SchrodingerFlow, start: Density | State) -> None:
-        self._flow, self._memory = flow, _Memory(flow.problem, flow.closure)
+        self._flow, self._memory = flow, _Memory(flow.problem, flow.mean_field)
         self._now = flow._start(start.density if isinstance(start, State) else start.copy())
         known = start if isinstance(start, State) else None
         self.state = known or flow._state(self._now, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
@@ -327,8 +327,8 @@ class _Memory:
     stage has a past of its own.
     """
 
-    def __init__(self, problem: Problem, closure: Closure) -> None:
-        self._problem, self._closure = problem, closure
+    def __init__(self, problem: Problem, mean_field: MeanField) -> None:
+        self._problem, self._mean_field = problem, mean_field
         self.warned = False
         self.forget()
 
@@ -339,7 +339,7 @@ class _Memory:
             return float(np.sqrt(self._problem.dot(psi, psi)))
 
         def y_norm(y: Array) -> float:
-            return float(np.sqrt(self._closure.dot(y, y)))
+            return float(np.sqrt(self._mean_field.dot(y, y)))
 
         self._pasts = [
             (
@@ -373,5 +373,5 @@ class _Memory:
         return guesses
 
 
-def _default(closure: Closure) -> Accelerator:
-    return Newton() if isinstance(closure, MomentClosure) else Anderson(depth=10)
+def _default(mean_field: MeanField) -> Accelerator:
+    return Newton() if isinstance(mean_field, Moments) else Anderson(depth=10)

@@ -12,7 +12,7 @@ give the same ψ.
 
     settings = dict(linear_tolerance=1e-12, prefix="fem_mf_schrodinger_", options=None)
     stage = ImplicitStage(
-        problem, closure, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
+        problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
     )
     psi = density.amplitude()
     anchor = Anchor(base=psi, load=density.mass_amplitude())
@@ -31,7 +31,7 @@ from fem_mf.flows.minimising_movement import MovementUnknown
 from fem_mf.flows.response import response
 from fem_mf.hamiltonian import MeanFieldHamiltonian
 from fem_mf.mean_field.fixed_point import Accelerator, InnerTolerance, StopTest, private, solve
-from fem_mf.mean_field.moments import Closure, MomentClosure
+from fem_mf.mean_field.moments import MeanField, Moments
 from fem_mf.mean_field.newton import Newton
 from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError
 from fem_mf.observables import flat_scale
@@ -57,7 +57,7 @@ class ImplicitStage:
 
     Args:
         problem: the problem.
-        closure: the mean field.
+        mean_field: the mean field.
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating; its limit holds for Newton steps as well.
         safeguard: whether overshooting steps are shortened.
@@ -69,7 +69,7 @@ class ImplicitStage:
     def __init__(
         self,
         problem: Problem,
-        closure: Closure,
+        mean_field: MeanField,
         *,
         accelerator: Accelerator,
         stop: StopTest,
@@ -79,11 +79,11 @@ class ImplicitStage:
         options: Options | None,
     ) -> None:
         self.problem = problem
-        self.closure = closure
-        self.operator = MeanFieldHamiltonian(problem, closure)
+        self.mean_field = mean_field
+        self.operator = MeanFieldHamiltonian(problem, mean_field)
         self.density = WorkDensity(problem, np.ones(problem.num_owned))
-        self.unknown = MovementUnknown(closure)
-        if isinstance(accelerator, Newton) and not isinstance(closure, MomentClosure):
+        self.unknown = MovementUnknown(mean_field)
+        if isinstance(accelerator, Newton) and not isinstance(mean_field, Moments):
             raise ValueError(
                 "accelerator: Newton needs a functional whose every term is cylindrical; the "
                 "default for this one is Anderson()"
@@ -166,7 +166,7 @@ class ImplicitStage:
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
         if self._scale == 0.0:
-            lowest = self.problem.min(self.closure.potential(guess.y))
+            lowest = self.problem.min(self.mean_field.potential(guess.y))
             self._scale = max(guess.shift - lowest, flat_scale(self.problem))
         c = 2.0 / a - guess.shift
         if not guess.predicted:
@@ -185,7 +185,7 @@ class ImplicitStage:
             slow=self.unknown.slow,
         )
         if self.tolerance.floor == 0.0:  # ψ moves the moments, and n at least as fast
-            self.tolerance.floor = max(1.0, self.closure.sensitivity(self.density))
+            self.tolerance.floor = max(1.0, self.mean_field.sensitivity(self.density))
         y = evaluation.polish()
         factor = record.contraction
         if np.isnan(factor) and isinstance(self._accelerator, Newton):
@@ -205,7 +205,7 @@ class ImplicitStage:
     def by_newton(self, anchor: Anchor, a: float, origin: Array) -> StageResult:
         """Solve one stage by Newton's method on the sphere; see :meth:`solve`. Collective."""
         if self._descent is None:
-            moments = self.closure if isinstance(self.closure, MomentClosure) else None
+            moments = self.mean_field if isinstance(self.mean_field, Moments) else None
             self._descent = Descent(self.problem, moments=moments)
         *_, last = iterates = list(
             self._descent.run(
@@ -222,7 +222,7 @@ class ImplicitStage:
             a,
             overlap=self.problem.dot(last.density.amplitude(), anchor.load),
             eigenvalue=last.condition.eigenvalue,
-            y=self.operator.order(last.density),
+            y=self.operator.evaluate(last.density),
             iterations=len(iterates),
             linear_iterations=sum(iterate.linear_iterations for iterate in iterates),
         )
@@ -231,7 +231,7 @@ class ImplicitStage:
         """An initial guess of c for which c + H[y] is positive: min V is below its spectrum."""
         if 1.0 / a <= c:  # V is non-negative, or s is a good guess of a short step
             return c
-        return max(c, 1.0 / a - self.problem.min(self.closure.potential(y)))
+        return max(c, 1.0 / a - self.problem.min(self.mean_field.potential(y)))
 
     def _result(
         self,
@@ -264,17 +264,17 @@ class ImplicitStage:
         )
 
     def _curvature(self, z: Array) -> Array:
-        assert isinstance(self.closure, MomentClosure)
-        return self.unknown.curvature(z, self.closure.stiffness(z[:-1]))
+        assert isinstance(self.mean_field, Moments)
+        return self.unknown.curvature(z, self.mean_field.stiffness(z[:-1]))
 
     def _response(self, z: Array) -> Array:
         """R at z: minus the derivative of an evaluation by the potential's coefficients and c."""
-        assert isinstance(self.closure, MomentClosure) and self._solver is not None
+        assert isinstance(self.mean_field, Moments) and self._solver is not None
         assert self._evaluation is not None
         self._evaluation(z, np.inf)
         return response(
             self.problem,
-            self.closure,
+            self.mean_field,
             self.operator,
             self.density,
             self._solver,
@@ -328,7 +328,7 @@ class _Evaluation:
         self.overlap = stage.problem.dot(solution, load) / self.norm
         if not self.overlap > 0.0:
             raise ConvergenceError("time step failed: c + H[m] is not positive; reduce dt")
-        y = stage.operator.order(stage.density)
+        y = stage.operator.evaluate(stage.density)
         c = self._c + 2.0 / self.a * self.overlap * (1.0 - 1.0 / self.norm)
         self._z = stage.unknown.join(y, c, self._y)
         return self._z

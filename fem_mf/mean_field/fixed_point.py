@@ -1,7 +1,7 @@
 """Fixed points y = T(y) of the mean field: accelerator, stop test, safeguard, record.
 
     stop = StopTest(tolerance=1e-10)
-    record = solve(evaluate, y, accelerator=Anderson(), stop=stop, unknown=closure)
+    record = solve(evaluate, y, accelerator=Anderson(), stop=stop, unknown=mean_field)
     record.y, record.iterations
 
 For a convex functional y ↦ T(y) − y is, in the metric of ∇²F, minus the gradient of a convex

@@ -3,9 +3,9 @@
 For a cylindrical functional y holds moments of m and V = V_0 + Σ_j w_j(y) Q_j; for any other y
 holds the nodal values of m itself.
 
-    closure = make_closure(problem)
-    y = closure.order(density)        # moments, or the field m
-    V = closure.potential(y)          # on the potential space, owned and ghosts
+    mean_field = mean_field_of(problem)
+    y = mean_field.evaluate(density)        # moments, or the field m
+    V = mean_field.potential(y)          # on the potential space, owned and ghosts
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fem_mf.mpi import global_sum
 from fem_mf.problem import Problem
 from fem_mf.typing import Array
 
-__all__ = ["Closure", "FieldClosure", "MomentClosure", "make_closure"]
+__all__ = ["MeanField", "Moments", "NodalDensity", "mean_field_of"]
 
 _ROWS = 8192  # nodes at a time, so that products of features need no second copy of them
 
 
-class Closure(Protocol):
+class MeanField(Protocol):
     """The unknown of the fixed point and the potential it gives."""
 
     base: Array  # V_0, the part of V that never changes, owned and ghosts
     basis: Array | None  # (n, r): V − V_0 = basis @ coefficients(y), None when V is a general field
 
-    def order(self, density: Density) -> Array:
+    def evaluate(self, density: Density) -> Array:
         """y of a density."""
 
     def gauge(self, y: Array, at: Array) -> float:
@@ -58,7 +58,7 @@ class Closure(Protocol):
         """V as numbers dual to y under ``dot``."""
 
 
-class MomentClosure:
+class Moments:
     """The moments y of the compressed features, the same numbers on every rank.
 
     With features Φ ≈ Q R (:class:`fem_mf.functionals.features.FeatureMatrix`), y = ∫Q dm has r
@@ -81,7 +81,7 @@ class MomentClosure:
         for (factor, term, matrix), part in zip(self._terms, parts, strict=True):
             yield factor, term, matrix, part @ matrix.coordinates
 
-    def order(self, density: Density) -> Array:
+    def evaluate(self, density: Density) -> Array:
         """∫Q dm. Collective."""
         assert self.basis is not None
         return global_sum(self._comm, density.measure() @ self.basis[: self._owned])
@@ -148,7 +148,7 @@ class MomentClosure:
         return float(a @ b)
 
 
-class FieldClosure:
+class NodalDensity:
     """ψ|ψ| at the nodes of ψ's space, distributed; for contact terms and users' functionals.
 
     It is m, with the sign of ψ where a coarse mesh leaves ψ negative.
@@ -164,7 +164,7 @@ class FieldClosure:
                 self.base += factor * term.matrix(problem).combine(np.ones(1))
         self._density = WorkDensity(problem, np.ones(problem.num_owned))
 
-    def order(self, density: Density) -> Array:
+    def evaluate(self, density: Density) -> Array:
         """ψ|ψ| at the owned nodes."""
         psi = density.amplitude()
         return psi * np.abs(psi)
@@ -203,10 +203,10 @@ class FieldClosure:
         return self.problem.dot(a, b) * self.problem.mean_mass
 
 
-def make_closure(problem: Problem) -> Closure:
+def mean_field_of(problem: Problem) -> MeanField:
     """Moments when every term of the functional is cylindrical, else the field m. Collective."""
     terms = flatten(problem.functional)
     cylindrical = [(c, term) for c, term in terms if isinstance(term, Cylindrical)]
     if len(cylindrical) == len(terms):
-        return MomentClosure(problem, cylindrical)
-    return FieldClosure(problem)
+        return Moments(problem, cylindrical)
+    return NodalDensity(problem)

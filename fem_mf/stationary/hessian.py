@@ -25,7 +25,7 @@ import numpy as np
 from fem_mf.density import Density
 from fem_mf.functionals.terms import Contact, Cylindrical, flatten
 from fem_mf.hamiltonian import Hamiltonian
-from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.mean_field.moments import Moments
 from fem_mf.mpi import global_sum
 from fem_mf.observables import FirstOrder, energy_scale
 from fem_mf.problem import FunctionalLike, Problem
@@ -56,12 +56,12 @@ class Hessian:
         self,
         problem: Problem,
         negligible: float = 1e-10,
-        moments: MomentClosure | None = None,
+        moments: Moments | None = None,
     ) -> None:
         self.problem, self._negligible = problem, negligible
         terms = flatten(problem.functional)
         cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
-        self._moments = MomentClosure(problem, cylindrical) if moments is None else moments
+        self._moments = Moments(problem, cylindrical) if moments is None else moments
         self._beta = sum(c * f.beta for c, f in terms if isinstance(f, Contact))
         self._others: list[tuple[float, FunctionalLike]] = [
             (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
@@ -108,7 +108,7 @@ class Hessian:
         variances, frame = np.linalg.eigh(self._moments.covariance(density))
         seen = variances > _REDUNDANT * variances.max(initial=0.0)
         deviations, frame = np.sqrt(variances[seen]), frame[:, seen]
-        stiffness = self._moments.stiffness(self._moments.order(density))
+        stiffness = self._moments.stiffness(self._moments.evaluate(density))
         scaled = frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame
         values, directions = np.linalg.eigh(scaled * np.outer(deviations, deviations))
         keep = np.abs(values) > max(smallest, _REDUNDANT * np.abs(values).max(initial=0.0))

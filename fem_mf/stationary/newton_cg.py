@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fem_mf.density import Density
-from fem_mf.mean_field.moments import MomentClosure
+from fem_mf.mean_field.moments import Moments
 from fem_mf.mpi import ConvergenceError, StagnationError
 from fem_mf.observables import FirstOrder, dual_norm, energy, energy_scale, first_order
 from fem_mf.petsc import Options
@@ -106,7 +106,7 @@ class Descent:
         self,
         problem: Problem,
         options: Options | None = None,
-        moments: MomentClosure | None = None,
+        moments: Moments | None = None,
     ) -> None:
         self.problem = problem
         self.hessian = Hessian(problem, 1e-4, moments)

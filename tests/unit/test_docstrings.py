@@ -21,7 +21,7 @@ import ufl
 
 import fem_mf as mf
 from fem_mf.hamiltonian import MeanFieldHamiltonian
-from fem_mf.mean_field.moments import make_closure
+from fem_mf.mean_field.moments import mean_field_of
 
 pytest.importorskip("pyvista")
 pytest.importorskip("imageio.v3")
@@ -133,9 +133,9 @@ def namespace(lumped: bool) -> dict[str, Any]:
     problem = mf.Problem(mesh, F, sigma=0.5, **mass)
     start = mf.Density.from_function(problem, lambda x: np.exp(-well(x)))
     density = mf.Density.from_function(problem, lambda x: np.exp(-2.0 * well(x)))
-    closure = make_closure(problem)
-    y = closure.order(density)
-    operator = MeanFieldHamiltonian(problem, closure)
+    mean_field = mean_field_of(problem)
+    y = mean_field.evaluate(density)
+    operator = MeanFieldHamiltonian(problem, mean_field)
     operator.update(2.0 / dt, y)
     right, solution = operator.matrix.createVecs()
     right.set(1.0)
@@ -160,9 +160,9 @@ def namespace(lumped: bool) -> dict[str, Any]:
         "t": 0.0,
         "dt": dt,
         "t_end": 0.5,
-        "closure": closure,
+        "mean_field": mean_field,
         "y": y,
-        "V": closure.potential(y)[: problem.num_owned],
+        "V": mean_field.potential(y)[: problem.num_owned],
         "v": density.amplitude(),
         "matrix": operator.matrix,
         "right": right,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.mean_field.moments import make_closure
+from fem_mf.mean_field.moments import mean_field_of
 from fem_mf.observables import first_order, hamiltonian
 from fem_mf.petsc import Preconditioner, default_preconditioner
 from fem_mf.stationary.certificate import Metric
@@ -232,13 +232,13 @@ def test_negligible_directions_are_left_out():
 @pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
 def test_covariance_of_the_moments(functional, mesh):
     density = linearised(functional, mesh)[0]
-    closure = make_closure(density.problem)
-    basis = closure.basis[: density.problem.num_potential_owned]
+    mean_field = mean_field_of(density.problem)
+    basis = mean_field.basis[: density.problem.num_potential_owned]
     centred = basis - density.measure() @ basis
     exact = (centred.T * density.measure()) @ centred
-    np.testing.assert_allclose(closure.covariance(density), exact, rtol=0, atol=1e-12)
-    second = closure.covariance(density) + np.outer(*2 * [closure.order(density)])
-    np.testing.assert_allclose(np.diag(second), closure.second_moments(density), rtol=1e-10)
+    np.testing.assert_allclose(mean_field.covariance(density), exact, rtol=0, atol=1e-12)
+    second = mean_field.covariance(density) + np.outer(*2 * [mean_field.evaluate(density)])
+    np.testing.assert_allclose(np.diag(second), mean_field.second_moments(density), rtol=1e-10)
 
 
 # -- operators ---------------------------------------------------------------------------------

@@ -502,14 +502,14 @@ def test_newtons_response_is_the_derivative_of_an_evaluation(dt):
     problem = lumped(mesh("triangles"), functional)
     stage = mf.LangevinFlow(problem, 1.0, accelerator=mf.Newton())._stage
     start = bump(problem, 2.0)
-    y = stage.solve(start.amplitude() ** 2, stage.closure.order(start), dt).y
+    y = stage.solve(start.amplitude() ** 2, stage.mean_field.evaluate(start), dt).y
     derivative = np.column_stack(
         [
             (stage._evaluate(y + h, np.inf) - stage._evaluate(y - h, np.inf)) / 2e-4
             for h in 1e-4 * np.eye(y.size)
         ]
     )
-    product = stage._response(y) @ stage.closure.stiffness(y)
+    product = stage._response(y) @ stage.mean_field.stiffness(y)
     assert np.abs(derivative).max() > 0.1
     np.testing.assert_allclose(-product, derivative, rtol=0, atol=5e-3 * np.abs(derivative).max())
 
