@@ -45,7 +45,7 @@ functional = mf.Potential(lambda x: 0.3 * (x[0] ** 2 + x[1] ** 2)) + mf.NetworkL
 mesh = saved.mesh if saved else mf.disk(comm, 5.5, 1.0)
 problem = mf.Problem(mesh, functional, 0.7, degree=2)
 flow = mf.SchrodingerFlow(
-    problem, 0.02, "sdirk2", fixed_point_tolerance=1e-12, linear_tolerance=1e-13
+    problem, 0.02, "sdirk2", fixed_point_tolerance=1e-12, petsc_options={"ksp_rtol": 1e-13}
 )
 start = (
     saved.state(problem) if saved

@@ -82,7 +82,7 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     """Give a solver its options. Collective.
 
     Returns:
-        The tolerances of a linear solver that the user fixed.
+        The tolerances that the user fixed.
 
     Raises:
         ValueError: PETSc refuses an option, or does not know one.
@@ -107,6 +107,8 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
             rtol, atol, divtol, max_it = solver.getTolerances()
             values = {"rtol": rtol, "atol": atol, "divtol": divtol, "max_it": max_it}
             tolerances = {k: v for k, v in values.items() if database.hasName(f"ksp_{k}")}
+        elif database.hasName("snes_atol"):
+            tolerances = {"atol": solver.getTolerances()[1]}
         unknown = [k for k in chosen if k in added and not PETSc.Options().used(prefix + k)]
         if unknown:
             error = ValueError(
@@ -376,14 +378,24 @@ class NewtonSolver:
 
         self.snes.setFunction(evaluate, self._work)
         self.snes.setJacobian(differentiate, matrix)
-        configure(self.snes, {"snes_type": "newtonls", **defaults}, options or {})
+        chosen = configure(self.snes, {"snes_type": "newtonls", **defaults}, options or {})
+        self._chosen_tolerance = chosen.get("atol")
 
-    def solve(self, solution: PETSc.Vec, tolerance: float, max_iterations: int = 25) -> int:
+    def solve(
+        self,
+        solution: PETSc.Vec,
+        tolerance: float,
+        *,
+        scale: float = 1.0,
+        max_iterations: int = 25,
+    ) -> int:
         """Solve to an absolute residual norm. Collective.
 
         Args:
             solution: the initial guess, overwritten.
-            tolerance: of the Euclidean norm of the residual.
+            tolerance: of the Euclidean norm of the residual over ``scale``, unless the user has
+                chosen another one (``snes_atol``).
+            scale: the Euclidean norm of a residual of norm one.
             max_iterations: Newton steps.
 
         Returns:
@@ -392,6 +404,7 @@ class NewtonSolver:
         Raises:
             ConvergenceError: PETSc's reason and what to change.
         """
+        tolerance = scale * (self._chosen_tolerance or tolerance)
         self.snes.setTolerances(rtol=1e-14, atol=tolerance, stol=1e-14, max_it=max_iterations)
         self.snes.solve(None, solution)
         reason: Any = self.snes.getConvergedReason()

@@ -11,7 +11,7 @@ X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
 
 Elsewhere v advances with the implicit stages of the time scheme; backward Euler has one:
 
-    v = ClassicalPart(problem, mean_field.base, density, None, tolerance=1e-11, options=None)
+    v = ClassicalPart(problem, mean_field.base, density, None, options=None)
     stage_values = v.advance(t, dt, [(1.0, ())])    # v at the stages of the step
     v.values, v.rate                                # at its end
 
@@ -200,7 +200,6 @@ class ClassicalPart:
         density: m_0 = e^{−u_0}.
         start: v_0, a quadratic or its owned values; None for u_0 where it is quadratic, else for
             the stationary v of a quadratic that fits g.
-        tolerance: tolerance of Newton's method.
         options: PETSc options of Newton's method.
 
     Attributes:
@@ -214,7 +213,6 @@ class ClassicalPart:
         g: Array,
         density: LogDensity,
         start: Quadratic | Array | None,
-        tolerance: float,
         options: Options | None,
     ) -> None:
         self.problem = problem
@@ -234,7 +232,7 @@ class ClassicalPart:
             self._flow = RiccatiFlow(quadratic_g, fitted, problem.sigma)
             return
         self._potential = g
-        self._operator = HJBOperator(problem, tolerance=tolerance, petsc_options=options)
+        self._operator = HJBOperator(problem, petsc_options=options)
 
     def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
         """Take a step, t after the start; v at each of its stages, owned values. Collective."""

@@ -69,9 +69,9 @@ class HJBFlow(Flow[HJBState]):
         fixed_point_tolerance: relative tolerance of the moments (or of m).
         max_iterations: evaluations of one fixed point.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        newton_tolerance: tolerance of the residual of the equation.
-        petsc_options: options of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the
-            command line takes precedence.
+        petsc_options: without prefix, of Newton's method (``snes_atol`` is for the L² norm of the
+            residual, 1e-11 by default) and, with ``"hopf-cole"``, of the linear solver;
+            ``-fem_mf_hjb_...`` and ``-fem_mf_weighted_...`` on the command line take precedence.
 
     Raises:
         ValueError: naming the argument.
@@ -92,7 +92,6 @@ class HJBFlow(Flow[HJBState]):
         fixed_point_tolerance: float = 1e-10,
         max_iterations: int = 100,
         safeguard: bool = True,
-        newton_tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
         check_step(problem, dt)
@@ -100,7 +99,6 @@ class HJBFlow(Flow[HJBState]):
         check_tolerances(
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,
-            newton_tolerance=newton_tolerance,
         )
         if isinstance(accelerator, Newton):
             raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
@@ -113,16 +111,17 @@ class HJBFlow(Flow[HJBState]):
             "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             "safeguard": safeguard,
         }
-        solver: dict[str, Any] = {"tolerance": newton_tolerance, "petsc_options": petsc_options}
-        self._operator = HJBOperator(problem, **solver)
+        options, linear = petsc_options or {}, self.form == "hopf-cole"
+        self._options = {k: v for k, v in options.items() if k.startswith("snes_") or not linear}
+        self._operator = HJBOperator(problem, petsc_options=self._options)
         self._stage: HJBStage | WeightedStage
         if self.form == "hopf-cole":
-            self._stage = WeightedStage(problem, self.mean_field, **settings, **solver)
+            others = {k: v for k, v in options.items() if not k.startswith("snes_")}
+            self._stage = WeightedStage(problem, self.mean_field, **settings, petsc_options=others)
         else:
             self._stage = HJBStage(
                 self._operator, self.mean_field, whole=not self.decomposed, **settings
             )
-        self._tolerance, self._options = newton_tolerance, petsc_options
         self._bounds = Regularity(problem)
 
     def run(
@@ -268,7 +267,6 @@ class _Trajectory(Trajectory[HJBState]):
                 flow.mean_field.base,
                 self._density,
                 v_start,
-                flow._tolerance,
                 flow._options,
             )
         self._y = flow.mean_field.evaluate(self._density)

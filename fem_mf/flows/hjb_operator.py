@@ -35,6 +35,7 @@ from fem_mf.typing import Array
 __all__ = ["HJBOperator"]
 
 _POWER_ITERATIONS = 60
+_TOLERANCE = 1e-11
 # A function of several forms, of which its annotations know one.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
@@ -45,8 +46,8 @@ class HJBOperator:
     Args:
         problem: the problem, natural boundary, degree 2 at least.
         v: the drift, a function of the problem's space; None for 0. Only its gradient counts.
-        tolerance: of Newton's method, on the L² norm of the residual times dt/(1 + dt).
-        petsc_options: of Newton's method, without prefix; ``-fem_mf_hjb_...`` on the command line
+        petsc_options: of Newton's method, without prefix (``snes_atol`` is for the L² norm of the
+            residual times dt/(1 + dt), by default 1e-11); ``-fem_mf_hjb_...`` on the command line
             takes precedence.
 
     Attributes:
@@ -61,7 +62,6 @@ class HJBOperator:
         problem: Problem,
         v: fem.Function | None = None,
         *,
-        tolerance: float = 1e-11,
         petsc_options: Options | None = None,
     ) -> None:
         check_problem(problem)
@@ -69,7 +69,7 @@ class HJBOperator:
             raise ValueError("u grows like |x|²: the HJB equation needs degree 2 or more")
         if problem.boundary != "natural":
             raise ValueError("u is infinite where ψ = 0: it needs boundary='natural'")
-        self.problem, self.tolerance = problem, tolerance
+        self.problem = problem
         self.drift: fem.Function = problem.new_amplitude()
         self._w: fem.Function = problem.new_amplitude()
         self._start: fem.Function = problem.new_amplitude()
@@ -219,8 +219,8 @@ class HJBOperator:
         self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)
         self._potential.x.array[:] = potential
         self._solution.array[:] = guess
-        tolerance = self.tolerance * float(np.sqrt(self.problem.mean_mass))
-        steps = self._solver.solve(self._solution, tolerance)
+        scale = float(np.sqrt(self.problem.mean_mass))
+        steps = self._solver.solve(self._solution, _TOLERANCE, scale=scale)
         return np.array(self._solution.array_r, dtype=np.float64), steps
 
     def _set(self, inertia: float, weight: float, shift: float) -> None:

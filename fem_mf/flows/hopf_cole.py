@@ -41,6 +41,7 @@ __all__ = ["WeightedStage"]
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_weighted_"
 _PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.flows.schrodinger_stage
+_TOLERANCE = 1e-11  # relative, of linear solves
 _MOST_UPDATES = 100  # of c at one mean field
 # Of v and of w/2: products of two entries of the matrix must be floating-point numbers. Measured on
 # an interval, ∇²u is right at 417, wrong by a factor of 7 at 454, and φ is lost at 625.
@@ -59,7 +60,6 @@ class WeightedStage:
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
-        tolerance: relative, of the linear solves.
         petsc_options: the user's, of the linear solver.
     """
 
@@ -71,12 +71,11 @@ class WeightedStage:
         accelerator: Accelerator,
         stop: StopTest,
         safeguard: bool,
-        tolerance: float,
         petsc_options: Options | None,
     ) -> None:
         self.problem, self.mean_field = problem, mean_field
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
-        self._tolerance, self._options = tolerance, petsc_options
+        self._options = petsc_options
         self.unknown = MovementUnknown(mean_field)
         self.drift: fem.Function = problem.new_amplitude()
         self._start: fem.Function = problem.new_amplitude()
@@ -244,7 +243,7 @@ class _Evaluation:
             except ConvergenceError:
                 low, better = c, np.inf
             else:
-                if abs(better - c) <= 10.0 * self.stage._tolerance * unit:  # of the linear solves
+                if abs(better - c) <= 10.0 * _TOLERANCE * unit:  # of the linear solves
                     break
                 low, high = (c, high) if self._stretch > 1.0 else (low, c)
             if not low < better < high:
@@ -265,7 +264,7 @@ class _Evaluation:
         if stage._solver is None:
             defaults = {"ksp_type": "cg", "pc_type": "lu", **mumps(problem.dim)}
             stage._solver = SpdSolver(stage._matrix, _PREFIX, defaults, stage._options)
-        stage._solver.solve(stage._right, stage._solution, stage._tolerance)
+        stage._solver.solve(stage._right, stage._solution, _TOLERANCE)
         phi = np.array(stage._solution.array_r, dtype=np.float64)
         if not problem.min(phi) > 0.0:
             stage._solution.array[:] = self.phi

@@ -93,10 +93,10 @@ class LangevinFlow(Flow[LangevinState]):
         fixed_point_tolerance: relative tolerance of the moments (or of m).
         max_iterations: evaluations of one fixed point.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        linear_tolerance: relative tolerance of iterative linear solves.
-        petsc_options: options of the linear solver, without prefix; ``-fem_mf_langevin_...`` on the
-            command line takes precedence. The default is LU where affordable, for which m has
-            relative precision where it is tiny too, and BiCGStab with ILU on each rank elsewhere.
+        petsc_options: options of the linear solver, without prefix (``ksp_rtol`` is 1e-12 by
+            default); ``-fem_mf_langevin_...`` on the command line takes precedence. The default is
+            LU where affordable, for which m has relative precision where it is tiny too, and
+            BiCGStab with ILU on each rank elsewhere.
 
     Raises:
         ValueError: naming the argument.
@@ -113,14 +113,12 @@ class LangevinFlow(Flow[LangevinState]):
         fixed_point_tolerance: float = 1e-10,
         max_iterations: int = 100,
         safeguard: bool = True,
-        linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
         check_step(problem, dt)
         check_tolerances(
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,
-            linear_tolerance=linear_tolerance,
         )
         _check(problem)
         self.problem, self.dt = problem, float(dt)
@@ -133,7 +131,6 @@ class LangevinFlow(Flow[LangevinState]):
             accelerator=accelerator,
             stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             safeguard=safeguard,
-            linear_tolerance=linear_tolerance,
             prefix=_PREFIX,
             options=petsc_options,
         )

@@ -7,7 +7,7 @@ comes from the derivative of L. A potential βm, which follows m point by point,
 step for each vertex: instead it is linearised inside each evaluation, where it couples the same
 edges.
 
-    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_langevin_", options=None)
+    settings = dict(prefix="fem_mf_langevin_", options=None)
     stage = LangevinStage(
         problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
     )
@@ -50,6 +50,8 @@ _FLOOR = 1e-300  # m is kept above this multiple of its maximum, so that log m i
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 3_000}
 _UNSOLVED = 1e-6  # relative residual above which a linear system was not solved
 
+_RTOL = 1e-12  # of iterative linear solves
+
 
 @dataclass(frozen=True, kw_only=True)
 class LangevinResult:
@@ -79,7 +81,6 @@ class LangevinStage:
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating.
         safeguard: whether overshooting steps are shortened.
-        linear_tolerance: relative tolerance of iterative linear solves.
         prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
@@ -92,13 +93,12 @@ class LangevinStage:
         accelerator: Accelerator,
         stop: StopTest,
         safeguard: bool,
-        linear_tolerance: float,
         prefix: str,
         options: Options | None,
     ) -> None:
         self.problem, self.mean_field, self.edges = problem, mean_field, EdgeOperator(problem)
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
-        self._rtol, self._prefix, self._options = linear_tolerance, prefix, options or {}
+        self._rtol, self._prefix, self._options = _RTOL, prefix, options or {}
         if isinstance(self._accelerator, Newton) and isinstance(mean_field, Moments):
             self._accelerator.bind(self._response, mean_field.stiffness)
         self._beta = _contact(problem)

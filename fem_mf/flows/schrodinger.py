@@ -66,10 +66,9 @@ class SchrodingerFlow(Flow[State]):
             stage; for Newton's method the tolerance of ψ.
         max_iterations: evaluations of one fixed point, and Newton steps of one stage.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        linear_tolerance: relative tolerance of the linear solves.
-        petsc_options: of the linear solver of the fixed point, without prefix;
-            ``-fem_mf_schrodinger_...`` on the command line takes precedence. The preconditioner of
-            Newton's method listens to ``-fem_mf_stationary_...``.
+        petsc_options: of the linear solver of the fixed point, without prefix (``ksp_rtol`` is
+            1e-12 by default); ``-fem_mf_schrodinger_...`` on the command line takes precedence. The
+            preconditioner of Newton's method listens to ``-fem_mf_stationary_...``.
 
     Raises:
         ValueError: naming the argument.
@@ -88,7 +87,6 @@ class SchrodingerFlow(Flow[State]):
         fixed_point_tolerance: float = 1e-10,
         max_iterations: int = 100,
         safeguard: bool = True,
-        linear_tolerance: float = 1e-12,
         petsc_options: Options | None = None,
     ) -> None:
         check_step(problem, dt)
@@ -97,7 +95,6 @@ class SchrodingerFlow(Flow[State]):
             max_iterations,
             tolerance=tolerance,
             fixed_point_tolerance=fixed_point_tolerance,
-            linear_tolerance=linear_tolerance,
         )
         same_on_all_ranks(
             problem.comm,
@@ -105,7 +102,6 @@ class SchrodingerFlow(Flow[State]):
             tolerance=tolerance,
             fixed_point_tolerance=fixed_point_tolerance,
             max_iterations=max_iterations,
-            linear_tolerance=linear_tolerance,
         )
         self.problem = problem
         self.dt = float(dt)
@@ -118,7 +114,6 @@ class SchrodingerFlow(Flow[State]):
             accelerator=_default(self.mean_field) if accelerator is None else accelerator,
             stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
             safeguard=safeguard,
-            linear_tolerance=linear_tolerance,
             prefix=_PREFIX,
             options=petsc_options,
         )

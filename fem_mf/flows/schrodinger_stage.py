@@ -10,7 +10,7 @@ iteration does not contract, or its operator is not positive, by Newton's method
 (:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
 give the same ψ.
 
-    settings = dict(linear_tolerance=1e-12, prefix="fem_mf_schrodinger_", options=None)
+    settings = dict(prefix="fem_mf_schrodinger_", options=None)
     stage = ImplicitStage(
         problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
     )
@@ -44,6 +44,7 @@ from fem_mf.typing import Array
 __all__ = ["ImplicitStage"]
 
 _LOG = logging.getLogger(__name__)
+_RTOL = 1e-12  # of the last linear solves of a stage
 
 _POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which ψ is an excited state, or the mesh too coarse
 # Newton's method takes over when a fixed point would need more than about three times as many
@@ -61,7 +62,6 @@ class ImplicitStage:
         accelerator: how the fixed-point iteration is accelerated.
         stop: when to stop iterating; its limit holds for Newton steps as well.
         safeguard: whether overshooting steps are shortened.
-        linear_tolerance: relative tolerance of the last linear solve of a stage.
         prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
@@ -74,7 +74,6 @@ class ImplicitStage:
         accelerator: Accelerator,
         stop: StopTest,
         safeguard: bool,
-        linear_tolerance: float,
         prefix: str,
         options: Options | None,
     ) -> None:
@@ -90,7 +89,7 @@ class ImplicitStage:
             )
         self._accelerator, self._safeguard = private(accelerator), safeguard
         self.stop = replace(stop, patience=_PATIENCE)
-        self.rtol, self._prefix, self._options = linear_tolerance, prefix, options
+        self.rtol, self._prefix, self._options = _RTOL, prefix, options
         self._stiffness = self.operator.largest_ratio()
         self._solver: SpdSolver | None = None
         self._defaults: dict[str, str | int | float] = {}

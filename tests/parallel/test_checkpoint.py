@@ -163,12 +163,12 @@ TIGHT = {"fixed_point_tolerance": 1e-12}
 
 
 def schrodinger(problem: mf.Problem) -> Any:
-    return mf.SchrodingerFlow(problem, 0.05, "sdirk2", linear_tolerance=1e-13, **TIGHT)
+    return mf.SchrodingerFlow(problem, 0.05, "sdirk2", petsc_options={"ksp_rtol": 1e-13}, **TIGHT)
 
 
 def adaptive(problem: mf.Problem) -> Any:
     return mf.SchrodingerFlow(
-        problem, 0.02, "sdirk2", tolerance=1e-3, linear_tolerance=1e-13, **TIGHT
+        problem, 0.02, "sdirk2", tolerance=1e-3, petsc_options={"ksp_rtol": 1e-13}, **TIGHT
     )
 
 
@@ -181,7 +181,7 @@ def descent(problem: mf.Problem) -> Any:
 
 
 def langevin(problem: mf.Problem) -> Any:
-    return mf.LangevinFlow(problem, 0.05, linear_tolerance=1e-13, **TIGHT)
+    return mf.LangevinFlow(problem, 0.05, petsc_options={"ksp_rtol": 1e-13}, **TIGHT)
 
 
 def bent() -> mf.Functional:

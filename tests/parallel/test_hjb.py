@@ -19,7 +19,7 @@ SUP_NORMS = ("hessian_u", "growth_u", "theta_v", "growth_v", "lipschitz_w")
 COUNTERS = ("fixed_point_iterations", "newton_iterations", "newton_most", "contraction")
 Z = np.linspace(-1.5, 1.5, 7)
 SIGMA = 0.6
-OPTIONS = {"fixed_point_tolerance": 1e-12, "newton_tolerance": 1e-12}
+OPTIONS = {"fixed_point_tolerance": 1e-12, "petsc_options": {"snes_atol": 1e-12}}
 
 
 def trap(x):

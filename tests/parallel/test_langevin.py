@@ -61,7 +61,7 @@ def compare(shared, alone):
 
 
 def runs(name, functional, dt, steps, **options):
-    options = {"fixed_point_tolerance": 1e-12, "linear_tolerance": 1e-13} | options
+    options = {"fixed_point_tolerance": 1e-12, "petsc_options": {"ksp_rtol": 1e-13}} | options
     return [
         list(mf.LangevinFlow(m.problem, dt, **options).run(m, steps * dt))
         for m in both(name, functional)

@@ -66,7 +66,7 @@ def compare(shared, alone):
 
 
 def runs(name, dt, steps, functional=network, scheme="backward-euler", **options):
-    options = {"fixed_point_tolerance": 1e-12, "linear_tolerance": 1e-13} | options
+    options = {"fixed_point_tolerance": 1e-12, "petsc_options": {"ksp_rtol": 1e-13}} | options
     return [
         list(mf.SchrodingerFlow(m.problem, dt, scheme, **options).run(m, steps * dt))
         for m in both(name, functional)

@@ -156,7 +156,9 @@ def test_the_response_is_the_derivative_of_an_evaluation(length):
     """T′ = −R S on (y, c), by central differences."""
     functional = trap(1.0) + mf.MeanInteraction(2.0, [1.5, -1.0])
     problem = mf.Problem(mf.box(COMM, 6.0, 1.2, cell="quadrilateral"), functional, 0.7, 4)
-    flow = mf.SchrodingerFlow(problem, length, accelerator=mf.Newton(), linear_tolerance=1e-13)
+    flow = mf.SchrodingerFlow(
+        problem, length, accelerator=mf.Newton(), petsc_options={"ksp_rtol": 1e-13}
+    )
     now, stage = flow._start(mf.Density.from_function(problem, STARTS["centred"])), flow._stage
     anchor = Anchor(base=now.psi, load=now.mass_psi)
     stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
