@@ -10,7 +10,9 @@ A run appends its states, and the file can be read at any time:
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -30,7 +32,7 @@ from fem_mf.typing import PathLike
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["History", "Instant", "RunFile", "progress"]
+__all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
 
 
 class HasScalars(Protocol):
@@ -83,11 +85,20 @@ class RunFile(ABC):
                 error = OSError(f"cannot write '{self.path}': {caught}")
         all_ranks_agree(self._comm, error)
 
-    def _replace(self, text: str) -> None:
-        # Renaming is atomic: whoever reads, or finds the file after a kill, has a whole one.
-        new = self.path.with_name(self.path.name + "-new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(self.path)
+    def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], durable: bool) -> None:
+        """Write arrays of every rank into a file, each at its first byte. Collective."""
+        error: Exception | None = None
+        try:
+            file = MPI.File.Open(self._comm, path, MPI.MODE_WRONLY)  # type: ignore[arg-type]
+            for first, values in parts:
+                file.Write_at_all(first, values)
+            if durable:
+                file.Sync()
+            file.Close()
+        except MPI.Exception as caught:
+            error = OSError(f"cannot write '{path}': {caught}")
+        # Also the barrier after which the values of all ranks are in the file.
+        all_ranks_agree(self._comm, error)
 
     @abstractmethod
     def close(self) -> None:
@@ -105,6 +116,29 @@ class RunFile(ABC):
     ) -> None:
         """Close the file; exceptions pass."""
         self.close()
+
+
+def replace_file(path: Path, text: str, durable: bool = False) -> None:
+    """Replace a file so that whoever reads it, or finds it after a kill, has a whole one.
+
+    Args:
+        path: the file.
+        text: what is to be in it.
+        durable: make it survive a power failure, too, which takes longer.
+    """
+    new = path.with_name(path.name + "-new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    new.replace(path)  # atomic
+    if durable:
+        # The name itself reaches the disk with the folder, where the file system can be asked to.
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
 
 class History(RunFile):
@@ -138,7 +172,7 @@ class History(RunFile):
     def _open(self, kept: list[str], new: bool) -> None:
         if new:
             limit_file(self.path).unlink(missing_ok=True)
-        self._replace("".join(line + "\n" for line in kept))
+        replace_file(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
 
     def append(self, row: HasScalars | Mapping[str, float]) -> None:

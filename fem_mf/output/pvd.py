@@ -11,7 +11,7 @@ import numpy as np
 from dolfinx import fem, io
 
 from fem_mf.mpi import on_root
-from fem_mf.output.history import Instant
+from fem_mf.output.history import Instant, replace_file
 from fem_mf.output.xdmf import Series, amplitude_to_fields
 from fem_mf.typing import PathLike
 
@@ -91,7 +91,7 @@ class PVDSeries(Series):
     def _publish(self) -> None:
         # DOLFINx writes the list of steps only when it closes the file.
         head = '<?xml version="1.0"?>\n<VTKFile type="Collection" version="1.0">\n<Collection>\n'
-        self._replace("".join([head, *self._entries, "</Collection>\n</VTKFile>\n"]))
+        replace_file(self.path, "".join([head, *self._entries, "</Collection>\n</VTKFile>\n"]))
 
     def close(self) -> None:
         """Close the file. Calling it again does nothing."""

@@ -15,7 +15,7 @@ import numpy as np
 from dolfinx import fem, io
 
 from fem_mf.mpi import all_ranks_agree, on_root
-from fem_mf.output.history import Instant
+from fem_mf.output.history import Instant, replace_file
 from fem_mf.typing import PathLike
 
 if TYPE_CHECKING:
@@ -250,4 +250,4 @@ class XDMFSeries(Series):
         kind = series if self._steps else 'GridType="Uniform"'
         # Viewers take the mesh from each step; the copy outside them is for DOLFINx's read_mesh.
         head = f'{_HEAD}<Grid Name="mesh" {kind}>\n{self._mesh_xml}'
-        self._replace("".join([head, *self._steps, _TAIL]))
+        replace_file(self.path, "".join([head, *self._steps, _TAIL]))

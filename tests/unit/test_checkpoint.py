@@ -134,10 +134,10 @@ def test_damaged_manifest(saved_path: Path) -> None:
     for damaged in (text[:-20], text.replace('"step": 4', '"step": 5'), "", "[]"):
         assert damaged != text
         manifest.write_text(damaged)
-        with pytest.raises(ValueError, match=r"damaged|of another program"):
+        with pytest.raises(ValueError, match="damaged"):
             mf.Checkpoint.read(saved_path, COMM)
     manifest.write_text(text.replace("checkpoint 1", "checkpoint 9"))
-    with pytest.raises(ValueError, match="another program or version"):
+    with pytest.raises(ValueError, match="format is 'fem_mf checkpoint 9'"):
         mf.Checkpoint.read(saved_path, COMM)
     manifest.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="damaged"):
