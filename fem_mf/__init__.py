@@ -51,7 +51,7 @@ from fem_mf.mean_field.newton import Newton
 from fem_mf.mesh import ball, box, disk, interval, read_mesh, refine, truncation_radius
 from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
 from fem_mf.observables import dissipation, eigenvalue, energy, residual
-from fem_mf.output import History, PVDSeries, XDMFSeries, progress
+from fem_mf.output import History, XDMFSeries, progress
 from fem_mf.output.checkpoint import Checkpoint, Saved
 from fem_mf.problem import Problem
 from fem_mf.stationary.certificate import decay_rate, gap, spectral_gap
@@ -83,7 +83,6 @@ __all__ = [
     "Minimum",
     "NetworkLoss",
     "Newton",
-    "PVDSeries",
     "Picard",
     "Potential",
     "Problem",

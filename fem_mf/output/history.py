@@ -85,7 +85,9 @@ class RunFile(ABC):
                 error = OSError(f"cannot write '{self.path}': {caught}")
         all_ranks_agree(self._comm, error)
 
-    def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], durable: bool) -> None:
+    def _write_parts(
+        self, path: Path, parts: Iterable[tuple[int, Any]], durable: bool = False
+    ) -> None:
         """Write arrays of every rank into a file, each at its first byte. Collective."""
         error: Exception | None = None
         try:
