@@ -13,12 +13,11 @@ Another job resumes the run:
     for state in flow.run(saved.state(problem), t_end):
         print(state.t, state.energy)
 
-A checkpoint is a folder of ``.npy`` tables, one row for each point or cell, and a file
-``manifest.json``, which lists the tables with their checksums and holds everything else. All ranks
-write their rows of a table side by side. New tables are written under new names, and the manifest
-is replaced atomically once they are on the disk, so that the last complete checkpoint survives
-whenever a run is killed. Functions are stored cell by cell at the nodes of the reference cell;
-this depends neither on the partition of the mesh nor on the numbering of degrees of freedom.
+A checkpoint is a folder of ``.npy`` tables, of which every rank writes its rows, and a file
+``manifest.json`` with their checksums and everything else. New tables have new names, and the
+manifest is replaced atomically once they are on the disk: the last complete checkpoint survives
+whenever a run is killed. Functions are stored cell by cell at the nodes of the reference cell,
+which depends neither on the partition of the mesh nor on the numbering of degrees of freedom.
 """
 
 from __future__ import annotations
@@ -54,8 +53,6 @@ from fem_mf.problem import Problem
 from fem_mf.typing import PathLike
 
 __all__ = ["Checkpoint", "Saved"]
-
-type Table = npt.NDArray[np.float64 | np.int64]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "fem_mf checkpoint 1"
@@ -207,7 +204,7 @@ class Checkpoint(RunFile):
         text = json.dumps({"format": _FORMAT, "crc32": _checksum(content), "content": content})
 
         def publish() -> None:
-            replace_file(self.path / _MANIFEST, text, durable=True)
+            replace_file(self.path / _MANIFEST, text, sync=True)
             for path in self.path.glob(_TABLES):
                 if path.name not in text:
                     path.unlink()
@@ -226,7 +223,7 @@ class Checkpoint(RunFile):
             "cells": self._write_table("cells", numbers),
         }
 
-    def _write_table(self, name: str, rows: Table) -> dict[str, Any]:
+    def _write_table(self, name: str, rows: npt.NDArray[Any]) -> dict[str, Any]:
         """Write the rows of all ranks, in the order of the ranks, down to the disk. Collective."""
         path = self.path / f"{self._number:06d}-{name}.npy"
         rows = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
@@ -237,7 +234,7 @@ class Checkpoint(RunFile):
         np.lib.format.write_array_header_1_0(header, layout)
         self._on_disk(lambda: path.write_bytes(header.getvalue()))
         part = header.tell() + first * rows[:1].nbytes, rows
-        self._write_parts(path, [part], durable=True)
+        self._write_parts(path, [part], sync=True)
         blocks = self._comm.allgather([first, first + len(rows), zlib.crc32(rows)])
         return {"file": path.name, "blocks": blocks}
 

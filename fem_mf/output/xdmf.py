@@ -1,11 +1,8 @@
 """Series of fields for ParaView and pyvista, as XDMF.
 
-    with XDMFSeries("run/series.xdmf", problem, every=10) as series:
-        for state in flow.run(start, t_end):
-            series.write(state.t, state.density)
-
-XDMF knows only cells of low degree. A mesh of straight sub-cells, with as many nodes as ψ has
-degrees of freedom, therefore stands in for the mesh of the problem: values at its nodes are exact.
+with XDMFSeries("run/series.xdmf", problem, every=10) as series:
+    for state in flow.run(start, t_end):
+        series.write(state.t, state.density)
 """
 
 from __future__ import annotations
@@ -13,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import escape
+
+from mpi4py import MPI
 
 import basix
 import basix.ufl
@@ -25,15 +24,11 @@ from dolfinx import fem, io
 from dolfinx.graph import adjacencylist
 from dolfinx.mesh import Mesh, create_mesh
 
+from fem_mf.density import Density
 from fem_mf.mpi import on_root
 from fem_mf.output.history import Instant, RunFile, replace_file
+from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
-
-    from fem_mf.density import Density
-    from fem_mf.problem import Problem
 
 __all__ = ["XDMFSeries"]
 
@@ -45,16 +40,15 @@ _FIELDS = ("m", "psi", "u", "V")
 class XDMFSeries(RunFile):
     """m, ψ, u = −log m and V[m] over time, as ``m``, ``psi``, ``u`` and ``V``.
 
-    Each edge of the mesh is cut into ``subdivide`` pieces, and each cell into straight cells of its
-    kind; the fields are written at their vertices, so that high degrees look smooth. Three files of
-    one name belong together: ``.h5`` is the mesh, ``.bin`` the values, ``.xdmf`` the list of steps,
-    the one to open. A run may be watched or killed at any moment: the mesh is closed before the
-    first step, values are only ever appended, and the list is replaced atomically once a step is
-    complete.
+    XDMF knows only cells of low degree. Each edge of the mesh is therefore cut into ``subdivide``
+    pieces, and each cell into straight cells of its kind; the values at their vertices are exact.
 
-    Appending to HDF5 as DOLFINx does is not safe in this sense (a kill can hit its index halfway
-    and lose older steps), and the XML of DOLFINx crashes pyvista and ParaView's older reader.
-    ``dolfinx.io.XDMFFile(comm, path, "r").read_mesh()`` reads the cut mesh (d = 1: in the plane).
+    Three files of one name belong together: ``.h5`` is the mesh, ``.bin`` the values, and ``.xdmf``
+    the list of steps, the one to open. A run may be watched or killed at any moment: the mesh is
+    closed before the first step, values are only ever appended, and the list is replaced atomically
+    once a step is complete. (A kill while DOLFINx appends to its HDF5 file can lose older steps,
+    and its XML crashes pyvista.) ``dolfinx.io.XDMFFile(comm, path, "r").read_mesh()`` reads the cut
+    mesh (d = 1: in the plane).
 
     Args:
         path: the ``.xdmf`` file; missing folders are created, old files replaced.
@@ -81,11 +75,9 @@ class XDMFSeries(RunFile):
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
-        pieces = subdivide
-        if pieces is None:
-            pieces = max(problem.degree, problem.mesh.geometry.cmaps[0].degree)
-        if pieces < 1:
+        if subdivide is not None and subdivide < 1:
             raise ValueError(f"subdivide must be at least 1, not {subdivide}")
+        pieces = subdivide or max(problem.degree, problem.mesh.geometry.cmaps[0].degree)
         super().__init__(path, problem.comm, ".xdmf")
         self._problem = problem
         self._every = every
@@ -94,10 +86,9 @@ class XDMFSeries(RunFile):
         self._last = -math.inf
         self._closed = False
         self._values = self.path.with_suffix(".bin")
-        # Equally spaced nodes, whatever those of ψ are.
-        element = basix.ufl.element(
-            "Lagrange", problem.mesh.basix_cell(), pieces, basix.LagrangeVariant.equispaced
-        )
+        # The vertices of the pieces are equally spaced, whatever the nodes of ψ are.
+        cell, spacing = problem.mesh.basix_cell(), basix.LagrangeVariant.equispaced
+        element = basix.ufl.element("Lagrange", cell, pieces, spacing)
         space = fem.functionspace(problem.mesh, element)
         self._psi: fem.Function = fem.Function(space)
         self._potential: fem.Function = fem.Function(space)
@@ -115,10 +106,8 @@ class XDMFSeries(RunFile):
         for grid in ET.parse(self.path).iterfind(".//Grid/Grid"):
             (values,) = {item.get("Dimensions") for item in grid.iterfind("Attribute/DataItem")}
             if values != f"{self._num_nodes} 1":
-                raise ValueError(
-                    f"'{self.path}' is a series on another mesh or of another subdivision; choose "
-                    "another path"
-                )
+                what = "is a series on another mesh or of another subdivision"
+                raise ValueError(f"'{self.path}' {what}; choose another path")
             if float(grid.find("Time").attrib["Value"]) < self._until:  # type: ignore[union-attr]
                 steps.append(ET.tostring(grid, encoding="unicode"))
         return steps
@@ -159,10 +148,11 @@ class XDMFSeries(RunFile):
 
     def _free_stem(self) -> str:
         """The name of the series, numbered if an earlier run, which is resumed, has used it."""
-        stem = self.path.stem
-        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        resumed = self._until is not None
-        return next(n for n in names if not (resumed and self.path.with_name(f"{n}.h5").exists()))
+        stem, number = self.path.stem, 1
+        while self._until is not None and self.path.with_name(f"{stem}.h5").exists():
+            number += 1
+            stem = f"{self.path.stem}-{number}"
+        return stem
 
     def write(self, t: float, density: Density, force: bool = False) -> bool:
         """Write the fields of one density, if this call is one of each ``every``. Collective.
@@ -204,7 +194,7 @@ class XDMFSeries(RunFile):
             (self._offset(i) + 8 * self._first, values.astype("<f8"))
             for i, values in enumerate((psi**2, psi, u, potential))
         ]
-        self._write_parts(self._values, parts)
+        self._write_parts(self._values, parts, sync=False)
 
     def _offset(self, field: int) -> int:
         """First byte of a field of the step about to be written."""
