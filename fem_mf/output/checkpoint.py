@@ -206,7 +206,7 @@ class Checkpoint(RunFile):
         def publish() -> None:
             replace_file(self.path / _MANIFEST, text, sync=True)
             for path in self.path.glob(_TABLES):
-                if path.name not in text:
+                if path.name not in text:  # of an older checkpoint, or of one cut short
                     path.unlink()
 
         self._on_disk(publish)
