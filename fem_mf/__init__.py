@@ -68,7 +68,7 @@ from fem_mf.observables import (
     first_order_forms,
     residual,
 )
-from fem_mf.output import History, PVDSeries, XDMFSeries, progress
+from fem_mf.output import History, XDMFSeries, progress
 from fem_mf.output.checkpoint import Checkpoint, Saved
 from fem_mf.problem import Problem
 from fem_mf.stationary.certificate import gap
@@ -101,7 +101,6 @@ __all__ = [
     "Minimum",
     "NetworkLoss",
     "Newton",
-    "PVDSeries",
     "Picard",
     "Potential",
     "Problem",

@@ -21,7 +21,7 @@ for name, file in files.items():
     elif name == "XDMFReader":
         reader = simple.XDMFReader(FileNames=[file])
     else:
-        reader = getattr(simple, name)(FileName=file if name == "PVDReader" else [file])
+        reader = getattr(simple, name)(FileName=[file])
     reader.UpdatePipelineInformation()
     seen[name] = {"times": list(reader.TimestepValues), "steps": []}
     for time in reader.TimestepValues:

@@ -13,7 +13,6 @@ have from before the time of the checkpoint.
 from __future__ import annotations
 
 from fem_mf.output.history import History, progress
-from fem_mf.output.pvd import PVDSeries
 from fem_mf.output.xdmf import XDMFSeries
 
-__all__ = ["History", "PVDSeries", "XDMFSeries", "progress"]
+__all__ = ["History", "XDMFSeries", "progress"]

@@ -10,13 +10,14 @@ A run appends its states, and the file can be read at any time:
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from mpi4py import MPI
 
@@ -27,10 +28,7 @@ from fem_mf.mpi import all_ranks_agree, on_root
 from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-__all__ = ["History", "Instant", "RunFile", "progress"]
+__all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
 
 
 class HasScalars(Protocol):
@@ -53,20 +51,10 @@ class Instant(Protocol):
 
 
 class RunFile(ABC):
-    """A file or folder of a run that rank 0 looks after, closed at the end of a ``with`` block."""
+    """A file or folder of a run, closed at the end of a ``with`` block."""
 
     def __init__(self, path: PathLike, comm: MPI.Comm, suffix: str | None = None) -> None:
-        """Create the folder it is in. Collective.
-
-        Args:
-            path: where; missing folders are created.
-            comm: the communicator of the run.
-            suffix: how the path must end, if it matters.
-
-        Raises:
-            ValueError: the path ends otherwise.
-            OSError: the folder cannot be created; on every rank.
-        """
+        """Create the folder it is in; a suffix, if given, is checked. Collective."""
         self.path = Path(path)
         self._comm = comm
         if suffix is not None and self.path.suffix != suffix:
@@ -83,11 +71,20 @@ class RunFile(ABC):
                 error = OSError(f"cannot write '{self.path}': {caught}")
         all_ranks_agree(self._comm, error)
 
-    def _replace(self, text: str) -> None:
-        # Renaming is atomic: whoever reads, or finds the file after a kill, has a whole one.
-        new = self.path.with_name(self.path.name + "-new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(self.path)
+    def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], sync: bool) -> None:
+        """Write arrays of every rank into a file, each from its first byte. Collective."""
+        error: Exception | None = None
+        try:
+            file = MPI.File.Open(self._comm, path, MPI.MODE_WRONLY)  # type: ignore[arg-type]
+            for first, values in parts:
+                file.Write_at_all(first, values)
+            if sync:
+                file.Sync()
+            file.Close()
+        except MPI.Exception as caught:
+            error = OSError(f"cannot write '{path}': {caught}")
+        # Also the barrier after which the values of all ranks are in the file.
+        all_ranks_agree(self._comm, error)
 
     @abstractmethod
     def close(self) -> None:
@@ -97,49 +94,57 @@ class RunFile(ABC):
         """Return the file itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the file; exceptions pass."""
         self.close()
+
+
+def replace_file(path: Path, text: str, sync: bool = False) -> None:
+    """Replace a file atomically; ``sync`` makes it survive a power failure, too."""
+    new = path.with_name(path.name + "-new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    new.replace(path)  # whoever reads, or finds the file after a kill, has a whole one
+    if sync:
+        with contextlib.suppress(OSError):  # not every file system can be asked
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
 
 class History(RunFile):
     """Scalars of a run as CSV: a header, then one line per step, on disk as soon as appended."""
 
     def __init__(self, path: PathLike, comm: MPI.Comm, resume: Instant | None = None) -> None:
-        """Create the file, or go on with it. Collective.
+        """Create the file, or resume it. Collective.
 
         Args:
             path: the ``.csv`` file; missing folders are created, an existing file replaced, and the
                 :class:`fem_mf.Limit` beside it, of another run, removed.
             comm: the communicator of the run; rank 0 writes.
-            resume: the checkpoint or state from which the run goes on: lines before its time are
+            resume: the checkpoint or state from which the run resumes: lines before its time are
                 kept, later ones will be written again.
 
         Raises:
-            ValueError: the path has another suffix, or the file to go on with is none of a run.
+            ValueError: the path has another suffix, or the file to resume is not a run history.
             OSError: the file cannot be written; on every rank.
         """
         super().__init__(path, comm, ".csv")
-        self._keys: list[str] | None = None
         self._file: TextIO | None = None
         self._closed = False
-        kept: list[str] = []
-        if resume is not None:
-            kept = on_root(comm, lambda: _lines_before(self.path, resume.t))
-        if kept:
-            self._keys = kept[0].split(",")
-        self._on_disk(lambda: self._open(kept, resume is None))
+        kept = [] if resume is None else on_root(comm, lambda: _before(self.path, resume.t))
+        self._keys: list[str] | None = kept[0] if kept else None
 
-    def _open(self, kept: list[str], new: bool) -> None:
-        if new:
-            limit_file(self.path).unlink(missing_ok=True)
-        self._replace("".join(line + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        def create() -> None:
+            if resume is None:
+                limit_file(self.path).unlink(missing_ok=True)
+            replace_file(self.path, "".join(map(_line, kept)))
+            self._file = self.path.open("a", encoding="utf-8", newline="\n")
+
+        self._on_disk(create)
 
     def append(self, row: HasScalars | Mapping[str, float]) -> None:
         """Write one line. Collective.
@@ -155,18 +160,18 @@ class History(RunFile):
         numbers = row if isinstance(row, Mapping) else row.scalars()
         if self._closed:
             raise ValueError(f"'{self.path}' is closed")
-        lines = [_line(_number(value) for value in numbers.values())]
-        if self._keys is None:
-            self._keys = list(numbers)
-            lines.insert(0, _line(self._keys))
+        header = "" if self._keys else _line(numbers)
+        self._keys = self._keys or list(numbers)
         if list(numbers) != self._keys:
             raise ValueError(f"'{self.path}' has columns {self._keys}, not {list(numbers)}")
-        self._on_disk(lambda: self._put("".join(lines)))
+        line = _line(map(_number, numbers.values()))
 
-    def _put(self, text: str) -> None:
-        if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
+        def put() -> None:
+            if self._file is not None:
+                self._file.write(header + line)
+                self._file.flush()
+
+        self._on_disk(put)
 
     def close(self) -> None:
         """Close the file. Calling it again does nothing."""
@@ -176,7 +181,7 @@ class History(RunFile):
 
     @staticmethod
     def read(path: PathLike) -> dict[str, npt.NDArray[Any]]:
-        """Read a history, also one whose run was killed. Each rank reads for itself.
+        """Read a history, even of a run that was killed. Each rank reads for itself.
 
         Returns:
             For each column an array ``(num_steps,)``, of integers where all entries are. Nothing
@@ -185,26 +190,22 @@ class History(RunFile):
         Raises:
             ValueError: a line has another number of entries than the header.
         """
-        # What follows the last line end was cut off in the middle.
-        header, *lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1] or [""]
-        rows = [line.split(",") for line in lines]
-        if not rows:
-            return {}
-        columns = zip(*rows, strict=True)
-        return dict(zip(header.split(","), map(_column, columns), strict=True))
+        header, *rows = _entries(Path(path)) or [[]]
+        columns = list(zip(*rows, strict=True))
+        return dict(zip(header, map(_column, columns), strict=True)) if rows else {}
 
 
-def _lines_before(path: Path, t: float) -> list[str]:
+def _entries(path: Path) -> list[list[str]]:
+    """The entries of each complete line; what follows the last line end was cut off by a kill."""
+    return [line.split(",") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def _before(path: Path, t: float) -> list[list[str]]:
     """The header of a history and its lines before a time; nothing where there is no file."""
-    if not path.exists():
-        return []
-    # What follows the last line end was cut off in the middle.
-    header, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
-    names = header.split(",")
-    if "t" not in names:
-        raise ValueError(f"'{path}' has no column t: it is no history to go on with")
-    column = names.index("t")
-    return [header, *(line for line in lines if float(line.split(",")[column]) < t)]
+    lines = _entries(path) if path.exists() else []
+    if lines and "t" not in lines[0]:
+        raise ValueError(f"'{path}' has no column t: the file to resume is not a run history")
+    return lines[:1] + [line for line in lines[1:] if float(line[lines[0].index("t")]) < t]
 
 
 def _line(entries: Iterable[str]) -> str:
@@ -237,12 +238,14 @@ def progress[S](
     Yields:
         The states, one by one.
     """
-    bar = _bar() if comm.rank == 0 and sys.stderr.isatty() else None
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    columns = text[0], BarColumn(bar_width=24), text[1], TimeRemainingColumn()
+    hidden = comm.rank > 0 or not sys.stderr.isatty()
     try:
-        if bar is None:
-            yield from states
-            return
-        with bar:
+        with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
             task = bar.add_task(description, total=t_end, text="")
             for step, state in enumerate(states):
                 bar.update(task, completed=getattr(state, "t", 0.0), text=_summary(step, state))
@@ -250,19 +253,6 @@ def progress[S](
     finally:
         if isinstance(states, Generator):
             states.close()
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _summary(step: int, state: object) -> str:

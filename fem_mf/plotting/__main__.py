@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("results", help="folder with .xdmf or .pvd series and history.csv, or one of these files")
+    add("results", help="folder with .xdmf series and history.csv, or one of these files")
     add("--output", metavar="DIR", help="folder for the pictures; that of the results if not given")
     add("--field", default="m", help="m, psi, u or V")
     add("--time", type=float, nargs="+", default=(), metavar="T", help="of the pictures")

@@ -1,7 +1,7 @@
 """Films and pictures of a series on disk, without a display: what ParaView would show, in one line.
 
     film("run/series.xdmf", "run/m.mp4", field="m", fps=20)
-    picture("run/series.pvd", "run/m.png", time=1.0)
+    picture("run/series.xdmf", "run/m.png", time=1.0)
 
 ``python -m fem_mf.plotting run`` makes both, and the curves of ``history.csv``. The run may go on
 meanwhile, or have been killed. Needs ``pip install 'fem_mf[plot]'``.
@@ -64,10 +64,10 @@ def film(
     scale of colours is the same all the time, the picture shows where there is mass (``Look``).
 
         film("run/series.xdmf", "run/m.mp4")
-        film("run/series.pvd", "run/u.gif", field="u", every=5, look=Look(size=(640, 360)))
+        film("run/series.xdmf", "run/u.gif", field="u", every=5, look=Look(size=(640, 360)))
 
     Args:
-        path: the ``.xdmf`` or ``.pvd`` of the series.
+        path: the ``.xdmf`` of the series.
         out: the film, ``.mp4`` or ``.gif``; missing folders are created.
         field: the name of the field.
         fps: images per second.
@@ -103,7 +103,7 @@ def picture(
     """Draw one step of a series. Collective on ``comm``, whose rank 0 draws.
 
     Args:
-        path: the ``.xdmf`` or ``.pvd`` of the series.
+        path: the ``.xdmf`` of the series.
         out: the picture (png, jpg, ...); missing folders are created.
         field: the name of the field.
         time: the nearest step is drawn; the last one if not given.

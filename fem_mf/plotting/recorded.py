@@ -1,6 +1,6 @@
-"""The steps of an XDMF or PVD series, read back for pictures.
+"""The steps of an XDMF series, read back for pictures.
 
-    series = Recorded("run/series.xdmf")      # or the .pvd
+    series = Recorded("run/series.xdmf")
     grid = series.read(series.nearest(1.0))   # a pyvista grid of linear cells
     series.times, series.fields, grid.point_data["m"]
 
@@ -60,7 +60,7 @@ class Recorded:
         """Open a series.
 
         Args:
-            path: a ``.xdmf`` of ``XDMFSeries`` or a ``.pvd`` of ``PVDSeries``.
+            path: the ``.xdmf`` of an ``XDMFSeries``.
 
         Raises:
             ValueError: no step was written yet, or the file is something else.
@@ -78,19 +78,13 @@ class Recorded:
             root = ET.fromstring(self.path.read_bytes())
         except ET.ParseError as error:
             raise ValueError(f"'{path}' is no list of steps: {error}") from error
-        self._files: list[Path] = []
-        if root.tag == "VTKFile":
-            steps = list(root.iter("DataSet"))
-            self.times = [float(step.attrib["timestep"]) for step in steps]
-            self._files = [self.path.parent / step.attrib["file"] for step in steps]
-        elif root.tag == "Xdmf":
-            self.times = [float(time.attrib["Value"]) for time in root.iter("Time")]
-            self._check_xdmf(root)
-        else:
-            raise ValueError(f"'{path}' is neither of XDMFSeries nor of PVDSeries")
+        if root.tag != "Xdmf":
+            raise ValueError(f"'{path}' is not of XDMFSeries")
+        self.times = [float(time.attrib["Value"]) for time in root.iter("Time")]
+        self._check_xdmf(root)
         if not self.times:
             raise ValueError(f"nothing written yet to '{path}'")
-        self._reader: Any = None if self._files else pyvista.XdmfReader(str(self.path))
+        self._reader: Any = pyvista.XdmfReader(str(self.path))
         first = self.read(0)
         self.dim = int(first.get_cell(0).dimension)
         self.fields = [name for name in first.point_data if not name.startswith("vtk")]
@@ -112,7 +106,7 @@ class Recorded:
         return int(np.argmin(np.abs(np.array(self.times) - time)))
 
     def read(self, step: int) -> pyvista.UnstructuredGrid:
-        """Read a step: no ghost cells, each point once, cells of high degree cut into linear ones.
+        """Read a step; cells of high degree are cut into linear ones.
 
         Args:
             step: its number, from 0.
@@ -125,22 +119,11 @@ class Recorded:
         """
         import pyvista
 
-        if self._files:
-            file = self._files[step]
-            if not file.exists():
-                raise OSError(f"'{file}', which belongs to '{self.path}', is missing")
-            grid = pyvista.read(file)
-        else:
-            file = self.path
-            self._reader.set_active_time_point(step)
-            grid = self._reader.read()
+        self._reader.set_active_time_point(step)
+        grid = self._reader.read()
         if not isinstance(grid, pyvista.UnstructuredGrid) or grid.n_cells == 0:
-            raise OSError(f"'{file}' cannot be read: a file of the series is missing or damaged")
-        if "vtkGhostType" in grid.cell_data:
-            grid = grid.extract_cells(grid.cell_data["vtkGhostType"] == 0)
-        grid = _linear(grid)
-        # Each rank wrote its own copy of the points between ranks.
-        return grid.clean(tolerance=1e-9, produce_merge_map=False) if self._files else grid
+            raise OSError(f"'{self.path}' cannot be read: a file is missing or damaged")
+        return _linear(grid)
 
 
 def _linear(grid: pyvista.UnstructuredGrid) -> pyvista.UnstructuredGrid:

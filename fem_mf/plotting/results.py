@@ -42,11 +42,9 @@ def render(
 ) -> list[Path]:
     """Draw what is in a folder of results. Collective on ``comm``, whose rank 0 draws.
 
-    Of each ``.xdmf`` or ``.pvd`` series pictures of the first and the last step and a film, all
+    Of each ``.xdmf`` series pictures of the first and the last step and a film, all
     with one camera and one scale of colours, and the curves of ``history.csv``, with the minimum
-    and the predicted rate from the ``history.json`` that :class:`fem_mf.Limit` writes. Of a
-    ``.pvd`` and an ``.xdmf`` of one name that both have the field, the ``.pvd`` is drawn: it has
-    the degree.
+    and the predicted rate from the ``history.json`` that :class:`fem_mf.Limit` writes.
 
         render("run")
         render("run", field="u", times=[0.5, 1.0], kind=None)
@@ -101,13 +99,13 @@ def render(
 
 
 def _files(where: Path) -> list[Path]:
-    """The files of a folder that can be drawn, PVD before XDMF."""
+    """The files of a folder that can be drawn."""
     if where.is_file():
         return [where]
-    patterns = ("*.pvd", "*.xdmf", "history.csv")
+    patterns = ("*.xdmf", "history.csv")
     files = [file for pattern in patterns for file in sorted(where.glob(pattern))]
     if not files:
-        raise ValueError(f"no results in '{where}': no .xdmf, .pvd or history.csv")
+        raise ValueError(f"no results in '{where}': no .xdmf or history.csv")
     return files
 
 

@@ -134,10 +134,10 @@ def test_damaged_manifest(saved_path: Path) -> None:
     for damaged in (text[:-20], text.replace('"step": 4', '"step": 5'), "", "[]"):
         assert damaged != text
         manifest.write_text(damaged)
-        with pytest.raises(ValueError, match=r"damaged|of another program"):
+        with pytest.raises(ValueError, match="damaged"):
             mf.Checkpoint.read(saved_path, COMM)
     manifest.write_text(text.replace("checkpoint 1", "checkpoint 9"))
-    with pytest.raises(ValueError, match="another program or version"):
+    with pytest.raises(ValueError, match="format is 'fem_mf checkpoint 9'"):
         mf.Checkpoint.read(saved_path, COMM)
     manifest.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="damaged"):
@@ -196,14 +196,12 @@ def test_history_of_something_else(states: list[mf.State], tmp_path: Path) -> No
         history.append(states[4])
 
 
-@pytest.mark.parametrize("kind", [mf.XDMFSeries, mf.PVDSeries])
-def test_series_go_on(states: list[mf.State], tmp_path: Path, kind: Any) -> None:
-    suffix = ".xdmf" if kind is mf.XDMFSeries else ".pvd"
+def test_series_go_on(states: list[mf.State], tmp_path: Path) -> None:
     problem = states[0].density.problem
-    path = tmp_path / f"fields{suffix}"
+    path = tmp_path / "fields.xdmf"
     for first, last in ((0, 7), (4, 10), (8, 11)):  # stopped twice
         resume = states[first] if first else None
-        with kind(path, problem, every=3, resume=resume) as series:
+        with mf.XDMFSeries(path, problem, every=3, resume=resume) as series:
             for state in states[first:last]:
                 series.write(state.t, state.density, force=state.step == 10)
     reader = pyvista.get_reader(path)
@@ -212,10 +210,7 @@ def test_series_go_on(states: list[mf.State], tmp_path: Path, kind: Any) -> None
     for number, state in enumerate(expected):
         reader.set_active_time_point(number)
         data = reader.read()
-        (block,) = data if isinstance(data, pyvista.MultiBlock) else [data]
-        m = state.density.evaluate(block.points[:, :1])
-        assert block["m"] == pytest.approx(m, rel=1e-12)
-    assert not list(tmp_path.glob("*-2.pvd"))
+        assert data["m"] == pytest.approx(state.density.evaluate(data.points[:, :1]), rel=1e-12)
 
 
 def test_a_series_on_another_mesh(states: list[mf.State], tmp_path: Path) -> None:
@@ -223,8 +218,10 @@ def test_a_series_on_another_mesh(states: list[mf.State], tmp_path: Path) -> Non
     with mf.XDMFSeries(path, states[0].density.problem) as series:
         series.write(0.0, states[0].density)
     finer = make_problem(mf.interval(COMM, 4.0, 0.25))
-    with pytest.raises(ValueError, match="another mesh"):
-        mf.XDMFSeries(path, finer, resume=states[4])
+    same = states[0].density.problem
+    for problem, pieces in ((finer, None), (same, 1)):
+        with pytest.raises(ValueError, match="another mesh or of another subdivision"):
+            mf.XDMFSeries(path, problem, resume=states[4], subdivide=pieces)
 
 
 # -- stopped runs ----------------------------------------------------------------------------

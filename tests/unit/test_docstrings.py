@@ -177,18 +177,16 @@ def common() -> dict[bool, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def run(common: dict[bool, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of results: a history, two series of three steps, and a checkpoint."""
+    """A folder of results: a history, a series of three steps, and a checkpoint."""
     names, folder = common[False], tmp_path_factory.mktemp("results") / "run"
     problem, comm = names["problem"], names["comm"]
     with (
         mf.XDMFSeries(folder / "series.xdmf", problem) as xdmf,
-        mf.PVDSeries(folder / "series.pvd", problem) as pvd,
         mf.History(folder / "history.csv", comm) as history,
         mf.Checkpoint(folder / "checkpoint", problem, every=1) as checkpoint,
     ):
         for state in names["flow"].run(names["start"], t_end=0.1):
             xdmf.write(state.t, state.density)
-            pvd.write(state.t, state.density)
             history.append(state)
             checkpoint.write(state)
     return folder

@@ -15,7 +15,8 @@ import pytest
 from dolfinx import fem, io, mesh
 
 from fem_mf import plotting
-from fem_mf.output import PVDSeries, XDMFSeries
+from fem_mf.output import XDMFSeries
+from fem_mf.plotting.__main__ import main
 from fem_mf.plotting.framing import Look
 from fem_mf.plotting.recorded import Recorded
 from tests.recorded_runs import TIMES, Run, write_run
@@ -43,45 +44,16 @@ def coloured(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_recorded_is_what_the_solver_had(runs: dict[int, Run], d: int) -> None:
     run = runs[d]
-    for name, ranges in (("series.xdmf", run.at_vertices), ("true.pvd", run.in_space)):
-        series = Recorded(run.folder / name)
-        assert series.times == list(TIMES)
-        assert series.dim == d
-        assert set(series.fields) == set(ranges[0])
-        assert series.nearest(0.2) == 1
-        for step, expected in enumerate(ranges):
-            grid = series.read(step)
-            for field, limits in expected.items():
-                values = grid.point_data[field]
-                np.testing.assert_allclose([values.min(), values.max()], limits, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("cell", "degree"),
-    [("interval", 8), ("triangle", 5), ("quadrilateral", 8), ("tetrahedron", 3), ("hexahedron", 4)],
-)
-def test_high_degree_is_cut_into_linear_cells(tmp_path: Path, cell: str, degree: int) -> None:
-    kind = mesh.CellType[cell]
-    if cell == "interval":
-        domain = mesh.create_interval(MPI.COMM_SELF, 2, (0.0, 2.0))
-    elif cell in ("triangle", "quadrilateral"):
-        domain = mesh.create_rectangle(MPI.COMM_SELF, [(0, 0), (2, 1)], (2, 1), kind)
-    else:
-        domain = mesh.create_box(MPI.COMM_SELF, [(0, 0, 0), (2, 1, 1)], (2, 1, 1), kind)
-    psi = fem.Function(fem.functionspace(domain, ("Lagrange", degree)))
-    psi.interpolate(lambda x: 1.0 + x[0])
-    problem: Any = SimpleNamespace(mesh=domain, comm=domain.comm)
-    density: Any = SimpleNamespace(psi=psi, problem=problem)
-    with PVDSeries(tmp_path / "f.pvd", problem) as series:
-        series.write(0.0, density)
-    grid = Recorded(tmp_path / "f.pvd").read(0)
-    d = domain.geometry.dim
-    assert grid.n_cells == (grid.n_cells // degree**d) * degree**d
-    assert grid.n_points == psi.function_space.dofmap.index_map.size_global
-    sizes = grid.compute_cell_sizes().cell_data[("Length", "Area", "Volume")[d - 1]]
-    assert sizes.min() > 0.0
-    np.testing.assert_allclose(sizes.sum(), 2.0)
-    np.testing.assert_allclose(grid.point_data["m"], (1.0 + grid.points[:, 0]) ** 2)
+    series = Recorded(run.folder / "series.xdmf")
+    assert series.times == list(TIMES)
+    assert series.dim == d
+    assert set(series.fields) == set(run.ranges[0])
+    assert series.nearest(0.2) == 1
+    for step, expected in enumerate(run.ranges):
+        grid = series.read(step)
+        for field, limits in expected.items():
+            values = grid.point_data[field]
+            np.testing.assert_allclose([values.min(), values.max()], limits, rtol=1e-12, atol=1e-12)
 
 
 def test_ghosts_and_copies_are_left_out(tmp_path: Path, mpirun: Any) -> None:
@@ -93,11 +65,11 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 import fem_mf
 from mpi4py import MPI
-from fem_mf.plotting import main
+from fem_mf.plotting.__main__ import main
 from tests.recorded_runs import write_run
 folder = Path({str(tmp_path)!r}) / "run"
 write_run(folder, 1, MPI.COMM_WORLD)
-words = [str(folder / "true.pvd"), "--no-film", "--size", "160x120"]
+words = [str(folder / "series.xdmf"), "--no-film", "--size", "160x120"]
 codes = main(words), main([*words, "--field", "q"]), main(["--fps"])
 codes = MPI.COMM_WORLD.gather(codes)
 if codes:
@@ -106,9 +78,9 @@ if codes:
     )
     job = mpirun(2, script, timeout=100.0)
     assert "codes (0, 1, 2) (0, 1, 2)" in job.stdout, job.stdout + job.stderr
-    assert job.stdout.count("true-m-last.png") == 1
+    assert job.stdout.count("series-m-last.png") == 1
     assert job.stderr.count("error: no field 'q'") == 1
-    grid = Recorded(tmp_path / "run" / "true.pvd").read(0)
+    grid = Recorded(tmp_path / "run" / "series.xdmf").read(0)
     assert len(np.unique(np.round(grid.points[:, 0], 6))) == grid.n_points
     np.testing.assert_allclose(grid.compute_cell_sizes().cell_data["Length"].sum(), 6.0)
 
@@ -117,17 +89,16 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     domain = mesh.create_interval(MPI.COMM_SELF, 3, (0.0, 1.0))
     psi = fem.Function(fem.functionspace(domain, ("Lagrange", 1)))
     functional = SimpleNamespace(derivative=lambda density: density.psi)
-    problem: Any = SimpleNamespace(mesh=domain, comm=domain.comm, functional=functional)
+    problem: Any = SimpleNamespace(mesh=domain, comm=domain.comm, functional=functional, degree=1)
     density: Any = SimpleNamespace(psi=psi, problem=problem)
-    for kind, suffix in ((XDMFSeries, ".xdmf"), (PVDSeries, ".pvd")):
-        path = tmp_path / f"f{suffix}"
-        with kind(path, problem) as series:
-            for steps in (1, 2):
-                psi.x.array[:] = steps
-                series.write(float(steps), density)
-                recorded = Recorded(path)
-                assert recorded.times == [1.0, 2.0][:steps]
-                assert set(recorded.read(steps - 1).point_data["m"]) == {steps**2}
+    path = tmp_path / "f.xdmf"
+    with XDMFSeries(path, problem) as series:
+        for steps in (1, 2):
+            psi.x.array[:] = steps
+            series.write(float(steps), density)
+            recorded = Recorded(path)
+            assert recorded.times == [1.0, 2.0][:steps]
+            assert set(recorded.read(steps - 1).point_data["m"]) == {steps**2}
 
 
 # --- drawing ---------------------------------------------------------------------------------
@@ -138,11 +109,11 @@ def test_command_line(
     runs: dict[int, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], d: int, kind: str
 ) -> None:
     words = ["--output", str(tmp_path / "new"), "--format", kind, "--size", "320x240"]
-    assert plotting.main([str(runs[d].folder / "true.pvd"), *words]) == 0
+    assert main([str(runs[d].folder / "series.xdmf"), *words]) == 0
     names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
-    assert names == ["true-m-first.png", "true-m-last.png", f"true-m.{kind}"]
+    assert names == ["series-m-first.png", "series-m-last.png", f"series-m.{kind}"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
-    film = imageio.imread(tmp_path / "new" / f"true-m.{kind}")
+    film = imageio.imread(tmp_path / "new" / f"series-m.{kind}")
     assert film.shape[:3] == (len(TIMES), *SIZE[::-1])
     masks = coloured(film)
     assert masks.mean(axis=(1, 2)).min() > 0.01
@@ -153,7 +124,7 @@ def test_command_line(
         middles = [_bright_column(image, d) for image in film]
         assert middles[0] < middles[1] < middles[2]
     for which, step in (("first", 0), ("last", -1)):
-        image = imageio.imread(tmp_path / "new" / f"true-m-{which}.png")
+        image = imageio.imread(tmp_path / "new" / f"series-m-{which}.png")
         assert np.abs(image[..., :3].astype(int) - film[step, ..., :3]).mean() < 6.0
 
 
@@ -171,7 +142,7 @@ def test_folder_with_history(runs: dict[int, Run], tmp_path: Path) -> None:
     files = plotting.render(
         runs[1].folder, tmp_path, field="u", times=[0.11], kind=None, look=Look(size=SIZE)
     )
-    expected = ["true-u-t0.1.png", "series-u-t0.1.png", "convergence.png"]
+    expected = ["series-u-t0.1.png", "convergence.png"]
     assert [file.name for file in files] == expected
     assert all(imageio.imread(file)[..., :3].std() > 5.0 for file in files)
 
@@ -202,7 +173,7 @@ def test_convergence_of_any_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--field", "q"], "no field 'q': true.pvd has psi, m, u; series.xdmf has"),
+        (["--field", "q"], "no field 'q': series.xdmf has m, psi, u, V"),
         (["--every", "0"], "must be positive"),
         (["--size", "321x240"], "even numbers"),
         (["--size", "20x20"], "at least 64"),
@@ -212,23 +183,22 @@ def test_convergence_of_any_columns(tmp_path: Path) -> None:
 def test_mistakes(
     runs: dict[int, Run], capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert plotting.main([str(runs[1].folder), *words]) == 1
+    assert main([str(runs[1].folder), *words]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
 
 
 def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plotting.main([str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 1
     assert "no results in" in capsys.readouterr().err
     problem: Any = SimpleNamespace(
-        mesh=mesh.create_unit_square(MPI.COMM_SELF, 1, 1), comm=MPI.COMM_SELF
+        mesh=mesh.create_unit_square(MPI.COMM_SELF, 1, 1), comm=MPI.COMM_SELF, degree=1
     )
-    for kind, suffix in ((XDMFSeries, ".xdmf"), (PVDSeries, ".pvd")):
-        kind(tmp_path / f"f{suffix}", problem).close()
-        with pytest.raises(ValueError, match="nothing written yet"):
-            Recorded(tmp_path / f"f{suffix}")
-    assert plotting.main([str(tmp_path)]) == 1
+    XDMFSeries(tmp_path / "f.xdmf", problem).close()
+    with pytest.raises(ValueError, match="nothing written yet"):
+        Recorded(tmp_path / "f.xdmf")
+    assert main([str(tmp_path)]) == 1
     assert "nothing written yet" in capsys.readouterr().err
 
 
@@ -239,10 +209,6 @@ def test_damaged_and_foreign_files(runs: dict[int, Run], tmp_path: Path) -> None
         values.truncate(100)
     with pytest.raises(OSError, match=r"series\.bin.* is missing or cut short"):
         Recorded(folder / "series.xdmf")
-    next(folder.glob("true*1.pvtu")).unlink()
-    assert Recorded(folder / "true.pvd").read(2).n_cells > 0
-    with pytest.raises(OSError, match="missing"):
-        Recorded(folder / "true.pvd").read(1)
     domain = mesh.create_unit_square(MPI.COMM_SELF, 1, 1)
     with io.XDMFFile(MPI.COMM_SELF, tmp_path / "own.xdmf", "w") as file:
         file.write_mesh(domain)

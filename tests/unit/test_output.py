@@ -19,7 +19,7 @@ import pytest
 import ufl
 from dolfinx import fem, io, mesh
 
-from fem_mf.output import History, PVDSeries, XDMFSeries, progress
+from fem_mf.output import History, XDMFSeries, progress
 
 pyvista = pytest.importorskip("pyvista")
 COMM = MPI.COMM_SELF
@@ -43,94 +43,98 @@ def curved_mesh(cell: str, degree: int) -> mesh.Mesh:
     return mesh.create_mesh(COMM, nodes.dofmap.list.astype(np.int64), ufl.Mesh(element), x)
 
 
-def stand_ins(domain: mesh.Mesh, degree: int) -> tuple[Any, Any]:
-    """A problem and a density with ψ = (2 + x₁)/3 · scale, V = x₁; exact at every degree."""
+def exact_psi(x: Any, power: int) -> Any:
+    return ((5.0 + x[0]) / 7.0) ** power
+
+
+def stand_ins(domain: mesh.Mesh, degree: int, power: int = 1) -> tuple[Any, Any]:
+    """A problem and a density with ψ = ((5 + x₁)/7)^power · scale and V = x₁."""
     psi = fem.Function(fem.functionspace(domain, ("Lagrange", degree)))
     potential = fem.Function(fem.functionspace(domain, ("Lagrange", degree + 1)))
-    psi.interpolate(lambda x: (2.0 + x[0]) / 3.0)
+    psi.interpolate(lambda x: exact_psi(x, power))
     potential.interpolate(lambda x: x[0])
     functional = SimpleNamespace(derivative=lambda density: potential)
-    problem = SimpleNamespace(mesh=domain, comm=domain.comm, functional=functional)
+    problem = SimpleNamespace(mesh=domain, comm=domain.comm, functional=functional, degree=degree)
     return problem, SimpleNamespace(psi=psi, problem=problem)
 
 
 def read_step(path: Path, step: int) -> Any:
     reader = pyvista.get_reader(path)
     reader.set_active_time_point(step)
-    data = reader.read()
-    return data[0] if path.suffix == ".pvd" else data
+    return reader.read()
 
 
 def times(path: Path) -> list[float]:
     return list(pyvista.get_reader(path).time_values)
 
 
-def check_fields(data: Any, scale: float, names: tuple[str, ...], tol: float = 1e-12) -> None:
-    x = data.points[:, 0]
-    psi = scale * (2.0 + x) / 3.0
-    exact = {"psi": psi, "m": psi**2, "u": -2.0 * np.log(psi), "V": x}
-    assert set(names) <= set(data.point_data.keys())
-    for name in names:
-        assert np.abs(data.point_data[name] - exact[name]).max() < tol, name
+def check_fields(data: Any, scale: float, power: int = 1) -> None:
+    psi = scale * exact_psi(data.points.T, power)
+    exact = {"psi": psi, "m": psi**2, "u": -2.0 * np.log(psi), "V": data.points[:, 0]}
+    assert set(data.point_data.keys()) == set(exact)
+    for name, values in exact.items():
+        assert np.abs(data.point_data[name] - values).max() < 1e-12 * max(1.0, scale**2), name
+
+
+def check_cells(data: Any, d: int, size: float) -> None:
+    """The cells cover the domain once, share their vertices and keep their orientation."""
+    sizes = data.compute_cell_sizes().cell_data[("Length", "Area", "Volume")[d - 1]]
+    assert sizes.min() > 0.0
+    np.testing.assert_allclose(sizes.sum(), size)
+    assert len(np.unique(data.points.round(9), axis=0)) == data.n_points
 
 
 @pytest.mark.parametrize(
-    ("cell", "degree"),
-    [("interval", 3), ("triangle", 2), ("quadrilateral", 4), ("tetrahedron", 1), ("hexahedron", 2)],
+    ("cell", "degree", "subdivide"),
+    [
+        ("interval", 8, None),
+        ("triangle", 1, None),
+        ("triangle", 5, None),
+        ("quadrilateral", 6, None),
+        ("quadrilateral", 4, 3),
+        ("tetrahedron", 3, None),
+        ("tetrahedron", 4, 1),
+        ("hexahedron", 4, None),
+        ("hexahedron", 1, 2),
+    ],
 )
-def test_pyvista_and_dolfinx_read_the_series(tmp_path: Path, cell: str, degree: int) -> None:
+def test_pyvista_and_dolfinx_read_the_series(
+    tmp_path: Path, cell: str, degree: int, subdivide: int | None
+) -> None:
     domain = make_mesh(cell)
-    problem, density = stand_ins(domain, degree)
+    d = domain.topology.dim
+    problem, density = stand_ins(domain, degree, power=degree)
     path = tmp_path / "new" / "folder" / "fields.xdmf"
-    with XDMFSeries(path, problem) as series:
+    with XDMFSeries(path, problem, subdivide=subdivide) as series:
         for t in (0.0, 0.1, 1.0 / 3.0):
             assert series.write(t, density)
             density.psi.x.array[:] *= 2.0
             assert times(path)[-1] == t
     assert times(path) == [0.0, 0.1, 1.0 / 3.0]
+    pieces = subdivide or degree
+    nodes = fem.functionspace(domain, ("Lagrange", pieces)).dofmap.index_map.size_global
     for step in range(3):
         data = read_step(path, step)
-        assert data.n_points == domain.geometry.index_map().size_global
-        assert data.n_cells == domain.topology.index_map(domain.topology.dim).size_global
-        check_fields(data, 2.0**step, ("psi", "m", "u", "V"))
+        assert data.n_points == nodes
+        assert data.n_cells == domain.topology.index_map(d).size_global * pieces**d
+        check_fields(data, 2.0**step, degree)
+    check_cells(data, d, (3.0, 6.0, 12.0)[d - 1])
     with io.XDMFFile(COMM, path, "r") as file:
-        again = file.read_mesh()
-    assert again.geometry.x.shape == domain.geometry.x.shape
-    assert sorted(p.name for p in path.parent.iterdir()) == [
-        "fields.bin",
-        "fields.h5",
-        "fields.xdmf",
-    ]
+        assert file.read_mesh().geometry.x.shape == (nodes, 3)
+    names = sorted(p.name for p in path.parent.iterdir())
+    assert names == ["fields.bin", "fields.h5", "fields.xdmf"]
 
 
-@pytest.mark.parametrize("cell", ["triangle", "quadrilateral"])
-def test_curved_meshes_keep_their_nodes(tmp_path: Path, cell: str) -> None:
-    problem, density = stand_ins(curved_mesh(cell, 2), 2)
+@pytest.mark.parametrize(("cell", "degree"), [("triangle", 2), ("quadrilateral", 3)])
+def test_curved_meshes_keep_their_nodes(tmp_path: Path, cell: str, degree: int) -> None:
+    problem, density = stand_ins(curved_mesh(cell, degree), degree)
+    problem.degree = 1  # the mesh needs more pieces than ψ
     path = tmp_path / "curved.xdmf"
     with XDMFSeries(path, problem) as series:
         series.write(0.0, density)
     data = read_step(path, 0)
     assert data.n_points == problem.mesh.geometry.x.shape[0]
-    check_fields(data, 1.0, ("psi", "m", "u", "V"))
-    with pytest.raises(ValueError, match="PVDSeries"):
-        XDMFSeries(path, stand_ins(curved_mesh(cell, 3), 2)[0])
-
-
-@pytest.mark.parametrize(("cell", "degree"), [("interval", 8), ("triangle", 3), ("hexahedron", 4)])
-def test_pvd_keeps_the_degree(tmp_path: Path, cell: str, degree: int) -> None:
-    domain = make_mesh(cell)
-    problem, density = stand_ins(domain, degree)
-    path = tmp_path / "true.pvd"
-    with PVDSeries(path, problem) as series:
-        series.write(0.0, density)
-        density.psi.x.array[:] *= 2.0
-        series.write(0.1, density)
-        assert times(path) == [0.0, 0.1]
-    assert times(path) == [0.0, 0.1]
-    for step in range(2):
-        data = read_step(path, step)
-        assert data.n_points == density.psi.function_space.dofmap.index_map.size_global
-        check_fields(data, 2.0**step, ("psi", "m", "u"))
+    check_fields(data, 1.0)
 
 
 def test_u_is_finite_where_the_density_vanishes(tmp_path: Path) -> None:
@@ -141,11 +145,10 @@ def test_u_is_finite_where_the_density_vanishes(tmp_path: Path) -> None:
     assert np.isfinite(read_step(tmp_path / "f.xdmf", 0).point_data["u"]).all()
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [(XDMFSeries, ".xdmf"), (PVDSeries, ".pvd")])
-def test_every_and_force_and_times(tmp_path: Path, kind: type[Any], suffix: str) -> None:
+def test_every_and_force_and_times(tmp_path: Path) -> None:
     problem, density = stand_ins(make_mesh("interval"), 1)
-    path = tmp_path / f"f{suffix}"
-    with kind(path, problem, every=3) as series:
+    path = tmp_path / "f.xdmf"
+    with XDMFSeries(path, problem, every=3) as series:
         written = [series.write(0.1 * k, density) for k in range(5)]
         assert series.write(0.45, density, force=True)
         with pytest.raises(ValueError, match="later than"):
@@ -157,10 +160,11 @@ def test_every_and_force_and_times(tmp_path: Path, kind: type[Any], suffix: str)
     series.close()
     with pytest.raises(ValueError, match="closed"):
         series.write(1.0, density)
-    with pytest.raises(ValueError, match="every"):
-        kind(path, problem, every=0)
+    for options in ({"every": 0}, {"subdivide": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, not 0"):
+            XDMFSeries(path, problem, **options)
     with pytest.raises(ValueError, match="must end in"):
-        kind(tmp_path / "f.txt", problem)
+        XDMFSeries(tmp_path / "f.txt", problem)
 
 
 def test_a_new_series_replaces_an_old_one(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_new_series_replaces_an_old_one(tmp_path: Path) -> None:
             for k in range(steps):
                 series.write(float(k), density)
     assert times(tmp_path / "f.xdmf") == [0.0]
-    check_fields(read_step(tmp_path / "f.xdmf", 0), 1.0, ("psi",))
+    check_fields(read_step(tmp_path / "f.xdmf", 0), 1.0)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -178,22 +182,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     for open_file in (
         lambda: XDMFSeries(tmp_path / "file" / "f.xdmf", problem),
-        lambda: PVDSeries(tmp_path / "file" / "f.pvd", problem),
         lambda: History(tmp_path / "file" / "f.csv", COMM),
     ):
         with pytest.raises(OSError, match="cannot write"):
             open_file()
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("XDMFSeries", ".xdmf"), ("PVDSeries", ".pvd")])
-def test_kill_leaves_readable_files(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_kill_leaves_readable_files(tmp_path: Path) -> None:
     program = f"""
         import itertools, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import fem_mf
         from test_output import make_mesh, stand_ins
         problem, density = stand_ins(make_mesh("triangle"), 2)
-        series = fem_mf.{kind}("f{suffix}", problem)
+        series = fem_mf.XDMFSeries("f.xdmf", problem)
         history = fem_mf.History("h.csv", problem.comm)
         for k in itertools.count():
             series.write(0.1 * k, density)
@@ -210,12 +212,12 @@ def test_kill_leaves_readable_files(tmp_path: Path, kind: str, suffix: str) -> N
                 break
         printed = [10, *map(int, run.stdout)]
     assert run.returncode == -signal.SIGKILL
-    path = tmp_path / f"f{suffix}"
+    path = tmp_path / "f.xdmf"
     seen = times(path)
     assert len(seen) in (printed[-1] + 1, printed[-1] + 2)
     assert seen == [0.1 * k for k in range(len(seen))]
     for step in (0, len(seen) - 1):
-        check_fields(read_step(path, step), 2.0**step, ("psi",), tol=1e-12 * 2.0**step)
+        check_fields(read_step(path, step), 2.0**step)
     history = History.read(tmp_path / "h.csv")
     assert list(history["step"]) == list(range(len(history["t"])))
     assert len(history["t"]) >= printed[-1] + 1
