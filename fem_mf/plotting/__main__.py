@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=float, default=15.0, help="images of the film per second")
     add("--every", type=int, default=1, metavar="N", help="use one step out of so many")
     add("--size", type=_size, default=Look.size, metavar="WxH", help="in pixels")
-    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="ends of the scale of colours and heights")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the colours and heights")
     add("--whole", action="store_true", help="show the whole mesh, not only where there is mass")
     add("--names", nargs="+", metavar="NAME", help="names of the axes")
     return parser
