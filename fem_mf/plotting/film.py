@@ -450,7 +450,8 @@ def _ticks(low: float, high: float) -> Array:
     slack = 1e-9 * (high - low)
     locators = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]) for count in (8, 7, 6, 5, 4)]
     ticks = [np.asarray(locator.tick_values(low + slack, high - slack)) for locator in locators]
-    return min(ticks, key=lambda numbers: float(np.ptp(numbers)))
+    # VTK replaces more than nine numbers by fewer, which are not round.
+    return min((t for t in ticks if len(t) <= 9), key=lambda numbers: float(np.ptp(numbers)))
 
 
 def _font() -> str:
