@@ -48,9 +48,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from common import CONSOLE, find_limit, parse, restart_command
-from fem_mf.plotting import plot_density, plot_history
-from fem_mf.plotting.film import write_film
-from fem_mf.plotting.framing import pixels
+from fem_mf.plotting import film_of_figures, plot_density, plot_history
 
 type Array = npt.NDArray[np.float64]
 type Scores = dict[str, float]
@@ -253,7 +251,7 @@ def draw_film(
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     limits = history["t"][1], history["t"][-1]
 
-    def frame(t: float, outputs: Array) -> npt.NDArray[np.uint8]:
+    def frame(t: float, outputs: Array) -> Figure:
         left.clear()
         right.clear()
         draw_map(left, task, outputs, t)
@@ -265,9 +263,9 @@ def draw_film(
         right.set(xscale="log", xlim=limits, ylim=(0.0, 1.1 * np.log(2.0)))
         right.set(xlabel="t", ylabel="mean logistic loss")
         right.legend(frameon=False, loc="lower left")
-        return pixels(figure)
+        return figure
 
-    write_film(path, (frame(t, outputs) for t, outputs in maps.items()), fps=8)
+    film_of_figures(path, (frame(t, outputs) for t, outputs in maps.items()), fps=8)
 
 
 def report(state: mf.State, rows: dict[str, Scores], minimum: mf.Minimum | None) -> None:
@@ -345,7 +343,8 @@ def main(
     if minimum is not None:
         rows["minimiser"] = task.of(minimum.density)
     report(state, rows, minimum)
-    plot_density(folder / "neurons.png", state.density, f"law of the neurons, t = {t_end:g}")
+    title = f"law of the neurons, t = {t_end:g}"
+    plot_density(folder / "neurons.png", state.density, title, names=("a₁", "a₂", "b"))
     if comm.rank == 0:
         history = mf.History.read(folder / "history.csv")
         columns = ("energy", "held_out_loss", "held_out_accuracy")

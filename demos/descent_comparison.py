@@ -29,7 +29,7 @@ from rich.table import Table
 import fem_mf as mf
 from common import CONSOLE, parse
 from fem_mf.mpi import on_root
-from fem_mf.plotting.sampled import Sampled, gather
+from fem_mf.plotting import Sampled, gather
 from fem_mf.typing import Array
 
 type Curves = dict[str, tuple[list[float], list[float]]]

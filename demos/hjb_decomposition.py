@@ -28,7 +28,7 @@ import fem_mf as mf
 from common import CONSOLE, parse
 from fem_mf.flows.decomposition import Quadratic, convexity_bound
 from fem_mf.mpi import on_root
-from fem_mf.plotting.sampled import gather
+from fem_mf.plotting import gather
 from fem_mf.typing import Array
 
 type Rows = list[mf.HJBState]

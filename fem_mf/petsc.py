@@ -24,10 +24,8 @@ One solver serves a whole run; its two callables use data that change from step 
 The lowest eigenpairs of symmetric operators:
 
     start = np.random.default_rng(0).standard_normal((2, problem.num_owned))
-    states = lowest_states(
-        matrix, problem.mass_matrix, preconditioner.apply, start, tolerance=1e-6
-    )
-    states.values, states.vectors
+    mass = problem.mass_matrix
+    lowest_states(matrix, mass, preconditioner.apply, start, tolerance=1e-6).values
 
 LOBPCG (Knyazev 2001) with the caller's preconditioner and start: a block that contains a good
 approximation of the ground state costs a few applications of each operator, and no factorisation.
@@ -185,14 +183,7 @@ _GAVE_UP = (PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT, PETSc.KSP.ConvergedReason
 class Preconditioner:
     """z = P⁻¹r for one symmetric positive definite matrix P, kept until it is rebuilt.
 
-    Args:
-        matrix: P, assembled; the caller may change its values and call :meth:`rebuild`.
-        prefix: of the options, one per role.
-        defaults: options used when neither the user nor the command line says otherwise.
-        options: the user's ``petsc_options``, keys without prefix.
-
-    Raises:
-        ValueError: PETSc refuses the options (a solver that is not built in, say).
+    Args and errors are those of :class:`SpdSolver`; a change of the matrix needs :meth:`rebuild`.
     """
 
     def __init__(

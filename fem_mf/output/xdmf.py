@@ -1,8 +1,10 @@
 """Series of fields for ParaView and pyvista, as XDMF.
 
-with XDMFSeries("run/series.xdmf", problem, every=10) as series:
-    for state in flow.run(start, t_end):
-        series.write(state.t, state.density)
+    with XDMFSeries("run/series.xdmf", problem, every=10) as series:
+        for state in flow.run(start, t_end):
+            series.write(state.t, state.density)
+
+Whatever was written stays readable when the run is killed.
 """
 
 from __future__ import annotations

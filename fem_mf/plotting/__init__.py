@@ -1,30 +1,28 @@
-"""Pictures: densities in memory, and everything in a folder of results; the public face of drawing.
+"""Pictures: densities in memory, curves of a run, and films of the fields on disk.
 
     plot_density("run/density.png", density, title="t = 1")
-    render("run")                                   # pictures, film and curves of what is there
     film("run/series.xdmf", "run/m.mp4", field="m")
+    render("run")                                   # pictures, films and curves of a whole folder
 
-On the command line (``--help`` for the rest), also while the run goes on:
+On the command line (``--help`` lists the options), even during the run:
 
     python -m fem_mf.plotting results/run --format gif --every 2
 
 matplotlib, pyvista and imageio are optional (``pip install 'fem_mf[plot]'``) and imported only when
-something is drawn; rank 0 draws, no window is ever opened and no display is needed. The format of
-pictures follows the suffix of the path.
+something is drawn. Rank 0 draws; no display is needed. The suffix of a path selects the format.
 """
 
 from __future__ import annotations
 
-from fem_mf.plotting.curves import plot_convergence, plot_fit, plot_history
-from fem_mf.plotting.density import plot_density
-from fem_mf.plotting.film import Look, film, picture
-from fem_mf.plotting.results import render
-from fem_mf.plotting.sampled import Sampled, gather
+from fem_mf.plotting.density import Sampled, gather, plot_density
+from fem_mf.plotting.film import Look, film, film_of_figures, picture, render
+from fem_mf.plotting.history import plot_convergence, plot_fit, plot_history
 
 __all__ = [
     "Look",
     "Sampled",
     "film",
+    "film_of_figures",
     "gather",
     "picture",
     "plot_convergence",

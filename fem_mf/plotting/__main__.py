@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from mpi4py import MPI
 
-from fem_mf.plotting.film import FORMATS, Look
-from fem_mf.plotting.results import render
+from fem_mf.plotting.film import FORMATS, Look, render
 
 __all__ = ["main"]
 
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kind=None if options.no_film else options.format,
             fps=options.fps,
             every=options.every,
-            look=Look(options.size, options.range, options.rescale, options.whole),
+            look=Look(options.size, options.range, options.whole, options.names),
             comm=comm,
         )
     except (ImportError, RuntimeError, ValueError) as error:
@@ -69,15 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     add("results", help="folder with .xdmf series and history.csv, or one of these files")
     add("--output", metavar="DIR", help="folder for the pictures; that of the results if not given")
     add("--field", default="m", help="m, psi, u or V")
-    add("--time", type=float, nargs="+", default=(), metavar="T", help="of the pictures")
+    add("--time", type=float, nargs="+", default=(), metavar="T", help="times of the pictures")
     add("--format", choices=[kind.removeprefix(".") for kind in FORMATS], default="mp4")
     add("--no-film", action="store_true", help="pictures only")
     add("--fps", type=float, default=15.0, help="images of the film per second")
-    add("--every", type=int, default=1, metavar="N", help="one image for so many steps")
+    add("--every", type=int, default=1, metavar="N", help="use one step out of so many")
     add("--size", type=_size, default=Look.size, metavar="WxH", help="in pixels")
-    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of colours and heights")
-    add("--rescale", action="store_true", help="a new range for each image")
-    add("--whole", action="store_true", help="the whole mesh, not only where there is mass")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the colours and heights")
+    add("--whole", action="store_true", help="show the whole mesh, not only where there is mass")
+    add("--names", nargs="+", metavar="NAME", help="names of the axes")
     return parser
 
 

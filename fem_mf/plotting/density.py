@@ -1,34 +1,148 @@
-"""Pictures of one density: a curve, colours or marginals.
+"""Pictures of densities in memory: curves, colours or marginals.
 
     plot_density("run/density.png", density, title="t = 1")
+    plot_density("run/two.png", {"start": start, "end": density})
 
-The densities of several problems in one dimension may share a picture.
+A function on the mesh is brought to rank 0 as a linear function on simplices; a higher degree
+subdivides the cells:
+
+    sample = gather(density.psi, degree=2)    # None on the other ranks
+    if sample is not None:
+        sample.points, sample.cells, sample.values
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import basix
+import basix.ufl
 import numpy as np
 import numpy.typing as npt
+from dolfinx import fem
+from scipy.ndimage import gaussian_filter
 
 from fem_mf.mpi import on_root
-from fem_mf.plotting.curves import make_figure, save
-from fem_mf.plotting.sampled import Sampled, gather, spread
+from fem_mf.plotting.style import COLOURS, axis_names, make_figure, save
 from fem_mf.typing import Array, PathLike
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     from fem_mf.density import Density
 
-__all__ = ["plot_density"]
+__all__ = ["Sampled", "frame", "gather", "plot_density"]
 
+_LEFT_OUT = 1e-3  # share of the mass of a density outside its picture
 _BINS = 50  # per axis of a marginal
-_SAMPLES = 2_000_000  # points that share the mass of a 3-d density, 800 per bin of a marginal
+_POINTS = 2_000_000  # random points for the marginals of a density, 800 per bin
+_PIECES = 40_000  # into which the cells are cut at least, up to four times the degree of ψ
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A continuous, piecewise linear function on simplices, whole on one rank.
+
+    Attributes:
+        points: ``(n, d)`` vertices, each once.
+        cells: ``(c, d + 1)`` indices into ``points``.
+        values: ``(n,)`` at the points.
+    """
+
+    points: Array
+    cells: npt.NDArray[np.int64]
+    values: Array
+
+    def cell_masses(self) -> Array:
+        """Integral over each cell, ``(c,)``."""
+        corners = self.points[self.cells]
+        edges = corners[:, 1:] - corners[:, :1]
+        volumes = np.abs(np.linalg.det(edges)) / np.prod(range(1, edges.shape[1] + 1))
+        return np.asarray(volumes * self.values[self.cells].mean(axis=1))
+
+
+def frame(samples: Iterable[Sampled], whole: bool = False, margin: float = 0.05) -> Array:
+    """The box that a picture of densities shows, ``(d, 2)``: 99.9 % of each mass, and a margin.
+
+    Along each axis, the same share of the mass is left out at both ends. The margin is in lengths
+    of the longest edge.
+    """
+    # Upper ends with the sign changed: all ends are minima.
+    boxes, meshes = [], []
+    for sample in samples:
+        corners, masses = sample.points[sample.cells], sample.cell_masses()
+        boxes.append([_below(ends, masses) for ends in (corners.min(axis=1), -corners.max(axis=1))])
+        meshes.append((sample.points.min(axis=0), -sample.points.max(axis=0)))
+    box, mesh = np.min(boxes, axis=0), np.min(meshes, axis=0)
+    if not whole:
+        room = margin * float(np.max(-box[1] - box[0]))
+        mesh = np.maximum(mesh, box - room)
+    return np.stack([mesh[0], -mesh[1]], axis=1)
+
+
+def _below(positions: Array, masses: Array) -> Array:
+    """Along each axis, the position below which there is the share that is left out."""
+    order = np.argsort(positions, axis=0)
+    tail = 0.5 * _LEFT_OUT / positions.shape[1] * masses.sum()
+    first = np.sum(np.cumsum(masses[order], axis=0) < tail, axis=0)
+    return np.asarray(np.take_along_axis(np.sort(positions, axis=0), first[None], axis=0)[0])
+
+
+def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | None:
+    """Bring a scalar function to rank 0, interpolated on simplices. Collective.
+
+    Args:
+        function: a continuous scalar function.
+        degree: the number of pieces into which each edge of the mesh is cut. With 1, the samples
+            are the values at the vertices.
+
+    Returns:
+        The sampled function on rank 0, None elsewhere.
+    """
+    mesh = function.function_space.mesh
+    equispaced = basix.LagrangeVariant.equispaced
+    element = basix.ufl.element("P", mesh.basix_cell(), degree, lagrange_variant=equispaced)
+    space = fem.functionspace(mesh, element)
+    nodal: fem.Function[np.float64] = fem.Function(space)
+    nodal.interpolate(function)
+    index_map = space.dofmap.index_map
+    num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
+    pieces = _subdivision(mesh.basix_cell(), degree, element.basix_element.points)
+    local_cells = space.dofmap.list[:num_cells][:, pieces].reshape(-1, pieces.shape[1])
+    num_owned = index_map.size_local
+    local = (
+        space.tabulate_dof_coordinates()[:num_owned, : mesh.geometry.dim],
+        index_map.local_to_global(local_cells.ravel().astype(np.int32)).reshape(local_cells.shape),
+        nodal.x.array[:num_owned],
+    )
+    # Global numbers follow the ranks, so owned points stacked by rank are in global order.
+    parts = mesh.comm.gather(local, root=0)
+    if parts is None:
+        return None
+    points, cells, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Sampled(points, cells, values)
+
+
+def _subdivision(cell: basix.CellType, degree: int, nodes: Array) -> npt.NDArray[np.int64]:
+    """Kuhn's subdivision of a cell with equally spaced nodes: ``(pieces, d + 1)`` node numbers."""
+    # From each corner of the lattice walk one step along each axis, in every order. The walks that
+    # keep x₁ ≥ x₂ ≥ ... cut a simplex, after a change of coordinates.
+    d = nodes.shape[1]
+    lattice = np.rint(nodes * degree).astype(int)
+    if cell in (basix.CellType.triangle, basix.CellType.tetrahedron):
+        lattice = np.cumsum(lattice[:, ::-1], axis=1)[:, ::-1]
+    number = {tuple(position): i for i, position in enumerate(lattice.tolist())}
+    steps = np.eye(d, dtype=int)
+    pieces = []
+    for corner in itertools.product(range(degree), repeat=d):
+        for order in itertools.permutations(range(d)):
+            walk = np.cumsum([corner, *steps[list(order)]], axis=0).tolist()
+            if all(tuple(position) in number for position in walk):
+                pieces.append([number[tuple(position)] for position in walk])
+    return np.array(pieces)
 
 
 def plot_density(
@@ -36,98 +150,118 @@ def plot_density(
     density: Density | Mapping[str, Density],
     title: str = "",
     points: npt.ArrayLike | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Draw m: a curve for d = 1, colours for d = 2, the three marginals of two axes for d = 3.
 
-    Collective.
+    The picture shows the smallest box that holds 99.9 % of the mass, with a margin. Several
+    densities share a panel for d = 1; otherwise they have panels with one frame and one scale of
+    colours. Collective.
 
     Args:
         path: the picture; missing folders are created.
-        density: the density; for d = 1 also several of one communicator, by label.
+        density: the density, or several of one communicator, by label.
         title: above the picture.
         points: ``(k, d)`` positions drawn on top, such as particles.
+        names: names of the axes.
 
     Raises:
-        ValueError: several densities for d > 1.
+        ValueError: the number of names is not d.
         ImportError: matplotlib is missing.
     """
     densities = density if isinstance(density, Mapping) else {"": density}
     mesh = next(iter(densities.values())).psi.function_space.mesh
     d = mesh.geometry.dim
-    if d > 1 and len(densities) > 1:
-        raise ValueError("several densities in one picture need d = 1")
+    axes = axis_names(names, d)
     samples = {label: _gather_m(one, d) for label, one in densities.items()}
-    overlay = None if points is None else np.asarray(points, dtype=float).reshape(-1, d)
+    overlay = np.empty((0, d)) if points is None else np.reshape(points, (-1, d)).astype(float)
 
     def draw() -> None:
         here = {label: sample for label, sample in samples.items() if sample is not None}
-        if d == 1:
-            _curves(path, here, title, overlay)
-        else:
-            (_colours if d == 2 else _marginals)(path, here.popitem()[1], title, overlay)
+        figure = (_curves if d == 1 else _maps)(here, overlay, axes)
+        figure.suptitle(title)
+        save(figure, path)
 
     on_root(mesh.comm, draw)
 
 
 def _gather_m(density: Density, d: int) -> Sampled | None:
-    degree = density.psi.function_space.element.basix_element.degree
-    # m has twice the degree of ψ, which shows in a curve.
-    sample = gather(density.psi, 2 * degree if d == 1 else degree)
+    """Samples of m on rank 0, fine enough that no facets show."""
+    space = density.psi.function_space
+    degree = space.element.basix_element.degree
+    pieces = degree
+    if d < 3:
+        num_cells = space.mesh.topology.index_map(d).size_global
+        pieces = max(degree, min(4 * degree, 16, round((_PIECES / num_cells) ** (1.0 / d))))
+    sample = gather(density.psi, pieces)
     return sample and Sampled(sample.points, sample.cells, sample.values**2)
 
 
-def _curves(path: PathLike, samples: dict[str, Sampled], title: str, points: Array | None) -> None:
+def _curves(samples: Mapping[str, Sampled], points: Array, names: Sequence[str]) -> Figure:
     figure = make_figure(5.2, 3.4)
     axes = figure.subplots()
     for label, sample in samples.items():
         order = np.argsort(sample.points[:, 0])
         axes.plot(sample.points[order, 0], sample.values[order], label=label or None)
-    if points is not None:
-        axes.plot(points[:, 0], np.zeros(len(points)), "k|", markersize=8, alpha=0.4)
-    axes.set(xlabel="x", ylabel="m(x)", title=title)
-    axes.set_ylim(bottom=0.0 if points is None else None)
+    axes.plot(points[:, 0], np.zeros(len(points)), "k|", markersize=8, alpha=0.4)
+    axes.set(xlabel=names[0], ylabel=f"m({names[0]})", xlim=frame(samples.values())[0])
+    axes.set_ylim(bottom=None if len(points) else 0.0)
+    axes.grid(alpha=0.3)
     if any(samples):
         axes.legend(frameon=False)
-    save(figure, path)
+    return figure
 
 
-def _colours(path: PathLike, sample: Sampled, title: str, points: Array | None) -> None:
-    figure = make_figure(5.0, 4.2)
-    from matplotlib.tri import Triangulation
+def _maps(samples: Mapping[str, Sampled], points: Array, names: Sequence[str]) -> Figure:
+    """A panel for each density if d = 2, a row of three marginals for each if d = 3."""
+    plane, box = len(names) == 2, frame(samples.values())
+    if not plane:  # panels of one size
+        half = 0.5 * np.ptp(box, axis=1).max()
+        box = box.mean(axis=1, keepdims=True) + half * np.array([-1.0, 1.0])
+    pairs = [[0, 1]] if plane else [[0, 1], [0, 2], [1, 2]]
+    maps = [
+        (label, pair, sample, sample.values if plane else _marginal(sample, pair, box))
+        for label, sample in samples.items()
+        for pair in pairs
+    ]
+    columns = min(len(maps), 4) if plane else 3
+    rows = -(-len(maps) // columns)
+    width = 4.2 if len(maps) == 1 else 3.0
+    shape = np.clip(max(np.ptp(box[j]) / np.ptp(box[i]) for i, j in pairs), 0.4, 2.0)
+    figure = make_figure(width * columns + 0.9, width * shape * rows + 0.6)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    top = max(float(values.max()) for *_, values in maps)
+    style = {"cmap": COLOURS, "vmin": 0.0, "vmax": top, "rasterized": True}
+    for axes, (label, pair, sample, values) in zip(panels, maps, strict=False):
+        if plane:
+            style |= {"shading": "gouraud", "triangles": sample.cells}
+            colours = axes.tripcolor(*sample.points.T, values, **style)
+        else:
+            style |= {"origin": "lower", "extent": box[pair].ravel(), "interpolation": "bilinear"}
+            colours = axes.imshow(values.T, **style)
+        axes.plot(*points[:, pair].T, ".", color="white", markersize=2.5, mew=0, alpha=0.7)
+        (x, y), (across, up) = box[pair], (names[axis] for axis in pair)
+        axes.set(xlabel=across, ylabel=up, title=label, aspect="equal", xlim=x, ylim=y)
+        axes.set_facecolor("0.92")  # where there is no mesh
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
+    label = f"m({', '.join(names)})" if plane else "marginals of m"
+    figure.colorbar(colours, ax=panels.tolist(), label=label)
+    return figure
 
-    axes = figure.subplots()
-    triangles = Triangulation(sample.points[:, 0], sample.points[:, 1], sample.cells)
-    colours = axes.tripcolor(triangles, sample.values, shading="gouraud", rasterized=True)
-    if points is not None:
-        axes.plot(*points.T, ".", color="white", markersize=2.5, markeredgewidth=0, alpha=0.7)
-    axes.set(xlabel="x₁", ylabel="x₂", title=title)
-    _finish_map(figure, axes, colours, "m(x)")
-    save(figure, path)
 
-
-def _marginals(path: PathLike, sample: Sampled, title: str, points: Array | None) -> None:
-    figure = make_figure(10.5, 3.4)
-    positions, masses = spread(sample, _SAMPLES)
-    box = np.stack([sample.points.min(axis=0), sample.points.max(axis=0)], axis=1)
-    panels = figure.subplots(1, 3)
-    for axes, (i, j) in zip(panels, ((0, 1), (0, 2), (1, 2)), strict=True):
-        mass, x, y = np.histogram2d(
-            positions[:, i], positions[:, j], _BINS, range=box[[i, j]], weights=masses
-        )
-        areas = np.outer(np.diff(x), np.diff(y))
-        centres = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2
-        colours = axes.pcolormesh(*centres, (mass / areas).T, shading="gouraud", rasterized=True)
-        if points is not None:
-            axes.plot(points[:, i], points[:, j], ".", color="white", markersize=2, alpha=0.6)
-        names = f"x{'₁₂₃'[i]}", f"x{'₁₂₃'[j]}"
-        axes.set(xlabel=names[0], ylabel=names[1])
-        _finish_map(figure, axes, colours, f"m({names[0]}, {names[1]})")
-    figure.suptitle(title)
-    save(figure, path)
-
-
-def _finish_map(figure: Figure, axes: Axes, colours: ScalarMappable, label: str) -> None:
-    axes.set_aspect("equal")
-    axes.margins(0.0)
-    # Of the height of the map, whatever its proportions.
-    figure.colorbar(colours, cax=axes.inset_axes((1.04, 0.0, 0.05, 1.0)), label=label)
+def _marginal(sample: Sampled, pair: list[int], box: Array) -> Array:
+    """A histogram over a plane: each cell shares its mass among random points in it."""
+    num_cells, corners = sample.cells.shape
+    count = int(np.clip(_POINTS // num_cells, 1, 4096))
+    # Gaps between sorted uniform numbers are uniform barycentric coordinates.
+    cuts = np.sort(np.random.default_rng(0).random((num_cells, count, corners - 1)), axis=2)
+    weights = np.diff(cuts, axis=2, prepend=0.0, append=1.0)
+    places = np.einsum("ckv,cvd->dck", weights, sample.points[sample.cells][..., pair])
+    shares = np.einsum("ckv,cv->ck", weights, sample.values[sample.cells])
+    shares *= (sample.cell_masses() / np.maximum(shares.sum(axis=1), 1e-300))[:, None]
+    x, y = places.reshape(2, -1)
+    mass = np.histogram2d(x, y, _BINS, range=box[pair].tolist(), weights=shares.ravel())[0]
+    # Without the noise of the random points.
+    smooth = gaussian_filter(mass, 1.0, mode="nearest")
+    return np.asarray(smooth / np.prod(np.ptp(box[pair], axis=1) / _BINS))

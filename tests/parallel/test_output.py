@@ -14,7 +14,8 @@ import pytest
 from dolfinx import fem, io, mesh
 
 from fem_mf.output import History, XDMFSeries, progress
-from fem_mf.plotting import gather, plot_density, plot_fit, plot_history
+from fem_mf.plotting import gather, picture, plot_density, plot_fit, plot_history
+from fem_mf.plotting.__main__ import main
 
 pyvista = pytest.importorskip("pyvista")
 COMM = MPI.COMM_WORLD
@@ -170,3 +171,20 @@ def test_pictures_come_from_rank_0(shared_tmp_path: Path) -> None:
         plot_history(folder / "x.png", history, columns=["lambda"], comm=COMM)
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["density.png", "fit.png", "history.png"]
+
+
+def test_films_come_from_rank_0_and_errors_reach_all(shared_tmp_path: Path) -> None:
+    pytest.importorskip("imageio")
+    problem, density = stand_ins("interval", 2)
+    path, out = shared_tmp_path / "f.xdmf", shared_tmp_path / "pictures"
+    with XDMFSeries(path, problem) as series:
+        for k in range(2):
+            series.write(0.5 * k, density)
+    words = [str(path), "--output", str(out), "--size", "160x120"]
+    assert main(words) == 0
+    assert main([*words, "--field", "q"]) == 1
+    assert main(["--fps"]) == 2
+    with pytest.raises(ValueError, match="no field 'q'"):
+        picture(path, out / "x.png", "q", comm=COMM)
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["f-m-first.png", "f-m-last.png", "f-m.mp4"]

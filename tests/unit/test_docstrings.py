@@ -27,7 +27,7 @@ pytest.importorskip("pyvista")
 pytest.importorskip("imageio.v3")
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST_EXAMPLES, MOST_LINES = 51, 10
+LEAST_EXAMPLES, MOST_LINES = 46, 10
 
 # --- what the docstrings hold ---------------------------------------------------------------
 
@@ -98,11 +98,6 @@ PREPARATION = {
         ksp.setOperators(matrix)
         residual = lambda x, f: matrix.mult(x, f)
         jacobian = lambda x, J: None
-    """,
-    "plotting.perspective": """
-        import pyvista
-        from fem_mf.plotting.curves import make_figure
-        surface, figure = pyvista.Plane(), make_figure(9.6, 7.2, dpi=100.0, layout=None)
     """,
     "stationary.coarse": "problem = mf.Problem(mf.interval(comm, 3.0, h=0.01), F, sigma=0.5)",
     "stationary.newton_cg": """

@@ -14,7 +14,10 @@ import pytest
 from dolfinx import fem, mesh
 
 import fem_mf
-from fem_mf import curves, plotting, sampled
+from fem_mf import plotting
+from fem_mf.plotting import density as density_pictures
+from fem_mf.plotting import history as curves
+from fem_mf.plotting.__main__ import main
 
 pytest.importorskip("matplotlib")
 
@@ -47,6 +50,15 @@ def pixels(path: Path) -> Any:
     return image.imread(path)
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are drawn, which are not written."""
+    drawn: list[Any] = []
+    for module in (density_pictures, curves):
+        monkeypatch.setattr(module, "save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
 @pytest.mark.parametrize(
     ("domain", "degree"),
     [
@@ -64,25 +76,61 @@ def test_density_pictures(tmp_path: Path, domain: Any, degree: int) -> None:
     assert pixels(path)[..., :3].std() > 0.05
 
 
-def test_several_curves_but_one_map(tmp_path: Path) -> None:
-    line = {"a": gaussian(interval(), 2), "b": gaussian(interval(), 1, shift=1.0)}
-    plotting.plot_density(tmp_path / "curves.png", line)
-    assert (tmp_path / "curves.png").exists()
-    plane = {name: gaussian(rectangle(mesh.CellType.triangle), 1) for name in "ab"}
-    with pytest.raises(ValueError, match="d = 1"):
-        plotting.plot_density(tmp_path / "maps.png", plane)
+def test_curves_show_the_polynomials_where_the_mass_is(figures: list[Any]) -> None:
+    line = mesh.create_interval(COMM, 8, (-16.0, 16.0))
+    plotting.plot_density("x.png", {"a": gaussian(line, 6), "b": gaussian(line, 6, 2.0)})
+    (axes,) = figures[0].axes
+    for curve, shift in zip(axes.lines, (0.0, 2.0), strict=False):
+        x, y = curve.get_data()
+        assert np.diff(x).max() < 0.3  # of cells 4 long
+        np.testing.assert_allclose(y, np.exp(-0.5 * (x - shift) ** 2), atol=0.02)
+    low, high = axes.get_xlim()
+    assert -8.5 < low < -3.3
+    assert 5.3 < high < 10.5
+    assert axes.get_xlabel() == "x"
 
 
-def test_spread_keeps_mass_and_mean() -> None:
+def test_maps_to_compare_share_frame_scale_and_names(figures: list[Any]) -> None:
+    square = mesh.create_rectangle(COMM, [(-12.0, -12.0), (12.0, 12.0)], (40, 40))
+    low, high = gaussian(square, 1), gaussian(square, 1, shift=2.0)
+    high.psi.x.array[:] *= 2.0
+    plotting.plot_density("x.png", {"a": low, "b": high}, names=("weight", "bias"))
+    first, second, bar = figures[0].axes
+    assert first.get_xlim() == second.get_xlim()
+    assert (first.get_xlabel(), first.get_ylabel()) == ("weight", "bias")
+    assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
+    scales = [axes.collections[0].get_clim() for axes in (first, second)]
+    assert scales[0] == scales[1] == (0.0, pytest.approx(4.0, rel=0.03))
+    x, y = first.get_xlim(), first.get_ylim()
+    assert -5.5 < x[0] < -3.2 < 3.2 + 2.0 < x[1] < 7.5
+    assert -5.5 < y[0] < -3.2 < 3.2 < y[1] < 5.5
+    assert bar.get_ylabel() == "m(weight, bias)"
+    with pytest.raises(ValueError, match="d = 2 needs 2"):
+        plotting.plot_density("x.png", low, names=("a",))
+
+
+def test_frame_holds_the_mass(figures: list[Any]) -> None:
     sample = plotting.gather(gaussian(box(), 2, shift=0.5).psi, 2)
     assert sample is not None
     square = plotting.Sampled(sample.points, sample.cells, sample.values**2)
-    positions, masses = sampled.spread(square, 100_000)
-    total = square.cell_masses().sum()
-    np.testing.assert_allclose(masses.sum(), total)
-    assert np.abs(positions).max() <= 4.0
-    mean = masses @ positions / total
-    np.testing.assert_allclose(mean, [0.5, 0.0, 0.0], atol=0.05)
+    frame = density_pictures.frame([square], margin=0.0)
+    corners = square.points[square.cells]
+    inside = ((corners >= frame[:, 0]) & (corners <= frame[:, 1])).all(axis=(1, 2))
+    assert square.cell_masses()[inside].sum() >= 0.999 * square.cell_masses().sum()
+    np.testing.assert_array_equal(density_pictures.frame([square], whole=True), [[-4, 4]] * 3)
+
+
+def test_marginals_keep_mass_and_mean(figures: list[Any]) -> None:
+    plotting.plot_density("x.png", gaussian(box(), 2, shift=0.5))
+    panel = figures[0].axes[0]
+    (image,) = panel.images
+    values = np.asarray(image.get_array()).T
+    (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
+    area = (x1 - x0) * (y1 - y0) / values.size
+    x = x0 + (x1 - x0) * (np.arange(len(values)) + 0.5) / len(values)
+    mass = (2.0 * np.pi) ** 1.5
+    assert area * values.sum() == pytest.approx(mass, rel=0.03)
+    assert values.sum(axis=1) @ x / values.sum() == pytest.approx(0.5, abs=0.05)
 
 
 def test_history_picture(tmp_path: Path) -> None:
@@ -98,10 +146,8 @@ def test_history_picture(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def panels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The first panel of a picture of a history, which is not written."""
-    figures: list[Any] = []
-    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure))
+def panels(figures: list[Any]) -> Any:
+    """The first panel of a picture of a history."""
 
     def draw(history: Any, lowest: Any = None, convergence: bool = False) -> Any:
         if convergence:
@@ -184,19 +230,32 @@ def test_energy_that_has_converged_to_rounding(panels: Any) -> None:
     assert 3.0 < t[-1] < 5.0
 
 
-def test_the_limit_beside_a_history_is_used(panels: Any, tmp_path: Path) -> None:
+def test_the_limit_beside_a_history_is_used(figures: list[Any], tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     with fem_mf.History(path, COMM) as history:
         for t, energy in zip(T, DECAY["energy"], strict=True):
             history.append({"t": t, "energy": energy})
     fem_mf.Limit(0.25, 1e-9, 1.0).write(path, COMM)
-    drawn: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
-        assert plotting.main([str(tmp_path), "--no-film"]) == 0
-    axes = drawn[0].axes[0]
+    assert main([str(tmp_path), "--no-film"]) == 0
+    axes = figures[0].axes[0]
     assert axes.get_ylabel() == "energy − minimum (0.25)"
     assert len(axes.lines) == 2
+
+
+def test_convergence_of_any_columns(tmp_path: Path, figures: list[Any]) -> None:
+    history = {
+        "t": T, "gap": np.exp(-9.0 * T), "mass": 1.0 + 0.0 * T, "contraction": T * np.nan,
+        "linear_iterations": 200 * T,
+    }  # fmt: skip
+    plotting.plot_convergence("x.png", history)
+    gap, counts, *empty = figures[0].axes
+    assert (gap.get_ylabel(), gap.get_yscale()) == ("gap", "log")
+    assert (counts.get_ylabel(), counts.get_yscale()) == ("per step", "symlog")
+    assert not empty
+    plotting.plot_convergence("x.png", {"energy": T})
+    assert figures[1].axes[0].get_xlabel() == "step"
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plotting.plot_convergence("x.png", {"t": T, "mass": 0.0 * T})
 
 
 def test_fit_picture_of_the_motorcycle_data(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Curves with matplotlib: the history of a run, the fit of a network. Films use its figures, too.
+"""Curves of a run: its history, its convergence, and the fit of a network.
 
 The columns of a history come from its CSV file, the minimum and the rate from beside it:
 
@@ -10,8 +10,7 @@ The columns of a history come from its CSV file, the minimum and the rate from b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
@@ -19,20 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fem_mf.mpi import on_root
+from fem_mf.plotting.style import make_figure, save
 from fem_mf.stationary.limit import Limit
 from fem_mf.typing import Array, PathLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["PathLike", "make_figure", "plot_convergence", "plot_fit", "plot_history", "save"]
-
+__all__ = ["plot_convergence", "plot_fit", "plot_history"]
 
 _LOGARITHMIC = ("dissipation", "residual", "gap")
 _FIRST = ("energy", *_LOGARITHMIC)
-# Where a run is, not how far it has converged.
-_CLOCK = ("t", "step", "next_dt")
+_CLOCK = ("t", "step", "next_dt")  # where a run is, not how far it has converged
 
 
 def plot_history(
@@ -45,18 +42,18 @@ def plot_history(
 ) -> None:
     """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
 
-    The energy is drawn above the minimum where that is known, as far as its certificate allows,
-    with the predicted rate as a dashed line. Otherwise it is drawn above the last energy of the
-    run, as the label says, and the end, where that choice would bend the curve, is left out.
-    Energy, dissipation, residual and gap have logarithmic axes.
+    If the minimum is known, the energy is drawn above it, as far as its certificate allows, with
+    the predicted rate as a dashed line. Otherwise it is drawn above the last energy of the run, as
+    the label says, without the end of the curve, which depends on that choice. Energy,
+    dissipation, residual and gap have logarithmic axes.
 
     Args:
         path: the picture; missing folders are created.
         history: what ``History.read`` returns; only rank 0's is used.
-        columns: a panel for each.
+        columns: the columns to draw, one panel each.
         title: above the picture.
-        lowest: the minimal energy if it is known: a number, or what ``Limit.of`` makes of a
-            minimum and ``Limit.read`` finds beside a history.
+        lowest: the minimal energy if it is known: a number, or a limit from ``Limit.of`` (of a
+            minimum) or ``Limit.read`` (from the file beside a history).
         comm: the communicator that calls.
 
     Raises:
@@ -71,22 +68,23 @@ def plot_history(
         figure = make_figure(3.8 * len(columns), 3.2)
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, name in zip(panels, columns, strict=True):
-            _history_panel(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
+            _draw_column(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
         figure.suptitle(title)
         save(figure, path)
 
     on_root(comm, draw)
 
 
-def _history_panel(
+def _draw_column(
     axes: Axes,
     name: str,
     t: Array,
     values: Array,
     lowest: Limit | float | None,
-    spans: bool = False,
+    logarithmic: bool = False,
 ) -> None:
-    label, rate = _words(name), None
+    label, rate = name.replace("_", " "), None
+    logarithmic = logarithmic or name in _LOGARITHMIC
     if name == "energy" and len(values) > 1 and np.ptp(values) > 0.0:
         limit = Limit(lowest) if isinstance(lowest, int | float) else lowest
         if limit is None:
@@ -94,12 +92,12 @@ def _history_panel(
         else:
             label, values = _above_the_minimum(values, limit)
             rate = limit.decay_rate
-        spans = label != "energy"
+        logarithmic = label != "energy"
     if len(t) > 1:  # the whole run, also where the energy is left out
         margin = 0.05 * (t[-1] - t[0])
         axes.set_xlim(t[0] - margin, t[-1] + margin)
     shown = values > 0.0
-    logarithmic = (spans or name in _LOGARITHMIC) and bool(shown.any())
+    logarithmic = logarithmic and bool(shown.any())
     if logarithmic:
         t, values = t[shown], values[shown]
         axes.set_yscale("log")
@@ -111,10 +109,10 @@ def _history_panel(
 
 
 def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array]:
-    """Energies above the minimum, NaN where they are lost in its uncertainty."""
+    """Energies above the minimum, NaN where its uncertainty hides them."""
     excess = values - limit.minimum
     excess = np.where(excess > limit.uncertainty, excess, np.nan)
-    if np.isnan(excess).all():  # of another run
+    if np.isnan(excess).all():  # the minimum of another run
         return "energy", values
     return f"energy − minimum ({limit.minimum:.8g})", excess
 
@@ -122,8 +120,8 @@ def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array]:
 def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
     """Energies above the smallest, NaN where they depend on this choice by more than a tenth.
 
-    The last energy is too large for the minimum. By how much is extrapolated from the decrease over
-    the last two quarters of the run; the energies themselves if they do not converge.
+    The last energy is above the minimum. By how much is extrapolated from the decrease over the
+    last two quarters of the run; where they do not converge, the energies are returned.
     """
     least = float(np.min(values))
     excess = values - least
@@ -140,7 +138,7 @@ def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
 
 
 def _draw_rate(axes: Axes, t: Array, values: Array, rate: float) -> None:
-    """A dashed line of the predicted slope, below the second half of a curve."""
+    """Draw a dashed line of the predicted slope below the second half of a curve."""
     half = np.linspace(0.5 * (t[0] + t[-1]), t[-1], 50)
     line = 0.5 * values[-1] * np.exp(np.minimum(rate * (t[-1] - half), 700.0))
     below = line <= values.max()
@@ -157,10 +155,10 @@ def plot_convergence(
 ) -> None:
     """Draw every column of a history. Collective on ``comm``, whose rank 0 draws.
 
-    A panel for each, against ``t`` (the line number if there is none); counts (``..._iterations``,
-    ``rejected``) share one. The energy is drawn as by :func:`plot_history`; it and all columns that
-    are positive and span a factor of ten have logarithmic axes. Columns that never change or hold
-    no number are left out.
+    There is one panel for each, against ``t`` (or the line number if there is no ``t``); counts
+    (``..._iterations``, ``rejected``) share one. The energy is drawn as by :func:`plot_history`.
+    Positive columns that span a factor of ten have logarithmic axes. Columns that never change or
+    hold no number are left out.
 
     Args:
         path: the picture; missing folders are created.
@@ -183,18 +181,16 @@ def plot_convergence(
         panels = others + ["iterations"] * bool(counts)
         if not panels:
             raise ValueError(f"nothing to draw in a history of {list(history)}")
-        rows = -(-len(panels) // 3)
-        across = min(len(panels), 3)
+        rows, across = -(-len(panels) // 3), min(len(panels), 3)
         figure = make_figure(3.8 * across, 2.9 * rows)
         grid = figure.subplots(rows, across, squeeze=False).ravel()
         t = columns.get("t", np.arange(len(next(iter(shown.values()))), dtype=float))
-        label = "t" if "t" in columns else "step"
         for axes, name in zip(grid, panels, strict=False):
             if name == "iterations":
-                _count_panel(axes, t, {count: shown[count] for count in counts})
+                _draw_counts(axes, t, {count: shown[count] for count in counts})
             else:
-                _history_panel(axes, name, t, shown[name], lowest, _spans(shown[name]))
-            axes.set_xlabel(label)
+                _draw_column(axes, name, t, shown[name], lowest, _spans(shown[name]))
+            axes.set_xlabel("t" if "t" in columns else "step")
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         figure.suptitle(title)
@@ -215,19 +211,15 @@ def _spans(values: Array) -> bool:
     return bool(finite.min() >= 0.0 and positive.max() >= 10.0 * positive.min())
 
 
-def _count_panel(axes: Axes, t: Array, counts: Mapping[str, Array]) -> None:
+def _draw_counts(axes: Axes, t: Array, counts: Mapping[str, Array]) -> None:
     for name, values in counts.items():
-        axes.plot(t, values, ".-", markersize=3, linewidth=0.8, label=_words(name))
+        axes.plot(t, values, ".-", markersize=3, linewidth=0.8, label=name.replace("_", " "))
     axes.set(ylabel="per step")
-    if max(float(values.max()) for values in counts.values()) > 100.0:
+    if max(float(np.nanmax(values)) for values in counts.values()) > 100.0:
         axes.set_yscale("symlog", linthresh=10.0)
     axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def plot_fit(
@@ -249,7 +241,7 @@ def plot_fit(
         grid: ``(n,)`` inputs of the curves, ascending.
         curves: ``(n,)`` outputs by label.
         title: above the picture.
-        labels: of the two axes.
+        labels: names of the two axes.
         comm: the communicator that calls.
 
     Raises:
@@ -267,23 +259,3 @@ def plot_fit(
         save(figure, path)
 
     on_root(comm, draw)
-
-
-def make_figure(
-    width: float,
-    height: float,
-    dpi: float = 150.0,
-    layout: Literal["constrained"] | None = "constrained",
-) -> Figure:
-    """Make a figure that pyplot does not know: no window, and nothing to close."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'fem_mf[plot]'") from error
-    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
-
-
-def save(figure: Figure, path: PathLike) -> None:
-    """Write a figure; missing folders are created."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
