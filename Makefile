@@ -38,10 +38,13 @@ test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tes
 
 # In two processes: MPI has 2,048 communicators for the meshes that one of them keeps, and there are
 # two cores. What the first one says is shown when the second one is through.
+# What mirrors the package: tests of one file each.
+MIRROR := $(wildcard tests/test_*.py) $(addprefix tests/,functionals mean_field stationary flows output plotting)
+
 test-serial: .venv/.ready
 	@echo "== tests at 1 rank"
 	@mkdir -p .cache; \
-	$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) tests/unit </dev/null >.cache/unit.log 2>&1 & unit=$$!; \
+	$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) $(MIRROR) </dev/null >.cache/unit.log 2>&1 & unit=$$!; \
 	trap "kill $$unit 2>/dev/null" EXIT; status=0; \
 	$(LIMIT) 900 $(PYTEST) $(PYTEST_ARGS) -p no:cacheprovider \
 		tests/convergence tests/demos tests/parallel </dev/null || status=$$?; \

@@ -233,7 +233,7 @@ def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, bo
 
 def annulus_with_walls(comm):
     """A perforated disk whose holes have walls, and where the walls are."""
-    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    file = Path(__file__).resolve().parents[1] / "meshes" / "perforated_disk.msh"
     mesh = mf.read_mesh(file, comm)
     tags = mf.read_facet_tags(file, mesh)
     trap = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
@@ -274,6 +274,6 @@ def test_bad_walls():
     )
     with pytest.raises(ValueError, match="not of facets"):
         mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary=[1], facet_tags=cells)
-    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    file = Path(__file__).resolve().parents[1] / "meshes" / "perforated_disk.msh"
     with pytest.raises(ValueError, match="are not those of the mesh"):
         mf.read_facet_tags(file, mf.disk(COMM, 3.0, 1.0))

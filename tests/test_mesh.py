@@ -22,7 +22,7 @@ from fem_mf.mpi import global_sum
 from fem_mf.multiblock import ball_blocks
 
 COMM = MPI.COMM_WORLD
-MESHES = Path(__file__).resolve().parents[2] / "meshes"
+MESHES = Path(__file__).resolve().parents[1] / "meshes"
 Array = npt.NDArray[np.float64]
 
 

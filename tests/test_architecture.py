@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "fem_mf"
+PACKAGE = Path(__file__).resolve().parents[1] / "fem_mf"
 
 # A file, or a folder of files, imports from itself and from what stands before it.
 ORDER = [

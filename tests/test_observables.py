@@ -265,7 +265,7 @@ def test_a_potential_that_does_not_confine_m_is_named_instead_of_a_radius(potent
 
 
 def test_holes_are_told_from_the_outer_boundary(log):
-    file = Path(__file__).resolve().parents[2] / "meshes" / "perforated_disk.msh"
+    file = Path(__file__).resolve().parents[1] / "meshes" / "perforated_disk.msh"
     problem = mf.Problem(mf.read_mesh(file, COMM), mf.Potential(trap), 0.3, 2)
     best = mf.minimise(problem)
     components = boundary_components(problem, best.density)

@@ -26,7 +26,7 @@ from fem_mf.mean_field.moments import mean_field_of
 pytest.importorskip("pyvista")
 pytest.importorskip("imageio.v3")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LEAST_EXAMPLES, MOST_LINES = 46, 10
 
 # --- what the docstrings hold ---------------------------------------------------------------
