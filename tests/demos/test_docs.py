@@ -20,7 +20,7 @@ TEXT = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for 
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
     for folder in ("fem_mf", "demos")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
 )
 LIMIT = 200_000  # bytes of a picture
 
