@@ -79,14 +79,14 @@ def show(title, sizes, errors):
 def main():
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--levels", type=int, default=4, help="number of halvings, plus one")
+    parser.add_argument("--levels", type=int, default=3, help="number of sizes in each table")
     parser.add_argument("--degree", type=int, default=2, help="of ψ in the study in space")
     options = parser.parse_args()
     comm = MPI.COMM_WORLD
 
     line = problem(mf.interval(comm, 9.0, 0.5), 8, "lumped")
     start = gaussian(line, MEAN, PRECISION)
-    steps = [0.1 / 2**level for level in range(options.levels)]
+    steps = [0.05 / 2**level for level in range(options.levels)]
     for scheme in ("backward-euler", "crank-nicolson", "sdirk2"):
         errors = []
         for dt in steps:

@@ -48,7 +48,7 @@ def gaussian(x: Any, mean: Any, theta: float) -> Any:
 def main(
     sigma: float = 0.7,  # σ, the strength of the Fisher information
     t_end: float = 2.0,  # final time
-    dt: float = 0.05,  # time step
+    dt: float = 0.05,  # time step; longer than about 0.1, a step does not follow the flow
     scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",  # time stepping
     h: float = 0.4,  # mesh size
     output: str = "results/gaussian_trap",  # folder of trap.png
