@@ -2,80 +2,55 @@
 
 A network with infinitely many neurons tanh(az + b) learns sin z: m = ψ² is the distribution of
 (a, b), V[m](x) = ½κ|x|² − (2/K) Σ_j (y_j − ∫N(z_j; ·) dm) N(z_j; x), and the gradient flow of
-F(m) + (σ²/4) I(m) is ∂_tψ = (σ²/2)Δψ − ½(V[m] − λ)ψ (D2). An implicit step of length τ is a
-minimising movement (D7): find ψ⁺ of norm one and its multiplier s with
+F(m) + (σ²/4) I(m) is ∂_tψ = (σ²/2)Δψ − ½(V[m] − λ)ψ (D2). A step (D7) finds ψ⁺ of norm one and s:
 
     (2/τ)⟨χ, ψ⁺ − ψⁿ⟩ + ⟨χ, (H[m⁺] − s)ψ⁺⟩ = 0 for every χ,   H[m] = −σ²Δ + V[m].
 
 The fixed point solves this linear problem with the V of the last moments, renormalises ψ⁺, and
 updates the moments and s = λ + (2/τ)(1 − ⟨ψ⁺, ψⁿ⟩).
 
-    mpirun -n 2 python demos/weak_form.py
-    python demos/weak_form.py -weak_form_ksp_type cg -weak_form_ksp_rtol 1e-13
-
-Options on the command line replace all of DEFAULTS, so give a tolerance too.
+    mpirun -n 2 python demos/weak_form.py -weak_form_ksp_type cg -weak_form_ksp_rtol 1e-13
 """
 
-from pathlib import Path
-from typing import Any
-
-import fem_mf as mf  # first: it loads MPI
-
-from mpi4py import MPI  # isort: skip
+from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from dolfinx import default_scalar_type, fem, la
+from dolfinx import fem, la
 from dolfinx.fem.petsc import LinearProblem
 
-from common import CONSOLE, parse
+import fem_mf as mf
+from common import parse, say
 from fem_mf import equations
-
-MESH = Path(__file__).parents[1] / "meshes" / "disk.msh"
-HELPS = {
-    "mesh": "a gmsh file of dimension 2",
-    "sigma": "σ, the strength of the Fisher information",
-    "kappa": "κ, the curvature of the confining potential",
-    "dt": "τ, the length of a step; the plain fixed point needs about 1 or less",
-    "steps": "number of steps",
-    "output": "folder of series.xdmf",
-}
-DEFAULTS = {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
+from fem_mf.plotting import plot_density
 
 
 def main(
-    mesh: str = str(MESH),
-    sigma: float = 0.5,
-    kappa: float = 0.1,
-    dt: float = 0.1,
-    steps: int = 10,
-    output: str = "results/weak_form",
+    h: float = 0.5,  # mesh size
+    sigma: float = 0.5,  # σ, the strength of the Fisher information
+    kappa: float = 0.1,  # κ, the curvature of the confining potential
+    dt: float = 0.1,  # τ, the length of a step; the plain fixed point needs about 1 or less
+    steps: int = 10,  # number of steps
+    output: str = "results/weak_form",  # folder of density.png
 ) -> tuple[float, float]:
     """Run both; the energies F^σ after the last step."""
-    if steps < 1:
-        raise SystemExit("--steps is at least 1")
     comm = MPI.COMM_WORLD
-    domain = mf.read_mesh(mesh, comm)
+    domain = mf.disk(comm, 6.0, h)
     space = fem.functionspace(domain, ("Lagrange", 2))  # of ψ
     potentials = fem.functionspace(domain, ("Lagrange", 3))  # of V
     dx = ufl.Measure("dx", domain, metadata={"quadrature_degree": 7})
     z = np.linspace(-np.pi, np.pi, 40)
     data, x = np.sin(z), potentials.tabulate_dof_coordinates().T
     features = np.vstack((0.5 * kappa * (x[0] ** 2 + x[1] ** 2), np.tanh(np.outer(z, x[0]) + x[1])))
-
     psi: fem.Function = fem.Function(space)
     before = psi.copy()
-    V, c = fem.Function(potentials), fem.Constant(domain, default_scalar_type(0.0))  # 2/τ − s
+    V, c = fem.Function(potentials), fem.Constant(domain, 0.0)  # c = 2/τ − s
     chi, theta = ufl.TestFunction(space), ufl.TestFunction(potentials)
-    chosen = PETSc.Options("weak_form_").getAll()  # on the command line
-    step = LinearProblem(
-        equations.schrodinger(ufl.TrialFunction(space), chi, V + c, sigma, dx),
-        equations.mass(2.0 / dt * before, chi, dx),
-        u=psi,
-        petsc_options_prefix="weak_form_",
-        petsc_options={} if chosen else DEFAULTS,
-    )
+    a = equations.schrodinger(ufl.TrialFunction(space), chi, V + c, sigma, dx)
+    L = equations.mass(2.0 / dt * before, chi, dx)
+    options = {"ksp_type": "preonly", "pc_type": "lu"} | PETSc.Options("weak_form_").getAll()
+    step = LinearProblem(a, L, u=psi, petsc_options_prefix="weak_form_", petsc_options=options)
     weights = fem.form(equations.mass(psi**2, theta, dx))
     norm2, overlap = (fem.form(equations.mass(psi, f, dx)) for f in (psi, before))
     rayleigh = fem.form(equations.schrodinger(psi, psi, V, sigma, dx))
@@ -84,7 +59,7 @@ def main(
     def integral(form: fem.Form) -> float:
         return float(comm.allreduce(fem.assemble_scalar(form)))
 
-    def update() -> Any:
+    def update() -> np.ndarray:
         """Normalise ψ; its moments ∫φ_j dm, and V of them."""
         psi.x.array[:] /= np.sqrt(integral(norm2))
         b = fem.assemble_vector(weights)
@@ -92,38 +67,34 @@ def main(
         own = potentials.dofmap.index_map.size_local
         moments = comm.allreduce(features[:, :own] @ b.array[:own])
         V.x.array[:] = np.append(1.0, -2.0 / z.size * (data - moments[1:])) @ features
-        return moments
+        return np.asarray(moments)
 
     trap = mf.Potential(lambda x: 0.5 * kappa * (x[0] ** 2 + x[1] ** 2))
     F = trap + mf.NetworkLoss(z, data, lambda x, z: np.tanh(x[0] * z + x[1]))
     problem = mf.Problem(domain, F, sigma, degree=2)
     start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * (x[0] ** 2 + x[1] ** 2)))
-
     psi.interpolate(lambda x: np.exp(-0.25 * (x[0] ** 2 + x[1] ** 2)))
     moments = update()
-    with mf.XDMFSeries(f"{output}/series.xdmf", problem) as series:
-        for n in range(1, steps + 1):
-            before.x.array[:] = psi.x.array
-            shift = integral(rayleigh)
-            for _ in range(100):
-                c.value = np.asarray(2.0 / dt - shift)
-                step.solve()
-                old, moments = (moments, shift), update()
-                shift = integral(rayleigh) + 2.0 / dt * (1.0 - integral(overlap))
-                change = max(np.abs(moments - old[0]).max(), 0.5 * dt * abs(shift - old[1]))
-                if change <= 1e-12:
-                    break
-            else:
-                raise SystemExit("the fixed point does not contract: choose a smaller --dt")
-            energy = integral(kinetic) + moments[0] + np.mean((data - moments[1:]) ** 2)
-            # The problem's space has the same mesh and element as ours, hence the same numbering.
-            series.write(n * dt, mf.Density(problem, psi.x.array[: problem.num_owned]))
-            CONSOLE.print(f"t = {n * dt:.2f}  F = {energy:.12f}")
-
+    for n in range(1, steps + 1):
+        before.x.array[:] = psi.x.array
+        shift = integral(rayleigh)
+        for _ in range(100):
+            c.value = np.asarray(2.0 / dt - shift)
+            step.solve()
+            old, moments = (moments, shift), update()
+            shift = integral(rayleigh) + 2.0 / dt * (1.0 - integral(overlap))
+            change = max(np.abs(moments - old[0]).max(), 0.5 * dt * abs(shift - old[1]))
+            if change <= 1e-12:
+                break
+        else:
+            raise SystemExit("the fixed point does not contract: choose a smaller --dt")
+        energy = integral(kinetic) + moments[0] + np.mean((data - moments[1:]) ** 2)
+        say(f"t = {n * dt:.2f}  F = {energy:.12f}")
     *_, state = mf.SchrodingerFlow(problem, dt).run(start, steps * dt)
-    CONSOLE.print(f"the package: F = {state.energy:.12f}, {state.energy - energy:+.1e}")
+    say(f"the package: F = {state.energy:.12f}, {state.energy - energy:+.1e}")
+    plot_density(f"{output}/density.png", state.density, f"t = {state.t:g}")
     return energy, state.energy
 
 
 if __name__ == "__main__":
-    main(**parse(main, __doc__, HELPS))
+    main(**parse(main))

@@ -18,22 +18,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse
+from common import parse, say
 from fem_mf.observables import Regularity
 
 type Sweep = tuple[list[mf.Density], float]  # m_t, and sup_t‖∇w̄ − ∇w‖∞
 
 
 def contraction(
-    problem: mf.Problem,
-    G: Any,
-    v: Any,
-    start: mf.Density,
-    T: float,
-    steps: int = 4,
-    sweeps: int = 3,
+    G: Any, v: Any, start: mf.Density, T: float, steps: int = 4, sweeps: int = 3
 ) -> list[Sweep]:
     """Apply the map on [0, T] again and again, from w_t = w_0; v is stationary."""
+    problem = start.problem
     operator, bounds, own = mf.HJBOperator(problem, v), Regularity(problem), problem.num_owned
     first, found = problem.new_amplitude(), []
     first.x.array[:] = start.u().x.array - v.x.array
@@ -59,12 +54,14 @@ def explicit_descent(
     for _ in range(steps):
         u = density.u()
         u.x.array[:] += h * operator.rate(u, problem.functional.derivative(density)).x.array
-        density = mf.Density.from_log(problem, u)  # ValueError once all is lost
-        yield density
+        yield (density := mf.Density.from_log(problem, u))  # ValueError once all is lost
 
 
 def main(
-    sigma: float = 0.6, kappa: float = 0.6, h: float = 0.25, output: str = "results/well_posedness"
+    sigma: float = 0.6,  # σ, the strength of the Fisher information
+    kappa: float = 0.6,  # κ of the confinement
+    h: float = 0.25,  # mesh size
+    output: str = "results/well_posedness",  # folder of contraction.png
 ) -> tuple[list[float], list[float], float]:
     """Return the lengths T, the factors of the contraction, and the bound of the explicit step."""
     comm, z = MPI.COMM_WORLD, np.linspace(-2.0, 2.0, 10)
@@ -76,25 +73,24 @@ def main(
     v.interpolate(lambda x: np.sqrt(2 * kappa) / sigma * 0.5 * x[0] ** 2)  # stationary (W1)
 
     lengths = [0.02 * 2.0**k for k in range(9)]
-    runs = [contraction(problem, G, v, start, length) for length in lengths]
-    factors = [run[-1][1] / run[-2][1] for run in runs]
+    runs = (contraction(G, v, start, length)[-2:] for length in lengths)
+    factors = [last / before for (_, before), (_, last) in runs]
     bound = mf.HJBOperator(problem).longest_explicit_step(start.u())
-    *_, last = explicit_descent(problem, start, 0.9 * bound, 60)
-    fall = mf.energy(problem, start) - mf.energy(problem, last)
+    first, *_, last = explicit_descent(problem, start, 0.9 * bound, 60)
+    fall = mf.energy(problem, first) - mf.energy(problem, last)
     if comm.rank == 0:
         figure = Figure(figsize=(5.0, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.loglog(lengths, factors, "o-", label="measured")
         axes.loglog(lengths, factors[0] / lengths[0] * np.array(lengths), "k--", label="∝ T")
         axes.set(xlabel="T", ylabel="factor of w ↦ w̄")
-        axes.legend(frameon=False)
+        axes.legend()
         Path(output).mkdir(parents=True, exist_ok=True)
         figure.savefig(Path(output) / "contraction.png", dpi=150)
-        print(f"w ↦ w̄ contracts by {factors[0]:.4f} at T = {lengths[0]}, and ∝ T at first;")
-        print(f"explicit steps descend for h < {bound:.2e}: F falls by {fall:.4f} in 60 of them")
+    say(f"w ↦ w̄ contracts by {factors[0]:.4f} at T = {lengths[0]}, and ∝ T at first")
+    say(f"explicit steps descend for h < {bound:.2e}: F falls by {fall:.4f} in 60 of them")
     return lengths, factors, bound
 
 
 if __name__ == "__main__":
-    helps = {"sigma": "regularisation", "kappa": "of the trap", "h": "mesh size"}
-    main(**parse(main, __doc__, {**helps, "output": "folder of the picture"}))
+    main(**parse(main))

@@ -147,7 +147,7 @@ def test_explicit_step_on_a_gaussian():
 
 
 def factor(name, length, steps=4, sweeps=2, dim=1):
-    *_, before, last = contraction(*made(name, dim), length, steps, sweeps)
+    *_, before, last = contraction(*made(name, dim)[1:], length, steps, sweeps)
     return last[1] / before[1]
 
 
@@ -164,7 +164,7 @@ def test_the_factor_of_a_mean_interaction_in_closed_form():
     # One step of length T: w̄ = w₀ + p̄·x with (1 + (σ²/2)Tθ_T) p̄ = Tλ_c(μ − a) and, since the
     # mean of e^{−v−px} is μ_v − p/θ_T, the map p ↦ p̄ has slope −Tλ_c/(θ_T (1 + (σ²/2)Tθ_T)).
     for length in (0.1, 1.0, 5.0):
-        found = contraction(*made("mean", radius=5.0), length, steps=1, sweeps=3)
+        found = contraction(*made("mean", radius=5.0)[1:], length, steps=1, sweeps=3)
         theta = 1.0 / found[0][0][0].covariance()[0, 0]
         exact = length * 0.8 / theta / (1 + 0.5 * SIGMA**2 * length * theta)
         assert found[-1][1] / found[-2][1] == pytest.approx(exact, rel=1e-6)
@@ -180,7 +180,7 @@ def test_long_windows_need_not_contract():
 )
 def test_the_fixed_point_of_the_map_is_the_flow(name, dim):
     problem, G, v, start = made(name, dim)
-    found = contraction(problem, G, v, start, 0.2, steps=4, sweeps=12)
+    found = contraction(G, v, start, 0.2, steps=4, sweeps=12)
     assert found[-1][1] < 1e-8
     flow = mf.HJBFlow(problem, 0.2 / 4, form="v+w", fixed_point_tolerance=1e-12)
     stationary = Quadratic(LIMIT * np.eye(dim), np.zeros(dim), 0.0)
@@ -196,5 +196,5 @@ def test_the_fixed_point_of_the_map_is_the_flow(name, dim):
 
 
 def test_without_mean_field_one_sweep_is_enough():
-    found = contraction(*made("linear"), 0.5, steps=4, sweeps=2)
+    found = contraction(*made("linear")[1:], 0.5, steps=4, sweeps=2)
     assert found[0][1] > 1e-2 and found[1][1] < 1e-9
