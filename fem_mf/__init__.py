@@ -28,13 +28,12 @@ except ImportError as error:
 
 from fem_mf.boundary import boundary_mass
 from fem_mf.density import Density, LogDensity
-from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.langevin import LangevinFlow, minimise_entropic
-from fem_mf.flows.relative_entropy import DescentState, RelativeEntropyDescent
+from fem_mf.flows.relative_entropy import RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
-from fem_mf.functionals.checks import Convexity, check_derivative, probe_convexity
+from fem_mf.functionals.checks import check_derivative
 from fem_mf.functionals.network import NetworkLoss
 from fem_mf.functionals.terms import (
     Contact,
@@ -45,8 +44,6 @@ from fem_mf.functionals.terms import (
     Potential,
     functional,
 )
-from fem_mf.mean_field.fixed_point import Anderson, Picard
-from fem_mf.mean_field.newton import Newton
 from fem_mf.mesh import (
     ball,
     box,
@@ -59,8 +56,6 @@ from fem_mf.mesh import (
 )
 from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
 from fem_mf.observables import (
-    Bregman,
-    FirstOrderForms,
     bregman,
     dissipation,
     eigenvalue,
@@ -69,30 +64,23 @@ from fem_mf.observables import (
     residual,
 )
 from fem_mf.output import History, XDMFSeries, progress
-from fem_mf.output.checkpoint import Checkpoint, Saved
+from fem_mf.output.checkpoint import Checkpoint
 from fem_mf.problem import Problem
 from fem_mf.stationary.certificate import gap
 from fem_mf.stationary.decay import decay_rate, spectral_gap
-from fem_mf.stationary.limit import Decay, Limit, measure_decay
-from fem_mf.stationary.minimise import Minimum, minimise, minimise_nested
+from fem_mf.stationary.limit import Limit, measure_decay
+from fem_mf.stationary.minimise import Minimum, minimise
 
 __all__ = [
-    "Anderson",
-    "Bregman",
     "Checkpoint",
     "Contact",
     "ConvergenceError",
-    "Convexity",
     "Cylindrical",
-    "Decay",
     "Density",
-    "DescentState",
-    "FirstOrderForms",
     "FormFunctional",
     "Functional",
     "HJBFlow",
     "HJBOperator",
-    "HJBState",
     "History",
     "LangevinFlow",
     "Limit",
@@ -100,14 +88,10 @@ __all__ = [
     "MeanInteraction",
     "Minimum",
     "NetworkLoss",
-    "Newton",
-    "Picard",
     "Potential",
     "Problem",
     "RelativeEntropyDescent",
-    "Saved",
     "SchrodingerFlow",
-    "State",
     "XDMFSeries",
     "ball",
     "boundary_mass",
@@ -126,8 +110,6 @@ __all__ = [
     "measure_decay",
     "minimise",
     "minimise_entropic",
-    "minimise_nested",
-    "probe_convexity",
     "progress",
     "read_facet_tags",
     "read_mesh",

@@ -53,7 +53,7 @@ _PREFIX = "fem_mf_langevin_"
 
 @dataclass(frozen=True, kw_only=True)
 class LangevinState(State):
-    """One instant of the flow; see :class:`fem_mf.State` for what is not listed.
+    """One instant of the flow; see :class:`fem_mf.flows.State` for what is not listed.
 
     Integrals are sums over the vertices, those of the scheme.
 

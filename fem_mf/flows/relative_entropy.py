@@ -27,7 +27,7 @@ __all__ = ["DescentState", "RelativeEntropyDescent"]
 
 @dataclass(frozen=True, kw_only=True)
 class DescentState(HJBState):
-    """One iterate m_k at t = kh; see :class:`fem_mf.HJBState` for what is not listed.
+    """One iterate m_k at t = kh; see :class:`fem_mf.flows.HJBState` for what is not listed.
 
     Attributes:
         relative_entropy: H(m_k|m_{k−1}); 0 at the start.

@@ -10,6 +10,7 @@ iteration does not contract, or its operator is not positive, by Newton's method
 (:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
 give the same ψ.
 
+    from fem_mf.mean_field import Anderson
     settings = dict(prefix="fem_mf_schrodinger_", options=None)
     stage = ImplicitStage(
         problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings

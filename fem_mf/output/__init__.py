@@ -12,7 +12,8 @@ have from before the time of the checkpoint.
 
 from __future__ import annotations
 
+from fem_mf.output.checkpoint import Checkpoint, Saved
 from fem_mf.output.history import History, progress
 from fem_mf.output.xdmf import XDMFSeries
 
-__all__ = ["History", "XDMFSeries", "progress"]
+__all__ = ["Checkpoint", "History", "Saved", "XDMFSeries", "progress"]

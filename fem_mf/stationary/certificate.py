@@ -267,7 +267,7 @@ def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> floa
     """The gap (C1), ⟨ψ, H[m]ψ⟩ − λ₀(H[m]) ≥ F^σ(m) − min F^σ for convex F. Collective.
 
     It bounds the distance to the minimum over the *discrete* densities of this problem; whether F
-    is convex is for the caller to know (:func:`fem_mf.probe_convexity`).
+    is convex is for the caller to know (:func:`fem_mf.functionals.probe_convexity`).
 
     Args:
         problem: the problem.

@@ -294,7 +294,7 @@ def test_the_classifier_does_what_a_straight_line_cannot(two_ranks, tmp_path):
     excess = [result["scores"][f"{n} neurons"]["loss"] for n in (10, 100, 1000)]
     assert np.all(np.diff([*excess, curve["loss"]]) < 0)
     best = result["minimum"]
-    assert best.convexity is mf.Convexity.PROVED and best.gap <= 1e-6
+    assert best.convexity is mf.functionals.Convexity.PROVED and best.gap <= 1e-6
     assert best.energy < result["energy"]
     film = imageio.imread(tmp_path / "boundary.mp4")
     assert film.shape == (result["frames"], 480, 640, 3)

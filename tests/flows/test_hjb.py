@@ -752,7 +752,7 @@ def test_bad_runs():
 
 def test_a_step_that_fails_is_an_error_and_the_start_stays():
     problem, start = tanh_network(1, 0.9)
-    flow = mf.HJBFlow(problem, 1.0, accelerator=mf.Picard(), max_iterations=1)
+    flow = mf.HJBFlow(problem, 1.0, accelerator=mf.mean_field.Picard(), max_iterations=1)
     states = []
     with pytest.raises(mf.ConvergenceError, match="did not converge"):
         for state in flow.run(start, 3.0):

@@ -485,7 +485,9 @@ def test_a_functional_of_the_user_s_own(dt):
     np.testing.assert_allclose(*map(m_of, states), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("accelerator", [mf.Picard, mf.Anderson, mf.Newton])
+@pytest.mark.parametrize(
+    "accelerator", [mf.mean_field.Picard, mf.mean_field.Anderson, mf.mean_field.Newton]
+)
 @pytest.mark.parametrize("dt", [0.05, 2.0])
 def test_every_accelerator_finds_the_same_step(accelerator, dt):
     problem, start = made("network")
@@ -500,7 +502,7 @@ def test_newtons_response_is_the_derivative_of_an_evaluation(dt):
     """T′ = −R S on the moments, by central differences; dt = ∞ is the minimiser."""
     functional = mf.Potential(trap) + mf.MeanInteraction(2.0, 0.5)
     problem = lumped(mesh("triangles"), functional)
-    stage = mf.LangevinFlow(problem, 1.0, accelerator=mf.Newton())._stage
+    stage = mf.LangevinFlow(problem, 1.0, accelerator=mf.mean_field.Newton())._stage
     start = bump(problem, 2.0)
     y = stage.solve(start.amplitude() ** 2, stage.mean_field.evaluate(start), dt).y
     derivative = np.column_stack(
@@ -570,12 +572,14 @@ def test_bad_runs():
             mf.minimise_entropic(problem, tol=tol)
     contact_problem, bump = made("contact")
     with pytest.raises(ValueError, match=r"Newton needs .*cylindrical"):
-        final(contact_problem, bump, 1.0, 1.0, accelerator=mf.Newton())
+        final(contact_problem, bump, 1.0, 1.0, accelerator=mf.mean_field.Newton())
 
 
 def test_a_step_that_fails_is_an_error_and_the_start_stays():
     problem, start = made("strong network")
-    flow = mf.LangevinFlow(problem, 1.0, accelerator=mf.Picard(), max_iterations=2, safeguard=False)
+    flow = mf.LangevinFlow(
+        problem, 1.0, accelerator=mf.mean_field.Picard(), max_iterations=2, safeguard=False
+    )
     states = []
     with pytest.raises(mf.ConvergenceError, match="did not converge"):
         for state in flow.run(start, 3.0):

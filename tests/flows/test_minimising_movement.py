@@ -157,7 +157,7 @@ def test_the_response_is_the_derivative_of_an_evaluation(length):
     functional = trap(1.0) + mf.MeanInteraction(2.0, [1.5, -1.0])
     problem = mf.Problem(mf.box(COMM, 6.0, 1.2, cell="quadrilateral"), functional, 0.7, 4)
     flow = mf.SchrodingerFlow(
-        problem, length, accelerator=mf.Newton(), petsc_options={"ksp_rtol": 1e-13}
+        problem, length, accelerator=mf.mean_field.Newton(), petsc_options={"ksp_rtol": 1e-13}
     )
     now, stage = flow._start(mf.Density.from_function(problem, STARTS["centred"])), flow._stage
     anchor = Anchor(base=now.psi, load=now.mass_psi)
@@ -468,7 +468,7 @@ def test_a_wrong_derivative_is_named():
 
 def test_flows_do_not_share_what_an_accelerator_learns():
     """One accelerator for two flows: each has a copy of its own, in whatever order they run."""
-    accelerator = mf.Newton()
+    accelerator = mf.mean_field.Newton()
     ends = []
     for names in (("X1", "N2"), ("N2", "X1")):
         flows = {

@@ -286,7 +286,7 @@ def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
 def test_newton_needs_cylindrical_terms():
     problem, start = made("contact")
     with pytest.raises(ValueError, match=r"Newton needs .*cylindrical"):
-        final(problem, start, 1.0, 1.0, accelerator=mf.Newton())
+        final(problem, start, 1.0, 1.0, accelerator=mf.mean_field.Newton())
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_states_of_other_flows_are_refused():
 def test_a_step_that_fails_is_an_error_and_the_start_stays():
     problem, start = made("network on quadrilaterals")
     flow = mf.SchrodingerFlow(
-        problem, 1.0, accelerator=mf.Picard(), max_iterations=2, safeguard=False
+        problem, 1.0, accelerator=mf.mean_field.Picard(), max_iterations=2, safeguard=False
     )
     states = []
     with pytest.raises(mf.ConvergenceError, match=r"did not converge.*max_iterations"):

@@ -84,7 +84,7 @@ def test_a_constant_added_to_the_derivative_changes_nothing(density):
     plain, shifted = mf.MeanInteraction(2.0, 0.4), Shifted(2.0, 0.4)
     remainders = [mf.check_derivative(f, density).remainders for f in (plain, shifted)]
     np.testing.assert_allclose(*remainders, rtol=1e-8, atol=1e-13)
-    probes = [mf.probe_convexity(f, density) for f in (plain, shifted)]
+    probes = [mf.functionals.probe_convexity(f, density) for f in (plain, shifted)]
     assert probes[0] > 0 and probes[1] > 0
 
 
@@ -100,14 +100,16 @@ def test_linear_functionals_have_infinite_order_and_no_convexity(density):
     check = mf.check_derivative(functional, density)
     assert check.order == np.inf
     assert check.remainders.max() < 1e-13
-    assert mf.probe_convexity(functional, density) == 0.0
+    assert mf.functionals.probe_convexity(functional, density) == 0.0
 
 
 def test_second_differences_of_a_quadratic_functional(density):
     # ∫(V[m'] − V[m]) d(m' − m) = λ|Δ|², Δ the difference of the means: the sign is that of λ,
     # and the size that of the cosine between V[m'] − V[m] = λ Δ·x and m' − m
     for strength in (2.0, -2.0):
-        smallest = mf.probe_convexity(mf.MeanInteraction(strength), density, samples=3, seed=4)
+        smallest = mf.functionals.probe_convexity(
+            mf.MeanInteraction(strength), density, samples=3, seed=4
+        )
         ratios = []
         x = density.problem.potential_nodes[:2, : density.problem.num_potential_owned]
         for i in range(3):
@@ -127,4 +129,4 @@ def test_convexity_is_seen_in_some_directions_only(density):
         lambda y: y[0] ** 2 - y[1] ** 2,
         lambda y: np.array([2 * y[0], -2 * y[1]]),
     )
-    assert mf.probe_convexity(functional, density, samples=12) < -1e-4
+    assert mf.functionals.probe_convexity(functional, density, samples=12) < -1e-4

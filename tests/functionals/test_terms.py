@@ -233,7 +233,7 @@ def test_logistic_loss():
     expected = sum(c * 5.0 * neuron(x, z) for c, z in zip(slopes, Z, strict=True))
     np.testing.assert_allclose(nodal(functional.derivative(density)), expected, atol=1e-13)
     assert 1.9 < mf.check_derivative(functional, density).order < 2.1
-    assert mf.probe_convexity(functional, density) > 0
+    assert mf.functionals.probe_convexity(functional, density) > 0
 
 
 def test_logistic_loss_of_outputs_far_from_zero():
@@ -436,19 +436,19 @@ def test_taylor_remainder_shows_a_wrong_derivative(space):
 def test_convexity_probe(space):
     convex = [network(), mf.MeanInteraction(1.0, 0.2), mf.Contact(1.0)]
     for functional in [*convex, sum(convex)]:
-        assert mf.probe_convexity(functional, density_on(space, functional)) > 1e-6
+        assert mf.functionals.probe_convexity(functional, density_on(space, functional)) > 1e-6
     concave = [mf.MeanInteraction(-1.0), mf.Contact(-1.0), -1.0 * network()]
     for functional in concave:
-        assert mf.probe_convexity(functional, density_on(space, functional)) < -1e-6
+        assert mf.functionals.probe_convexity(functional, density_on(space, functional)) < -1e-6
     linear = mf.Potential(lambda x: x[0] ** 2)
-    assert mf.probe_convexity(linear, density_on(space, linear)) == 0.0
+    assert mf.functionals.probe_convexity(linear, density_on(space, linear)) == 0.0
 
 
 def test_convexity_probe_sees_a_pair_attraction_in_a_convex_sum():
     # −½∬|x − x'|² dm dm is not convex: |∫x dm|² − ∫|x|² dm, up to sign
     attraction = mf.Potential(lambda x: x[0] ** 2 + x[1] ** 2) + mf.MeanInteraction(-2.0)
     density = density_on(("quadrilaterals", 4, "lumped"), attraction)
-    assert mf.probe_convexity(attraction, density) < -1e-6
+    assert mf.functionals.probe_convexity(attraction, density) < -1e-6
 
 
 # -- convergence of the potential's quadrature -------------------------------------------------

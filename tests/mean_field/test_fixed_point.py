@@ -55,15 +55,15 @@ def affine(size, strength, seed=3):
 
 
 def newton(toy):
-    accelerator = mf.Newton()
+    accelerator = mf.mean_field.Newton()
     accelerator.bind(lambda y: toy.response, lambda y: toy.curvature)
     return accelerator
 
 
 ACCELERATORS = {
-    "picard": lambda toy: mf.Picard(),
-    "anderson": lambda toy: mf.Anderson(),
-    "anderson 1": lambda toy: mf.Anderson(depth=1),
+    "picard": lambda toy: mf.mean_field.Picard(),
+    "anderson": lambda toy: mf.mean_field.Anderson(),
+    "anderson 1": lambda toy: mf.mean_field.Anderson(depth=1),
     "newton": newton,
 }
 every_accelerator = pytest.mark.parametrize("name", ACCELERATORS)
@@ -98,12 +98,12 @@ def test_safeguard_makes_expansions_converge(name, strength):
 def test_plain_picard_diverges_without_the_safeguard():
     toy = affine(4, 3.0)
     with pytest.raises(mf.ConvergenceError, match=r"after 40 iterations .*smaller dt"):
-        run(toy, mf.Picard(), safeguard=False, max_iterations=40)
+        run(toy, mf.mean_field.Picard(), safeguard=False, max_iterations=40)
 
 
 def test_picard_contracts_by_the_spectral_radius():
     toy = affine(1, 0.25)
-    record = run(toy, mf.Picard())
+    record = run(toy, mf.mean_field.Picard())
     ratios = np.array(record.residuals[1:]) / record.residuals[:-1]
     np.testing.assert_allclose(ratios, 0.25, rtol=1e-5)
     assert record.contraction == pytest.approx(0.25, rel=1e-12)
@@ -122,7 +122,7 @@ def test_newton_computes_no_response_for_fast_contractions_and_keeps_it_otherwis
     calls = []
 
     def counted(toy):
-        accelerator = mf.Newton()
+        accelerator = mf.mean_field.Newton()
         accelerator.bind(lambda y: calls.append(1) or toy.response, lambda y: toy.curvature)
         return accelerator
 
@@ -143,15 +143,15 @@ def test_newton_computes_no_response_for_fast_contractions_and_keeps_it_otherwis
 def test_anderson_is_gmres_on_affine_maps():
     # n + 1 evaluations span the space, however strong the map
     toy = affine(4, 8.0)
-    record = run(toy, mf.Anderson(depth=6), safeguard=False)
+    record = run(toy, mf.mean_field.Anderson(depth=6), safeguard=False)
     assert record.iterations <= 7
-    picard = run(affine(4, 0.8), mf.Picard())
-    assert run(affine(4, 0.8), mf.Anderson()).iterations < 0.5 * picard.iterations
+    picard = run(affine(4, 0.8), mf.mean_field.Picard())
+    assert run(affine(4, 0.8), mf.mean_field.Anderson()).iterations < 0.5 * picard.iterations
 
 
 def test_accelerators_forget_between_fixed_points():
     toy, other = affine(5, 0.8), affine(5, 0.8, seed=9)
-    accelerator = mf.Anderson()
+    accelerator = mf.mean_field.Anderson()
     first = run(toy, accelerator)
     run(other, accelerator)
     assert run(toy, accelerator).residuals == first.residuals
@@ -165,21 +165,24 @@ def test_nonlinear_scalar_map():
 
     toy = Saturating(3 * np.eye(1), np.eye(1), np.ones(1))
     root = brentq(lambda y: y - 1 + 3 * np.tanh(y), 0, 1, xtol=1e-15)
-    for accelerator in (mf.Picard(), mf.Anderson()):
+    for accelerator in (mf.mean_field.Picard(), mf.mean_field.Anderson()):
         y = run(toy, accelerator, max_iterations=200).y
         assert y[0] == pytest.approx(root, abs=1e-9)
     with pytest.raises(mf.ConvergenceError):
-        run(toy, mf.Picard(), safeguard=False)
+        run(toy, mf.mean_field.Picard(), safeguard=False)
 
 
 def test_a_hopeless_iteration_is_given_up_early():
     slow = affine(3, 2.5)  # converges, but only because steps are shortened
-    patient = run(slow, mf.Picard(), max_iterations=1000)
+    patient = run(slow, mf.mean_field.Picard(), max_iterations=1000)
     assert patient.iterations > 15
     with pytest.raises(mf.ConvergenceError, match="after 5 iterations"):
-        run(slow, mf.Picard(), max_iterations=1000, patience=5)
+        run(slow, mf.mean_field.Picard(), max_iterations=1000, patience=5)
     quick = affine(3, 0.02)
-    assert run(quick, mf.Picard(), patience=5).iterations == run(quick, mf.Picard()).iterations
+    assert (
+        run(quick, mf.mean_field.Picard(), patience=5).iterations
+        == run(quick, mf.mean_field.Picard()).iterations
+    )
 
 
 def test_the_contraction_is_that_of_the_slow_part():
@@ -194,7 +197,9 @@ def test_the_contraction_is_that_of_the_slow_part():
     stop = StopTest(tolerance=1e-6)
 
     def error(**options):
-        record = solve(toy, np.zeros(2), accelerator=mf.Picard(), stop=stop, unknown=toy, **options)
+        record = solve(
+            toy, np.zeros(2), accelerator=mf.mean_field.Picard(), stop=stop, unknown=toy, **options
+        )
         return np.abs(toy(record.y, np.inf) - target).max()
 
     assert error() > 1e-6
@@ -221,12 +226,12 @@ def test_stop_test():
 
 def test_bad_accelerators():
     with pytest.raises(ValueError, match="depth of Anderson acceleration is at least 1"):
-        mf.Anderson(depth=0)
+        mf.mean_field.Anderson(depth=0)
     for slow in (0.0, 1.0):
         with pytest.raises(ValueError, match="contraction factor between 0 and 1"):
-            mf.Newton(slow)
+            mf.mean_field.Newton(slow)
     with pytest.raises(ValueError, match="every term is cylindrical"):
-        run(affine(2, 0.5), mf.Newton())
+        run(affine(2, 0.5), mf.mean_field.Newton())
 
 
 # -- inside the flow ---------------------------------------------------------------------------
@@ -256,7 +261,7 @@ def test_contraction_is_proportional_to_the_step(problem, start, scheme):
     steps = [0.02, 0.01, 0.005, 0.0025]
     factors = []
     for dt in steps:
-        flow = mf.SchrodingerFlow(problem, dt, scheme, accelerator=mf.Picard())
+        flow = mf.SchrodingerFlow(problem, dt, scheme, accelerator=mf.mean_field.Picard())
         *_, last = flow.run(start, dt)
         factors.append(last.contraction)
     assert abs(rate(steps, factors) - 1.0) < 0.15
@@ -266,15 +271,15 @@ def test_contraction_is_proportional_to_the_step(problem, start, scheme):
 @pytest.mark.parametrize("dt", [0.02, 0.1, 0.3, 1.0, 10.0])
 def test_anderson_never_needs_more_iterations_than_picard(problem, start, dt):
     counts = {}
-    for accelerator in (mf.Picard(), mf.Anderson()):
+    for accelerator in (mf.mean_field.Picard(), mf.mean_field.Anderson()):
         flow = mf.SchrodingerFlow(problem, dt, accelerator=accelerator)
         counts[type(accelerator)] = [
             s.fixed_point_iterations for s in flow.run(start, 10 * dt) if s.step
         ]
-    pairs = list(zip(counts[mf.Anderson], counts[mf.Picard], strict=True))
+    pairs = list(zip(counts[mf.mean_field.Anderson], counts[mf.mean_field.Picard], strict=True))
     assert all(anderson <= picard for anderson, picard in pairs), pairs
     if dt >= 1.0:
-        assert sum(counts[mf.Anderson]) < 0.6 * sum(counts[mf.Picard])
+        assert sum(counts[mf.mean_field.Anderson]) < 0.6 * sum(counts[mf.mean_field.Picard])
 
 
 def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
@@ -286,14 +291,19 @@ def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
         )
         return state
 
-    flow = mf.SchrodingerFlow(problem, 100.0, accelerator=mf.Picard(), safeguard=False)
+    flow = mf.SchrodingerFlow(problem, 100.0, accelerator=mf.mean_field.Picard(), safeguard=False)
     now = flow._start(narrow)
     anchor, guess = Anchor(base=now.psi, load=now.mass_psi), Guess(now.psi, now.y, now.eigenvalue)
     with pytest.raises(mf.ConvergenceError, match=r"did not converge|not positive"):
         flow._stage.by_fixed_point(anchor, guess, 100.0)
     # In a flow Newton's method takes over.
-    plain = last(accelerator=mf.Picard(), safeguard=False)
-    states = [last(accelerator=mf.Picard()), last(accelerator=mf.Anderson()), last(), plain]
+    plain = last(accelerator=mf.mean_field.Picard(), safeguard=False)
+    states = [
+        last(accelerator=mf.mean_field.Picard()),
+        last(accelerator=mf.mean_field.Anderson()),
+        last(),
+        plain,
+    ]
     for state in states:
         assert state.residual < 1e-9
         assert state.energy == pytest.approx(states[0].energy, abs=1e-8)
@@ -304,7 +314,11 @@ def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
 def test_tight_tolerance_gives_the_same_trajectory(problem, start):
     ends = []
     for tolerance in (1e-8, 1e-12):
-        for accelerator in (mf.Picard(), mf.Anderson(), mf.Newton()):
+        for accelerator in (
+            mf.mean_field.Picard(),
+            mf.mean_field.Anderson(),
+            mf.mean_field.Newton(),
+        ):
             flow = mf.SchrodingerFlow(
                 problem, 0.25, accelerator=accelerator, fixed_point_tolerance=tolerance
             )

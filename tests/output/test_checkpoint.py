@@ -38,12 +38,12 @@ def start_of(problem: mf.Problem) -> mf.Density:
 
 
 @pytest.fixture(scope="module")
-def states() -> list[mf.State]:
+def states() -> list[mf.flows.State]:
     problem = make_problem()
     return list(mf.SchrodingerFlow(problem, 0.1).run(start_of(problem), 1.0))
 
 
-def checkpoint_of(states: list[mf.State], path: Path, **options: Any) -> mf.Checkpoint:
+def checkpoint_of(states: list[mf.flows.State], path: Path, **options: Any) -> mf.Checkpoint:
     return mf.Checkpoint(path, states[0].density.problem, **options)
 
 
@@ -54,7 +54,7 @@ def written(path: Path) -> Any:
 # -- when ------------------------------------------------------------------------------------
 
 
-def test_by_steps(states: list[mf.State], tmp_path: Path) -> None:
+def test_by_steps(states: list[mf.flows.State], tmp_path: Path) -> None:
     with checkpoint_of(states, tmp_path / "c", every=4, minutes=None) as checkpoint:
         taken = [s.step for s in states if checkpoint.write(s)]
         assert taken == [0, 4, 8]
@@ -63,7 +63,7 @@ def test_by_steps(states: list[mf.State], tmp_path: Path) -> None:
 
 
 def test_by_minutes(
-    states: list[mf.State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    states: list[mf.flows.State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
@@ -75,7 +75,9 @@ def test_by_minutes(
     assert [i for i, due in enumerate(taken) if due] == [2, 5, 8]
 
 
-def test_files_of_older_checkpoints_are_removed(states: list[mf.State], tmp_path: Path) -> None:
+def test_files_of_older_checkpoints_are_removed(
+    states: list[mf.flows.State], tmp_path: Path
+) -> None:
     with checkpoint_of(states, tmp_path / "c", every=1) as checkpoint:
         for state in states[:4]:
             checkpoint.write(state)
@@ -90,7 +92,7 @@ def test_files_of_older_checkpoints_are_removed(states: list[mf.State], tmp_path
     assert len(list((tmp_path / "c").iterdir())) == 4
 
 
-def test_arguments(states: list[mf.State], tmp_path: Path) -> None:
+def test_arguments(states: list[mf.flows.State], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every"):
         checkpoint_of(states, tmp_path / "c", every=0)
     with pytest.raises(ValueError, match="minutes"):
@@ -107,7 +109,7 @@ def test_arguments(states: list[mf.State], tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def saved_path(states: list[mf.State], tmp_path: Path) -> Path:
+def saved_path(states: list[mf.flows.State], tmp_path: Path) -> Path:
     with checkpoint_of(states, tmp_path / "c") as checkpoint:
         checkpoint.write(states[4], force=True)
     return tmp_path / "c"
@@ -169,7 +171,7 @@ def test_foreign_mesh(saved_path: Path) -> None:
 # -- files that go on ------------------------------------------------------------------------
 
 
-def test_history_goes_on(states: list[mf.State], tmp_path: Path) -> None:
+def test_history_goes_on(states: list[mf.flows.State], tmp_path: Path) -> None:
     whole, path = tmp_path / "whole.csv", tmp_path / "history.csv"
     for target, last in ((whole, 11), (path, 7)):
         with mf.History(target, COMM) as history:
@@ -183,7 +185,7 @@ def test_history_goes_on(states: list[mf.State], tmp_path: Path) -> None:
     assert path.read_text() == whole.read_text()
 
 
-def test_history_of_something_else(states: list[mf.State], tmp_path: Path) -> None:
+def test_history_of_something_else(states: list[mf.flows.State], tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match="no column t"):
@@ -196,7 +198,7 @@ def test_history_of_something_else(states: list[mf.State], tmp_path: Path) -> No
         history.append(states[4])
 
 
-def test_series_go_on(states: list[mf.State], tmp_path: Path) -> None:
+def test_series_go_on(states: list[mf.flows.State], tmp_path: Path) -> None:
     problem = states[0].density.problem
     path = tmp_path / "fields.xdmf"
     for first, last in ((0, 7), (4, 10), (8, 11)):  # stopped twice
@@ -213,7 +215,7 @@ def test_series_go_on(states: list[mf.State], tmp_path: Path) -> None:
         assert data["m"] == pytest.approx(state.density.evaluate(data.points[:, :1]), rel=1e-12)
 
 
-def test_a_series_on_another_mesh(states: list[mf.State], tmp_path: Path) -> None:
+def test_a_series_on_another_mesh(states: list[mf.flows.State], tmp_path: Path) -> None:
     path = tmp_path / "fields.xdmf"
     with mf.XDMFSeries(path, states[0].density.problem) as series:
         series.write(0.0, states[0].density)
@@ -273,7 +275,7 @@ def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_a_failure_that_says_how_to_resume(
-    states: list[mf.State], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    states: list[mf.flows.State], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     problem = states[0].density.problem
     command = "python demos/x.py --sigma 0.5 --restart"
@@ -289,7 +291,7 @@ def test_ctrl_c_is_a_failure_that_says_how_to_resume(
     assert mf.Checkpoint.read(tmp_path / "c", COMM).step == states[0].step
 
 
-def test_a_second_ctrl_c_does_not_wait(states: list[mf.State], tmp_path: Path) -> None:
+def test_a_second_ctrl_c_does_not_wait(states: list[mf.flows.State], tmp_path: Path) -> None:
     with checkpoint_of(states, tmp_path / "c"):
         os.kill(os.getpid(), signal.SIGINT)  # noted
         with pytest.raises(KeyboardInterrupt):

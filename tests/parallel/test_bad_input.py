@@ -291,7 +291,9 @@ def test_a_failed_step_is_one_error_on_every_rank() -> None:
     network = TRAP + 50.0 * mf.NetworkLoss([1.0, -1.0], [3.0, -2.0], neuron)
     own = problem(functional=network)
     density = mf.Density.from_function(own, lambda x: np.exp(-((x[0] - 1) ** 2) - x[1] ** 2))
-    flow = mf.SchrodingerFlow(own, 5.0, accelerator=mf.Picard(), max_iterations=3, safeguard=False)
+    flow = mf.SchrodingerFlow(
+        own, 5.0, accelerator=mf.mean_field.Picard(), max_iterations=3, safeguard=False
+    )
     fails(lambda: list(flow.run(density, 10.0)), "smaller dt", mf.ConvergenceError)
 
 

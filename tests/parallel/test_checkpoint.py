@@ -95,7 +95,7 @@ def rough(x: Any) -> Any:
 
 
 def a_state(density: mf.Density, **more: Any) -> dict[str, Any]:
-    names = (f.name for f in fields(mf.State) if f.name != "density")
+    names = (f.name for f in fields(mf.flows.State) if f.name != "density")
     numbers = {name: 1.0 / (3.0 + i) for i, name in enumerate(names)}
     return {"density": density, **numbers, "step": 7, "rejected": 2, **more}
 
@@ -120,7 +120,7 @@ def test_a_state_comes_back(name: str, pair: tuple[int, int], shared_tmp_path: P
 
     def write(comm: MPI.Intracomm) -> Any:
         problem = mf.Problem(make(comm), network(), 0.6, **options)
-        state = mf.State(**a_state(mf.Density.from_function(problem, rough)))
+        state = mf.flows.State(**a_state(mf.Density.from_function(problem, rough)))
         with mf.Checkpoint(path, problem) as checkpoint:
             assert checkpoint.write(state, force=True, extra={"pi": np.pi})
         return nodal(state.density.psi), state.scalars()
@@ -153,7 +153,7 @@ def test_functions_of_a_state_come_back(pair: tuple[int, int], shared_tmp_path: 
         saved = mf.Checkpoint.read(path, comm)
         problem = mf.Problem(saved.mesh, network(), 0.6, degree=3)
         state = saved.state(problem)
-        assert isinstance(state, mf.HJBState) and isinstance(state.density, mf.LogDensity)
+        assert isinstance(state, mf.flows.HJBState) and isinstance(state.density, mf.LogDensity)
         return [nodal(f) for f in (state.u, state.v, state.w)], state.scalars()
 
     agree(on_ranks(pair[0], write), on_ranks(pair[1], read))

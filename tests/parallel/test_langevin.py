@@ -79,7 +79,9 @@ def test_the_minimiser(name, functional):
     compare(*([mf.minimise_entropic(m.problem, m, tol=1e-12)] for m in both(name, functional)))
 
 
-@pytest.mark.parametrize("accelerator", [mf.Picard, mf.Anderson, mf.Newton])
+@pytest.mark.parametrize(
+    "accelerator", [mf.mean_field.Picard, mf.mean_field.Anderson, mf.mean_field.Newton]
+)
 def test_every_accelerator(accelerator):
     compare(
         *(

@@ -108,7 +108,9 @@ def test_contact(name):
     check_density(shared[-1].density, alone[-1].density)
 
 
-@pytest.mark.parametrize("accelerator", [mf.Picard, mf.Anderson, mf.Newton])
+@pytest.mark.parametrize(
+    "accelerator", [mf.mean_field.Picard, mf.mean_field.Anderson, mf.mean_field.Newton]
+)
 def test_every_accelerator(accelerator):
     states = [
         list(
@@ -203,7 +205,9 @@ def test_functionals_and_checks(name, functional):
         np.testing.assert_allclose(*work, **TIGHT)
     checks = [mf.check_derivative(m.problem.functional, m) for m in (here, there)]
     np.testing.assert_allclose(checks[0].remainders, checks[1].remainders, rtol=1e-6, atol=1e-13)
-    probes = [mf.probe_convexity(m.problem.functional, m, samples=2) for m in (here, there)]
+    probes = [
+        mf.functionals.probe_convexity(m.problem.functional, m, samples=2) for m in (here, there)
+    ]
     np.testing.assert_allclose(*probes, rtol=1e-8)
 
 

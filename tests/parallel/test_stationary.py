@@ -125,7 +125,7 @@ def test_the_minimum(name, functional):
 def test_a_users_functional():
     shared, alone = both("quadrilaterals", users)
     compare(shared, alone)
-    assert shared.convexity is mf.Convexity.PROBED
+    assert shared.convexity is mf.functionals.Convexity.PROBED
 
 
 @pytest.mark.parametrize("functional", [network, contact])
@@ -191,7 +191,7 @@ def test_nested_meshes():
             mf.Problem(mf.disk(comm, 5.0, 1.0), network(), 0.6, 2),
             problem_of("quadrilaterals", network, comm),
         ]
-        minima.append(mf.minimise_nested(problems, tol=1e-8, residual_tol=RESIDUAL))
+        minima.append(mf.stationary.minimise_nested(problems, tol=1e-8, residual_tol=RESIDUAL))
     compare(*minima)
     assert minima[0].energy == pytest.approx(both("quadrilaterals", network)[0].energy, abs=1e-12)
 
@@ -236,7 +236,7 @@ def test_a_functional_that_is_not_convex():
         functional = mf.Potential(trap) + mf.MeanInteraction(-0.1, 0.2)
         problem = mf.Problem(mf.box(comm, 5.0, 0.9), functional, 0.6, 2)
         best = mf.minimise(problem, residual_tol=RESIDUAL)
-        assert best.convexity is mf.Convexity.REFUTED and np.isnan(best.gap)
+        assert best.convexity is mf.functionals.Convexity.REFUTED and np.isnan(best.gap)
         minima.append(best)
     compare(*minima)
 

@@ -217,7 +217,7 @@ def test_the_start_does_not_matter(name):
         assert best.gap <= 1e-10
         assert best.energy <= best.history[0].energy
         assert best.iterations <= 40
-        assert best.convexity is mf.Convexity.PROVED
+        assert best.convexity is mf.functionals.Convexity.PROVED
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_densities_of_the_coarse_box_by_splines(problem, tolerance):
 )
 def test_nested_iteration_gives_the_same_with_few_steps(make):
     problems = [make(h) for h in (2.8, 1.4, 0.7)]
-    direct, nested = mf.minimise(problems[-1]), mf.minimise_nested(problems)
+    direct, nested = mf.minimise(problems[-1]), mf.stationary.minimise_nested(problems)
     assert nested.density.problem is problems[-1]
     assert nested.energy == pytest.approx(direct.energy, abs=1e-12)
     np.testing.assert_allclose(
@@ -412,14 +412,14 @@ def test_nested_iteration_gives_the_same_with_few_steps(make):
 def test_nested_iteration_over_different_cells_and_one_problem():
     last, best = made("network on quadrilaterals")
     mixed = [triangles(network(), 1, "lumped"), triangles(network(), 2, h=1.3), last]
-    nested = mf.minimise_nested(mixed, tol=1e-12, track_gap=True)
+    nested = mf.stationary.minimise_nested(mixed, tol=1e-12, track_gap=True)
     assert nested.energy == pytest.approx(best.energy, abs=1e-12)
     assert nested.gap <= 1e-12
     assert np.isfinite([line.gap for line in nested.history]).all()
-    alone = mf.minimise_nested([last])
+    alone = mf.stationary.minimise_nested([last])
     assert alone.energy == best.energy and alone.iterations == best.iterations
     with pytest.raises(ValueError, match="at least one problem"):
-        mf.minimise_nested([])
+        mf.stationary.minimise_nested([])
 
 
 @pytest.mark.parametrize("larger", [(1.0,), (0.1, 1.0, 0.3)])
@@ -486,7 +486,7 @@ def test_the_numbers_of_a_minimum_are_those_of_its_density(name):
     assert 0.0 <= best.gap <= 1e-10 and best.residual <= 2e-7
     assert best.density.mass() == pytest.approx(1.0, abs=1e-13)
     assert best.density.psi.x.array.min() >= 0.0
-    assert best.convexity is mf.Convexity.PROVED
+    assert best.convexity is mf.functionals.Convexity.PROVED
 
 
 @every_problem
@@ -580,7 +580,7 @@ def test_no_certificate_without_convexity(name):
     term, *kappas = NOT_CONVEX[name]
     problem = quadrilaterals(mf.Potential(half_square) + term)
     best = mf.minimise(problem)
-    assert best.convexity is mf.Convexity.REFUTED
+    assert best.convexity is mf.functionals.Convexity.REFUTED
     assert np.isnan(best.gap)
     assert "no certificate: F is not convex" in str(best)
     assert best.residual <= 2e-7
@@ -590,7 +590,7 @@ def test_no_certificate_without_convexity(name):
 def test_no_certificate_with_attractive_contact():
     problem = quadrilaterals(mf.Potential(half_square) + mf.Contact(-0.3), degree=4)
     best = mf.minimise(problem)
-    assert best.convexity is mf.Convexity.REFUTED and np.isnan(best.gap)
+    assert best.convexity is mf.functionals.Convexity.REFUTED and np.isnan(best.gap)
     assert best.energy < mf.minimise(quadrilaterals(mf.Potential(half_square))).energy
 
 
@@ -601,7 +601,7 @@ def test_no_certificate_with_attractive_contact():
 )
 def test_convexity_that_was_not_declared_is_probed(term, kappas):
     best = mf.minimise(quadrilaterals(mf.Potential(half_square) + term))
-    assert best.convexity is mf.Convexity.PROBED
+    assert best.convexity is mf.functionals.Convexity.PROBED
     assert best.gap <= 1e-10
     assert re_proof(str(best)).endswith("if F is convex, which no probe contradicts")
     assert best.energy == pytest.approx(0.5 * np.sum(np.sqrt(np.array(kappas) / 2)), abs=1e-5)
@@ -635,11 +635,11 @@ def test_what_the_terms_say_of_convexity(functional, known):
 def test_what_the_probes_say_of_convexity():
     problem = quadrilaterals(mf.Potential(half_square), cells=6)
     m = mf.Density.from_function(problem, gaussian([0.3, -0.2], 1.0))
-    assert convexity(network(), m) is mf.Convexity.PROVED
-    assert convexity(Interaction(), m) is mf.Convexity.PROBED
-    assert convexity(variance(-1.0), m) is mf.Convexity.PROBED
-    assert convexity(variance(1.0), m) is mf.Convexity.REFUTED
-    assert convexity(variance(-1.0, convex=False), m) is mf.Convexity.REFUTED
+    assert convexity(network(), m) is mf.functionals.Convexity.PROVED
+    assert convexity(Interaction(), m) is mf.functionals.Convexity.PROBED
+    assert convexity(variance(-1.0), m) is mf.functionals.Convexity.PROBED
+    assert convexity(variance(1.0), m) is mf.functionals.Convexity.REFUTED
+    assert convexity(variance(-1.0, convex=False), m) is mf.functionals.Convexity.REFUTED
 
 
 # -- users' functionals ------------------------------------------------------------------------
@@ -693,8 +693,8 @@ def test_a_users_functional_gives_the_same_as_the_packages_own(own, user, proble
     assert written.energy == pytest.approx(built_in.energy, abs=1e-12)
     assert written.eigenvalue == pytest.approx(built_in.eigenvalue, abs=1e-7)
     assert abs(written.iterations - built_in.iterations) <= 1
-    assert built_in.convexity is mf.Convexity.PROVED
-    assert written.convexity is mf.Convexity.PROBED
+    assert built_in.convexity is mf.functionals.Convexity.PROVED
+    assert written.convexity is mf.functionals.Convexity.PROBED
     assert written.gap <= 1e-10
     np.testing.assert_allclose(*(best.density.psi.x.array for best in minima), rtol=0, atol=1e-6)
 
@@ -711,7 +711,7 @@ def test_a_users_functional_alone():
 
     best = mf.minimise(quadrilaterals(Trap()))
     assert best.energy == pytest.approx(2 * 0.5 * np.sqrt(KAPPA / 2), abs=1e-5)
-    assert best.convexity is mf.Convexity.PROBED
+    assert best.convexity is mf.functionals.Convexity.PROBED
 
 
 # -- arguments, errors, messages ---------------------------------------------------------------
@@ -825,11 +825,11 @@ def test_the_command_line_chooses_the_preconditioner():
 def test_the_flow_of_a_classifier_leads_to_its_minimiser():
     problem = quadrilaterals(classifier())
     best = mf.minimise(problem)
-    assert best.convexity is mf.Convexity.PROVED
+    assert best.convexity is mf.functionals.Convexity.PROVED
     assert best.gap <= 1e-10
     start = mf.Density.from_function(problem, gaussian([0.3, -0.2], 1.0))
     ends = []
-    for accelerator in (mf.Newton(), mf.Anderson(depth=10)):
+    for accelerator in (mf.mean_field.Newton(), mf.mean_field.Anderson(depth=10)):
         flow = mf.SchrodingerFlow(problem, 0.5, "sdirk2", accelerator=accelerator)
         states = list(flow.run(start, 20.0))
         assert np.all(np.diff([state.energy for state in states]) < 0)
