@@ -28,10 +28,11 @@ except ImportError as error:
 
 from fem_mf.boundary import boundary_mass
 from fem_mf.density import Density, LogDensity
+from fem_mf.first_variation import bregman, first_order_forms
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.langevin import LangevinFlow, minimise_entropic
-from fem_mf.flows.relative_entropy import RelativeEntropyDescent
+from fem_mf.flows.relative_entropy_descent import RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
 from fem_mf.functionals.checks import check_derivative
 from fem_mf.functionals.network import NetworkLoss
@@ -55,14 +56,7 @@ from fem_mf.mesh import (
     truncation_radius,
 )
 from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
-from fem_mf.observables import (
-    bregman,
-    dissipation,
-    eigenvalue,
-    energy,
-    first_order_forms,
-    residual,
-)
+from fem_mf.observables import dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, XDMFSeries, progress
 from fem_mf.output.checkpoint import Checkpoint
 from fem_mf.problem import Problem

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fem_mf"
 # A file, or a folder of files, imports from itself and from what stands before it.
 ORDER = [
     *("typing", "mpi", "petsc", "equations", "points", "multiblock", "mesh"),
-    *("spaces", "collocation", "discretisation", "problem", "density", "observables", "boundary"),
+    *("spaces", "collocation", "discretisation", "problem", "density", "observables"),
+    *("first_variation", "boundary"),
     *("functionals", "mean_field", "hamiltonian", "stationary", "flows", "output", "plotting"),
     *("doctor", "__init__", "__main__"),
 ]

@@ -99,7 +99,7 @@ PREPARATION = {
         residual = lambda x, f: matrix.mult(x, f)
         jacobian = lambda x, J: None
     """,
-    "stationary.coarse": "problem = mf.Problem(mf.interval(comm, 3.0, h=0.01), F, sigma=0.5)",
+    "stationary.coarse_start": "problem = mf.Problem(mf.interval(comm, 3.0, h=0.01), F, sigma=0.5)",
     "stationary.newton_cg": """
         from fem_mf.stationary.hessian import Hessian
         from fem_mf.observables import first_order

@@ -7,7 +7,7 @@ from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.langevin import LangevinFlow, LangevinState, minimise_entropic
-from fem_mf.flows.relative_entropy import DescentState, RelativeEntropyDescent
+from fem_mf.flows.relative_entropy_descent import DescentState, RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
 
 __all__ = [

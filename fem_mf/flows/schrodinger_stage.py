@@ -29,7 +29,7 @@ import numpy as np
 
 from fem_mf.density import Density, WorkDensity
 from fem_mf.flows.minimising_movement import MovementUnknown
-from fem_mf.flows.response import response
+from fem_mf.flows.newton_response import response
 from fem_mf.hamiltonian import MeanFieldHamiltonian
 from fem_mf.mean_field.fixed_point import Accelerator, InnerTolerance, StopTest, private, solve
 from fem_mf.mean_field.moments import MeanField, Moments

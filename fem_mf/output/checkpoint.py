@@ -45,7 +45,7 @@ from dolfinx.mesh import Mesh
 from fem_mf.density import Density, LogDensity
 from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.langevin import LangevinState
-from fem_mf.flows.relative_entropy import DescentState
+from fem_mf.flows.relative_entropy_descent import DescentState
 from fem_mf.mesh import share_out
 from fem_mf.mpi import all_ranks_agree, on_root, warn
 from fem_mf.output.history import RunFile, replace_file

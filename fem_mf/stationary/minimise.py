@@ -34,7 +34,7 @@ from fem_mf.observables import (
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
 from fem_mf.stationary.certificate import certify_gap
-from fem_mf.stationary.coarse import coarse_problem, from_grid
+from fem_mf.stationary.coarse_start import coarse_problem, from_grid
 from fem_mf.stationary.decay import lowest_curvature
 from fem_mf.stationary.newton_cg import Descent, Iterate
 

@@ -9,8 +9,9 @@ import pytest
 
 import fem_mf as mf
 from fem_mf.density import log_density
+from fem_mf.first_variation import bregman, first_order_forms
 from fem_mf.flows.decomposition import Quadratic
-from fem_mf.observables import Regularity, bregman, first_order_forms
+from fem_mf.observables import Regularity
 from tests.ranks import COMM, LOOSE, TIGHT, compare_scalars, once
 
 # Derivatives cell by cell: where they are largest, differences of u over a cell cancel.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.stationary.coarse import coarse_problem, from_grid
+from fem_mf.stationary.coarse_start import coarse_problem, from_grid
 from tests.exact import gaussian
 
 COMM = MPI.COMM_WORLD

@@ -12,7 +12,7 @@ import pytest
 import fem_mf as mf
 from fem_mf.functionals.checks import convexity
 from fem_mf.functionals.terms import convexity_of
-from fem_mf.stationary.coarse import coarse_problem, from_grid
+from fem_mf.stationary.coarse_start import coarse_problem, from_grid
 from fem_mf.stationary.decay import lowest_curvature
 from tests.exact import gaussian
 

@@ -8,8 +8,8 @@ import ufl
 from dolfinx import fem
 
 import fem_mf as mf
+from fem_mf.first_variation import bregman, first_order_forms
 from fem_mf.flows.decomposition import Quadratic
-from fem_mf.observables import bregman, first_order_forms
 from tests.exact import rate
 
 COMM = MPI.COMM_WORLD
