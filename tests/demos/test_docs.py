@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fem_mf
+from fem_mf.flows.schemes import SCHEMES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -35,6 +36,15 @@ def blocks(page, language):
 
 
 SCRIPTS = [page for page in TEXT if blocks(page, "python")]
+
+
+@pytest.fixture(autouse=True)
+def schemes():
+    """What a page adds to the schemes is gone afterwards."""
+    before = dict(SCHEMES)
+    yield
+    SCHEMES.clear()
+    SCHEMES.update(before)
 
 
 @pytest.fixture

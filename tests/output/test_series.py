@@ -193,7 +193,7 @@ def test_kill_leaves_readable_files(tmp_path: Path) -> None:
         import itertools, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import fem_mf
-        from test_output import make_mesh, stand_ins
+        from test_series import make_mesh, stand_ins
         problem, density = stand_ins(make_mesh("triangle"), 2)
         series = fem_mf.XDMFSeries("f.xdmf", problem)
         history = fem_mf.History("h.csv", problem.comm)

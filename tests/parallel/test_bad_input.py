@@ -82,7 +82,7 @@ def test_scheme() -> None:
     [
         ({"degree": 0}, "degree on a triangle mesh is 1 to 6, not 0"),
         ({"degree": 7}, "degree on a triangle mesh is 1 to 6, not 7"),
-        ({"boundary": "neumann"}, "boundary is 'natural' or 'dirichlet', not 'neumann'"),
+        ({"boundary": "neumann"}, "or a list of facet tags, not 'neumann'"),
         ({"mass": "full"}, "mass is 'consistent' or 'lumped', not 'full'"),
         ({"mass": "lumped", "degree": 2}, "mass='lumped' on a triangle mesh needs degree=1"),
     ],
