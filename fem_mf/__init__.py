@@ -1,8 +1,10 @@
 """Mean-field optimisation regularised by Fisher information, on DOLFINx, PETSc and MPI.
 
 Minimise F(m) + (σ²/4) I(m) over probability densities m on R^d and follow its gradient flow
-(equations are cited by the names of the theory page, E1, D2, ...).
+(equations are cited by the names of docs/theory.md, E1, D2, ...).
 
+    import numpy as np
+    from mpi4py import MPI
     mesh = fem_mf.disk(MPI.COMM_WORLD, radius=6.0, h=0.15)
     problem = fem_mf.Problem(mesh, fem_mf.Potential(lambda x: x[0]**2 + x[1]**2), sigma=0.5)
     start = fem_mf.Density.from_function(problem, lambda x: np.exp(-(x[0]**2 + x[1]**2)))
@@ -22,8 +24,8 @@ try:
     import dolfinx  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "fem_mf needs DOLFINx >= 0.10 with PETSc: pip install 'fem_mf[wheel]', or install fem_mf "
-        f"into an environment (conda, Debian, docker image) that has it ({error})"
+        "fem_mf needs DOLFINx >= 0.11 with PETSc: pip install '.[wheel]' in a clone, or install it "
+        f"into an environment (conda, Debian, docker image) that has DOLFINx ({error})"
     ) from error
 
 from fem_mf.boundary import boundary_mass

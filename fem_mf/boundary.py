@@ -1,4 +1,4 @@
-"""What m has at the boundary of its mesh: is the mesh large enough to stand for R^d?
+"""Mass of m near the boundary: is the mesh large enough to represent R^d?
 
     warn_if_truncated(problem, density)    # logs what is wrong, and the mesh to use
 
@@ -152,7 +152,7 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
     Args:
         problem: the problem.
         density: m.
-        known: a boundary mass that was reported before; ten times as much is worth another word.
+        known: a boundary mass that was reported before; warn again only if it has grown tenfold.
 
     Returns:
         The boundary mass.

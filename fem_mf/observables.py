@@ -78,13 +78,13 @@ def first_order(problem: Problem, density: Density) -> FirstOrder:
 
 
 def check_problem(problem: object) -> None:
-    """Refuse what is no problem."""
+    """Raise TypeError unless this is a Problem."""
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a Problem, not {type(problem).__name__}")
 
 
 def check_density(problem: object, density: object) -> None:
-    """Refuse what is no problem or no density."""
+    """Raise TypeError unless these are a Problem and a Density."""
     check_problem(problem)
     if not isinstance(density, Density):
         raise TypeError(

@@ -65,8 +65,8 @@ class Problem(Discretisation):
         mesh: any DOLFINx mesh in dimension 1, 2 or 3.
         functional: F, any object with ``value(density)`` and ``derivative(density)``.
         sigma: σ > 0.
-        degree: of ψ, 1 to 6 on simplices, 1 to 8 on quadrilaterals and hexahedra. The default is
-            2 on simplices and 6 on quadrilaterals and hexahedra.
+        degree: of ψ, 1 to 6 on triangles and tetrahedra, 1 to 8 on intervals, quadrilaterals and
+            hexahedra. The default is 6 on quadrilaterals and hexahedra, else 2.
         boundary: ``"natural"``, ``"dirichlet"`` for ψ = 0 on the whole boundary, or the tags of the
             facets where ψ = 0 (the walls of holes, say).
         mass: ``"consistent"`` or ``"lumped"`` (degree 1 on simplices, any on tensor cells).

@@ -49,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One instant of a flow, from which any run of that flow can go on.
+    """The state of a flow at one time; any run of that flow can resume from it.
 
     Attributes:
         t: time.
@@ -57,7 +57,7 @@ class State:
         next_dt: the step to come, if the end leaves room for it.
         step: number of accepted steps so far.
         density: m_t.
-        energy: F^σ(m_t) (E1).
+        energy: F^σ(m_t) (E1); of ``LangevinFlow`` its own energy, F + (σ²/2)∫m log m.
         eigenvalue: λ_t = ⟨ψ, H[m_t]ψ⟩.
         residual: ‖H[m_t]ψ − λ_tψ‖.
         dissipation: −dF^σ/dt = residual² (D4).
@@ -97,9 +97,12 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class HJBState(State):
-    """One instant of the flow; see :class:`State` for what is not listed.
+    """The state of an HJB flow at one time; see :class:`State` for what is not listed.
+
+    ``linear_iterations``, ``rejected`` and ``replaced`` are not used and 0.
 
     Attributes:
+        residual: ‖∂_t u‖ in L²(m), up to a constant; ``dissipation`` is its square.
         u: −log m.
         v: of the decomposition, None without; its constant is that of w.
         w: u − v with ∫w dm = 0, None without.
@@ -162,7 +165,7 @@ class Flow[S: State](ABC):
         """Integrate from t = 0; yields the start too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; or a state of this flow, from which it goes on.
+            start: m_0, of the same problem; or a state of this flow, to resume from.
             t_end: final time, reached exactly (the last step is shortened).
             steady_residual: stop earlier, when the ``residual`` of a state is at most this.
 
@@ -193,7 +196,7 @@ class Flow[S: State](ABC):
 
 
 def check_step(problem: Problem, dt: float) -> None:
-    """A problem, and a positive step that is the same on every rank. Collective."""
+    """Check the problem, and that dt is positive and equal on all ranks. Collective."""
     check_problem(problem)
     error: Exception | None = None
     try:
@@ -205,13 +208,13 @@ def check_step(problem: Problem, dt: float) -> None:
 
 
 def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
-    """A known scheme."""
+    """Check that the scheme is a known one."""
     if scheme not in schemes:
         raise ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
 
 
 def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
-    """Tolerances between 0 and 1, None for none, and at least one iteration."""
+    """Check that tolerances lie between 0 and 1, or are None, and iterations are allowed."""
     for name, value in tolerances.items():
         if value is not None and not 0 < number(name, value) < 1:
             raise ValueError(f"{name} must lie between 0 and 1, not {value}")
@@ -222,7 +225,7 @@ def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
 def check_run(
     problem: Problem, start: Density | State, t_end: float, kind: type[State] = State
 ) -> None:
-    """A start of the flow's own problem and a final time that is not before it.
+    """Check that the start is of the flow's own problem, and the final time not before it.
 
     Args:
         problem: the problem.
@@ -232,7 +235,7 @@ def check_run(
 
     Raises:
         TypeError: the state is that of another flow, whose numbers mean something else.
-        ValueError: another problem, or a time that is none.
+        ValueError: another problem, or t_end is not a valid final time.
     """
     if isinstance(start, State) and not (
         type(start) is State if kind is State else isinstance(start, kind)

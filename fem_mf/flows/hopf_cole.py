@@ -5,11 +5,10 @@ With ρ = e^{−v} equation (W2) is linear in φ and symmetric in L²(ρ). Given
     ∫ρ(φ − r)χ/a + (σ²/2)∫ρ∇φ·∇χ + ½∫ρ(G[m] − s)φχ = 0,    m ∝ ρφ²:
 
 a third discretisation of the same curve, without Newton iterations. The boundary is an outflow, as
-in :mod:`fem_mf.flows.hjb_stage`: the flux ½σ²ρ∂_nφ stays in the equation. Without it ∂_nw would be
-0 there, and w would have a boundary layer of width 1/|∇v|. The multiplier s keeps the norm of φ in
-L²(ρ), so that a step of any length is a minimising movement there (D7) and a is time. It takes the
-place of :class:`fem_mf.flows.hjb_stage.HJBStage` in ``HJBFlow(..., decomposed=True,
-weighted=True)``.
+in :mod:`fem_mf.flows.hjb_operator`: the flux ½σ²ρ∂_nφ stays in the equation. Without it ∂_nw would
+be 0 there, and w would have a boundary layer of width 1/|∇v|. The multiplier s keeps the norm of φ
+in L²(ρ), so that a step of any length is a minimising movement there (D7) and a is time. In
+``HJBFlow(..., form="hopf-cole")`` it takes the place of :class:`fem_mf.flows.hjb_stage.HJBStage`.
 """
 
 from __future__ import annotations

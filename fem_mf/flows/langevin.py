@@ -229,7 +229,7 @@ def minimise_entropic(
 ) -> LangevinState:
     """Minimise F(m) + (σ²/2)∫m log m by a fixed point on m ∝ e^{−(2/σ²)V[m]} (L1). Collective.
 
-    No flow: wells of V that particles take for ever to leave are no obstacle.
+    No time stepping is involved, so metastable wells of V do not slow it down.
 
     Args:
         problem: the problem, as for :class:`LangevinFlow`.

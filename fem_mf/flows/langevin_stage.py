@@ -179,7 +179,7 @@ class LangevinStage:
         return least
 
     def _verify(self) -> None:
-        """Refuse what is no solution, as of a preconditioner taken for a solver."""
+        """Check the residual: a preconditioner may have been applied as if it were a solver."""
         self.edges.matrix.mult(self._solution, self._work)
         residual = np.abs(self._work.array - self._right.array).sum()
         scale = np.abs(self.edges.diagonal * owned_values(self._solution)).sum()

@@ -6,8 +6,8 @@
 
 m_{k+1} minimises h⁻¹H(m|m_k) + F^σ(m); its optimality condition (J2) is one backward Euler step of
 the Hamilton–Jacobi–Bellman equation with the mean field implicit, and is solved as such. Comparing
-the minimum with m_k gives F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h: each state says
-by how much. The explicit rule m_k exp(−h δF^σ/δm(m_k)) of the slides is in
+the minimum with m_k gives F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h, if F is convex:
+each state says by how much. The explicit update m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k)) is in
 ``demos/well_posedness.py``, with the bound of its step.
 """
 
@@ -43,15 +43,16 @@ class RelativeEntropyDescent:
 
     Args:
         problem: the problem, natural boundary, degree 2 at least.
-        step: h > 0; any size decreases the energy.
-        options: of :class:`fem_mf.HJBFlow`, whose backward Euler step it is.
+        step: h > 0; for convex F any size decreases the energy.
+        options: of :class:`fem_mf.HJBFlow`, whose backward Euler step it is, other than scheme,
+            form, decomposed and weighted.
 
     Raises:
         ValueError: naming the argument.
     """
 
     def __init__(self, problem: Problem, step: float, **options: Any) -> None:
-        if "scheme" in options or "decomposed" in options:
+        if options.keys() & {"scheme", "form", "decomposed", "weighted"}:
             raise ValueError("a step of the descent is a backward Euler step of u as a whole")
         self.problem, self.step = problem, float(step)
         self._flow = HJBFlow(problem, step, "backward-euler", **options)
@@ -75,13 +76,17 @@ class RelativeEntropyDescent:
             An iterator of states; each owns its density.
 
         Raises:
-            ValueError: as :meth:`fem_mf.HJBFlow.run`.
+            TypeError, ValueError: as :meth:`fem_mf.HJBFlow.run`.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        before: HJBState | None = None
-        for state in self._flow.run(start, t_end, steady_residual=steady_residual):
-            yield state if isinstance(state, DescentState) else _compare(state, before)
-            before = state
+        return _compared(self._flow.run(start, t_end, steady_residual=steady_residual))
+
+
+def _compared(states: Iterator[HJBState]) -> Iterator[DescentState]:
+    before: HJBState | None = None
+    for state in states:
+        yield state if isinstance(state, DescentState) else _compare(state, before)
+        before = state
 
 
 def _compare(state: HJBState, before: HJBState | None) -> DescentState:

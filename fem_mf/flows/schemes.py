@@ -59,7 +59,7 @@ class Instant:
 def backward_euler(
     stage: ImplicitStage, now: Instant, dt: float, guesses: Sequence[Guess]
 ) -> list[StageResult]:
-    """One movement from ψ: energy decreases whatever dt."""
+    """One movement from ψ: for convex F the energy decreases for every dt."""
     anchor = Anchor(base=now.psi, load=now.mass_psi)
     return [stage.solve(anchor, guesses[0], dt, now.psi)]
 

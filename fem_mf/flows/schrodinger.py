@@ -8,7 +8,7 @@ Every stage of a step is a minimising movement (D7): it keeps the norm of ψ by 
 solved by a fixed point on the mean field around linear solves, or by Newton's method on the sphere
 (:mod:`fem_mf.flows.schrodinger_stage`). Backward Euler is one movement: the energy falls by at
 least (2/dt)‖ψ⁺ − ψ‖² in a step of any length. A constant step too long for a scheme of order two
-is one movement of the same length: time is never shortened.
+is replaced by one movement, or several if that fails, of the same total length.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ class SchrodingerFlow(Flow[State]):
     Args:
         problem: the problem.
         dt: time step, > 0; the first one when ``tolerance`` is given.
-        scheme: ``"backward-euler"`` (order 1, energy decreasing for every dt), ``"sdirk2"``
-            (order 2, L-stable) or ``"crank-nicolson"`` (order 2; it does not damp the components
-            that dt does not resolve, so use it for resolved steps only).
+        scheme: ``"backward-euler"`` (order 1; for convex F the energy decreases for every dt),
+            ``"sdirk2"`` (order 2, L-stable) or ``"crank-nicolson"`` (order 2; it does not damp the
+            components that dt does not resolve, so use it for resolved steps only).
         tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
             make, by which dt is chosen and steps are rejected.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
-            ``Newton()``. The default is Newton where every term of F is cylindrical, else Anderson.
+            ``Newton()`` of ``fem_mf.mean_field``. The default is Newton where every term of F is
+            cylindrical, else Anderson.
         fixed_point_tolerance: relative tolerance of the moments (or of m) and of the length of a
             stage; for Newton's method the tolerance of ψ.
         max_iterations: evaluations of one fixed point, and Newton steps of one stage.

@@ -346,7 +346,7 @@ class _Evaluation:
 
 
 class _Turns:
-    """Whose turn it is: the fixed point, unless it failed lately at steps of this length."""
+    """Decides whether to try the fixed point, or to go straight to Newton's method."""
 
     def __init__(self) -> None:
         self._failures, self._wait, self._length = 0, 0, 0.0
@@ -359,10 +359,10 @@ class _Turns:
         return False
 
     def worked(self) -> None:
-        """The fixed point converged."""
+        """The fixed point converged: no waiting."""
         self._failures = self._wait = 0
 
     def failed(self, a: float) -> None:
-        """It did not: the next time is twice as far off as the last."""
+        """The fixed point failed: double the waiting time before the next attempt."""
         self._failures += 1
         self._wait, self._length = min(2**self._failures, _LONGEST_WAIT), a

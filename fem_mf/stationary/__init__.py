@@ -1,4 +1,7 @@
-"""The minimiser of F^σ: Newton's method on the sphere ‖ψ‖ = 1, and what certifies its result."""
+"""The minimiser of F^σ: Newton's method on the sphere ‖ψ‖ = 1, and what certifies its result.
+
+``fem_mf.minimise`` is the function; ``fem_mf.stationary.minimise`` is the module that it is in.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def certify_gap(
         condition: its first-order data.
         metric: a preconditioner of H[m].
         tolerance: of λ₀, > 0; the bound of its error (Kato and Temple) is part of the result.
-        operator: lends its matrix, whose values are overwritten.
+        operator: workspace; its matrix is overwritten.
 
     Returns:
         An upper bound of F^σ(m) − min F^σ over the discrete densities, for convex F.

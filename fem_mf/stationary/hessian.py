@@ -39,7 +39,7 @@ _DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error 
 
 
 class Hessian:
-    """J at one density after the other.
+    """The operator J, linearised anew by ``update`` at each density.
 
     Args:
         problem: the problem.

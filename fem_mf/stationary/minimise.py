@@ -6,8 +6,8 @@
 
 The stationary problem is the ground state of its own Hamiltonian, −σ²Δψ + V[ψ²]ψ = λψ. It is solved
 by a safeguarded Newton method (:mod:`fem_mf.stationary.newton_cg`), which starts from the
-solution on a coarse box, and ends with a proof: for convex F the gap (C1) bounds the distance to
-the minimum.
+solution on a coarse box, and ends with an a posteriori bound: for convex F the gap (C1) bounds
+F^σ(m) − min F^σ.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def minimise(
             the default start fails.
         track_gap: compute the gap at every iterate, for the history.
         petsc_options: of the preconditioner, without prefix; ``-fem_mf_stationary_...`` on the
-            command line goes before them.
+            command line takes precedence.
 
     Returns:
         The minimum; its ``str`` is one line with energy, gap and residual. With ``starts``, a list
@@ -287,7 +287,7 @@ def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **option
 
     Args:
         problems: from the coarsest; meshes need not be nested, degrees may differ.
-        tol: of the last; those before only serve as starts.
+        tol: tolerance on the last problem; the earlier ones only provide initial guesses.
         options: of :func:`minimise`.
 
     Returns:

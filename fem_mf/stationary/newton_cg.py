@@ -12,7 +12,7 @@ P = H[m] − s and searches along the great circle that starts in the
 direction found: the angle is halved until the energy falls, and doubled while a step that was cut
 short pays; where ψ changes sign and |ψ| has less energy, |ψ| is taken. P is kept while it serves.
 
-The truncated solves stand for themselves:
+The truncated solver can be used on its own:
 
     step = newton_direction(
         problem, hessian.apply, psi, mass_psi, gradient, precondition, tolerance=0.1

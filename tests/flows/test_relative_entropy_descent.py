@@ -260,15 +260,23 @@ def test_stops_at_a_steady_state_and_at_the_end():
 
 
 @pytest.mark.parametrize(
-    "options", [{"scheme": "sdirk2"}, {"scheme": "backward-euler"}, {"decomposed": True}]
+    "options", [{"scheme": "sdirk2"}, {"decomposed": True}, {"form": "v+w"}, {"weighted": True}]
 )
 def test_a_step_of_the_descent_has_one_scheme(options):
     with pytest.raises(ValueError, match="backward Euler step of u as a whole"):
         mf.RelativeEntropyDescent(made("network", 1, 0.45)[0], 0.1, **options)
 
 
-@pytest.mark.parametrize("kind", [mf.RelativeEntropyDescent])
+def test_errors_of_a_run_are_raised_at_the_call():
+    problem, start = made("network", 1, 0.45)
+    with pytest.raises(ValueError, match="t_end must be a non-negative number"):
+        mf.RelativeEntropyDescent(problem, 0.1).run(start, -1.0)
+    with pytest.raises(TypeError, match="the start is a Density"):
+        mf.RelativeEntropyDescent(problem, 0.1).run(3.0, 1.0)
+
+
 @pytest.mark.parametrize("h", [0.0, -1.0, np.nan])
-def test_bad_steps(kind, h):
+def test_bad_steps(h):
+    kind = mf.RelativeEntropyDescent
     with pytest.raises(ValueError, match="must be a positive number"):
         kind(made("network", 1, 0.45)[0], h)
