@@ -34,6 +34,7 @@ from fem_mf.problem import Problem
 from fem_mf.typing import Array
 
 __all__ = [
+    "GAMMA",
     "Clock",
     "Extrapolation",
     "Flow",
@@ -207,19 +208,28 @@ def check_step(problem: Problem, dt: float) -> None:
     same_on_all_ranks(problem.comm, dt=float(dt))
 
 
-def check_scheme(scheme: str, schemes: Sequence[str]) -> None:
-    """Check that the scheme is a known one."""
+def check_scheme(problem: Problem, scheme: str, schemes: Sequence[str]) -> None:
+    """Check that the scheme is a known one, the same on every rank. Collective."""
+    error = None
     if scheme not in schemes:
-        raise ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
+        error = ValueError(f"unknown scheme {scheme!r}; choose one of {list(schemes)}")
+    all_ranks_agree(problem.comm, error)
+    same_on_all_ranks(problem.comm, scheme=scheme)
 
 
-def check_tolerances(max_iterations: int, **tolerances: float | None) -> None:
-    """Check that tolerances lie between 0 and 1, or are None, and iterations are allowed."""
-    for name, value in tolerances.items():
-        if value is not None and not 0 < number(name, value) < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, not {value}")
-    if integer("max_iterations", max_iterations) < 1:
-        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+def check_tolerances(problem: Problem, max_iterations: int, **tolerances: float | None) -> None:
+    """Check tolerances, in (0, 1) or None, and iterations; the same on every rank. Collective."""
+    error: Exception | None = None
+    try:
+        for name, value in tolerances.items():
+            if value is not None and not 0 < number(name, value) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+        if integer("max_iterations", max_iterations) < 1:
+            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+    except (TypeError, ValueError) as caught:
+        error = caught
+    all_ranks_agree(problem.comm, error)
+    same_on_all_ranks(problem.comm, max_iterations=max_iterations, **tolerances)
 
 
 def check_run(
@@ -260,6 +270,8 @@ def check_run(
         raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")
 
 
+# SDIRK2 (Alexander 1977): stiffly accurate and L-stable.
+GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 _SMALLEST_STEP = 1e-12  # relative to the time span
 
 

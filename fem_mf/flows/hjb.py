@@ -21,6 +21,7 @@ import numpy as np
 from fem_mf.density import Density, LogDensity, log_density
 from fem_mf.flows.decomposition import ClassicalPart, Quadratic
 from fem_mf.flows.flow import (
+    GAMMA,
     Clock,
     Flow,
     HJBState,
@@ -44,11 +45,10 @@ from fem_mf.typing import Array
 
 __all__ = ["HJBFlow"]
 
-_GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
 _STAGES = {
     "backward-euler": ((1.0, ()),),
-    "sdirk2": ((_GAMMA, ()), (_GAMMA, (1.0 - _GAMMA,))),
+    "sdirk2": ((GAMMA, ()), (GAMMA, (1.0 - GAMMA,))),
 }
 
 
@@ -95,8 +95,9 @@ class HJBFlow(Flow[HJBState]):
         petsc_options: Options | None = None,
     ) -> None:
         check_step(problem, dt)
-        check_scheme(scheme, sorted(_STAGES))
+        check_scheme(problem, scheme, sorted(_STAGES))
         check_tolerances(
+            problem,
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,
         )

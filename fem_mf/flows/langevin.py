@@ -41,6 +41,7 @@ from fem_mf.flows.langevin_stage import LangevinResult, LangevinStage, default_a
 from fem_mf.mean_field.fixed_point import Accelerator, StopTest
 from fem_mf.mean_field.moments import mean_field_of
 from fem_mf.mpi import warn
+from fem_mf.observables import check_problem
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
 from fem_mf.typing import Array
@@ -117,6 +118,7 @@ class LangevinFlow(Flow[LangevinState]):
     ) -> None:
         check_step(problem, dt)
         check_tolerances(
+            problem,
             max_iterations,
             fixed_point_tolerance=fixed_point_tolerance,
         )
@@ -245,7 +247,8 @@ def minimise_entropic(
         ValueError: an argument is out of range, or the problem does not suit the flow.
         ConvergenceError: no convergence; try more iterations, or the end of a flow as the start.
     """
-    check_tolerances(max_iterations, tol=tol)
+    check_problem(problem)
+    check_tolerances(problem, max_iterations, tol=tol)
     flow = LangevinFlow(
         problem,
         1.0,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fem_mf.density import Density
+from fem_mf.flows.flow import GAMMA
 from fem_mf.flows.schrodinger_stage import ImplicitStage
 from fem_mf.mpi import ConvergenceError, global_sum
 from fem_mf.problem import Problem
@@ -22,7 +23,6 @@ from fem_mf.typing import Array
 
 __all__ = ["SCHEMES", "Instant", "TooLongError", "backward_euler", "resolved_step"]
 
-_GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 # 1 − ⟨r, |r|⟩/⟨r, r⟩, twice the share of r² that lies where r < 0, above which r is no amplitude.
 _NEGATIVE = 1e-2
 
@@ -80,10 +80,10 @@ def sdirk2(
 
     The second starts from ψ + ((1 − γ)/γ)(ψ₁ − ψ).
     """
-    a = _GAMMA * dt
+    a = GAMMA * dt
     anchor = Anchor(base=now.psi, load=now.mass_psi)
     first = stage.solve(anchor, guesses[0], a, now.psi)
-    rest = (1.0 - _GAMMA) / _GAMMA
+    rest = (1.0 - GAMMA) / GAMMA
     anchor = Anchor(
         base=now.psi + rest * (first.psi - now.psi),
         load=now.mass_psi + rest * (first.mass_psi - now.mass_psi),
@@ -99,7 +99,7 @@ SCHEMES: dict[str, Scheme] = {
     "sdirk2": sdirk2,
 }
 # An anchor of the scheme is ψ + this·dt ∂_tψ, to first order in dt.
-_REACH = {"crank-nicolson": 0.5, "sdirk2": 1.0 - _GAMMA}
+_REACH = {"crank-nicolson": 0.5, "sdirk2": 1.0 - GAMMA}
 
 
 def _along(now: Instant, dt: float) -> Anchor:

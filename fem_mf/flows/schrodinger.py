@@ -33,7 +33,7 @@ from fem_mf.flows.schrodinger_stage import ImplicitStage
 from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
 from fem_mf.mean_field.moments import MeanField, Moments, mean_field_of
 from fem_mf.mean_field.newton import Newton
-from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError, same_on_all_ranks, warn
+from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError, warn
 from fem_mf.observables import hamiltonian
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
@@ -91,18 +91,12 @@ class SchrodingerFlow(Flow[State]):
         petsc_options: Options | None = None,
     ) -> None:
         check_step(problem, dt)
-        check_scheme(scheme, sorted(SCHEMES))
+        check_scheme(problem, scheme, sorted(SCHEMES))
         check_tolerances(
+            problem,
             max_iterations,
             tolerance=tolerance,
             fixed_point_tolerance=fixed_point_tolerance,
-        )
-        same_on_all_ranks(
-            problem.comm,
-            scheme=scheme,
-            tolerance=tolerance,
-            fixed_point_tolerance=fixed_point_tolerance,
-            max_iterations=max_iterations,
         )
         self.problem = problem
         self.dt = float(dt)

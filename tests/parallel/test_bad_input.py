@@ -318,6 +318,11 @@ def test_arguments_that_differ_between_ranks() -> None:
     flow = mf.SchrodingerFlow(problem(), 0.1)
     fails(lambda: flow.run(start(), own), f"t_end {different}")
     fails(lambda: mf.SchrodingerFlow(problem(), 0.1, tolerance=own / 100), f"tolerance {different}")
+    name, words = "fixed_point_tolerance", {"fixed_point_tolerance": own / 100}
+    fails(lambda: mf.HJBFlow(problem(), 0.1, **words), f"{name} {different}")
+    fails(lambda: mf.LangevinFlow(problem("lumped"), 0.1, **words), f"{name} {different}")
+    scheme = "sdirk2" if COMM.rank else "backward-euler"
+    fails(lambda: mf.HJBFlow(problem(), 0.1, scheme), f"scheme {different}")
 
     def value(term):
         return lambda: term.value(start())
