@@ -19,9 +19,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-import imageio.v3 as imageio
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.ndimage import zoom
 from scipy.special import expit
@@ -32,6 +30,7 @@ from sklearn.model_selection import train_test_split
 import fem_mf as mf
 import networks
 from common import parse, restart_command, say
+from fem_mf.plotting import film_of_figures
 
 POINTS = 21  # per axis, at which f is computed
 
@@ -119,19 +118,17 @@ def main(
     for name, row in rows.items():
         say("{:14} {:.4f}     {:.4f}      {:.1%}      {:.1%}".format(name, *row.values()))
     if comm.rank == 0:
-        parts, frames = ((z, y), (z_test, y_test)), []
+        parts = (z, y), (z_test, y_test)
         figure = Figure(figsize=(12.0, 3.4), layout="constrained", dpi=110)
         for axes, time in zip(figure.subplots(1, 4), t_end / np.logspace(3, 0, 4), strict=True):
             t, outputs = maps[int(np.argmin([abs(t - time) for t, _ in maps]))]
             draw(axes, outputs, t, features, grid, parts)
         axes.legend()
         figure.savefig(folder / "boundary.png")
-        for t, outputs in maps:
-            canvas: Any = FigureCanvasAgg(Figure(figsize=(6.4, 4.8), layout="constrained"))
-            draw(canvas.figure.subplots(), outputs, t, features, grid, parts)
-            canvas.draw()
-            frames.append(np.asarray(canvas.buffer_rgba())[..., :3])
-        imageio.imwrite(folder / "boundary.mp4", np.array(frames), fps=8)
+        frames = [Figure(figsize=(6.4, 4.8), layout="constrained") for _ in maps]
+        for frame, (t, outputs) in zip(frames, maps, strict=True):
+            draw(frame.subplots(), outputs, t, features, grid, parts)
+        film_of_figures(folder / "boundary.mp4", frames, fps=8)
     return {"energy": state.energy, "scores": rows, "minimum": best, "frames": len(maps)}
 
 
