@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -197,3 +198,15 @@ def _say(text: str) -> None:
     assert sys.__stderr__ is not None
     sys.__stderr__.write(text)
     sys.__stderr__.flush()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The package's log, also after a demo has taken it for itself."""
+    logger = logging.getLogger("fem_mf")
+    before = logger.propagate, logger.level
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING, logger="fem_mf"):
+        yield caplog
+    logger.propagate, level = before
+    logger.setLevel(level)

@@ -1,6 +1,5 @@
 """Energy, eigenvalue, residual and boundary mass against closed forms and the strong equation."""
 
-import logging
 from pathlib import Path
 
 from mpi4py import MPI
@@ -200,18 +199,6 @@ def test_boundary_mass_of_a_uniform_density(cell, dim):
     assert 0 < touches.sum() < len(touches)
     exact = volumes[touches].sum() / volumes.sum()
     assert mf.boundary_mass(problem, density) == pytest.approx(exact, rel=1e-12)
-
-
-@pytest.fixture
-def log(caplog):
-    """The package's log, also after a demo has taken it for itself."""
-    logger = logging.getLogger("fem_mf")
-    before = logger.propagate, logger.level
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING, logger="fem_mf"):
-        yield caplog
-    logger.propagate, level = before
-    logger.setLevel(level)
 
 
 def test_a_mesh_too_small_is_reported_with_the_radius_to_use(log):

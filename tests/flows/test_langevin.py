@@ -1,6 +1,5 @@
 """The Langevin flow: positivity, mass, energy and equilibria for every step size; orders (X5)."""
 
-import logging
 from itertools import pairwise
 
 from mpi4py import MPI
@@ -367,18 +366,6 @@ def test_the_mobility_is_the_derivative_of_the_flux():
     edges.set_potential(potential)
     derivative = -edges.sum(edges.mobility(m) * edges.rise(direction))
     np.testing.assert_allclose(derivative, difference, rtol=0, atol=1e-8)
-
-
-@pytest.fixture
-def log(caplog):
-    """The package's log, also after a demo has taken it for itself."""
-    logger = logging.getLogger("fem_mf")
-    before = logger.propagate, logger.level
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING, logger="fem_mf"):
-        yield caplog
-    logger.propagate, level = before
-    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("name", MESHES)
