@@ -28,11 +28,12 @@ from dolfinx.fem import petsc as fem_petsc
 
 from fem_mf import equations
 from fem_mf.density import Density, LogDensity, log_density
+from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.mpi import global_sum
 from fem_mf.observables import first_order
 from fem_mf.petsc import SpdSolver
 from fem_mf.problem import Problem
-from fem_mf.spaces import assemble_owned, exact_measure, exponential_measure
+from fem_mf.spaces import assemble_owned, exponential_measure
 from fem_mf.typing import Array
 
 __all__ = ["Bregman", "FirstOrderForms", "bregman", "first_order_forms"]
@@ -87,7 +88,7 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
     """
     known = log_density(density)
     condition = first_order(problem, density)
-    values = _hjb_rate(problem, known, condition.potential)
+    values = HJBOperator(problem).rate_of(known.log_values(), condition.potential)
     flat, eigenvalue = _flat(problem, known)
     return FirstOrderForms(
         flat=flat,
@@ -95,17 +96,6 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
         hjb=float(np.sqrt(known.variance(values))),
         eigenvalues=(eigenvalue, condition.eigenvalue, known.expectation(values)),
     )
-
-
-def _hjb_rate(problem: Problem, density: LogDensity, potential: Array) -> Array:
-    """(σ²/2)Δu − (σ²/4)|∇u|² + V represented in L², owned values (F3)."""
-    V = problem.new_potential()
-    V.x.array[:] = potential
-    degree = max(3 * problem.degree - 2, problem.degree + problem.potential_degree)
-    dx, ds = exact_measure(problem.mesh, degree), ufl.ds(domain=problem.mesh)
-    chi = ufl.TestFunction(problem.space)
-    form = fem.form(equations.hjb(density.u(), chi, V, _constant(problem), dx, ds))
-    return -problem.solve_mass(assemble_owned(form, problem.new_amplitude()).copy())
 
 
 def _constant(problem: Problem) -> fem.Constant:

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fem_mf"
 ORDER = [
     *("typing", "mpi", "petsc", "equations", "points", "multiblock", "mesh"),
     *("spaces", "collocation", "discretisation", "problem", "density", "observables"),
-    *("first_variation", "boundary"),
-    *("functionals", "mean_field", "hamiltonian", "stationary", "flows", "output", "plotting"),
+    "boundary",
+    *("functionals", "mean_field", "hamiltonian", "stationary", "flows"),
+    *("first_variation", "output", "plotting"),
     *("doctor", "__init__", "__main__"),
 ]
 FOLDERS = ["flows", "functionals", "mean_field", "output", "plotting", "stationary"]
