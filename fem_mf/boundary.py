@@ -13,17 +13,14 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import ufl
 from dolfinx import fem, la
 from dolfinx import mesh as dmesh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fem_mf import equations
 from fem_mf.density import Density
 from fem_mf.mpi import global_sum, on_root, warn
 from fem_mf.problem import Problem
-from fem_mf.spaces import set_owned
 from fem_mf.typing import Array
 
 __all__ = ["BoundaryComponent", "boundary_components", "boundary_mass", "warn_if_truncated"]
@@ -63,9 +60,8 @@ def boundary_mass(problem: Problem, density: Density) -> float:
 def boundary_components(problem: Problem, density: Density) -> list[BoundaryComponent]:
     """The components of the boundary, the outer ones first, then by mass. Collective."""
     owned, dim, topology = problem.num_owned, problem.dim, problem.mesh.topology
-    psi = problem.new_amplitude()
-    set_owned(psi, density.amplitude())
-    m, x = psi.x.array[:owned] ** 2, problem.nodes[:dim, :owned]
+    psi, x = density.amplitude(), problem.nodes[:dim, :owned]
+    m = psi**2
     potential = problem.on_potential_space(problem.functional.derivative(density))
     V, r = problem.potential_at_nodes(potential), np.linalg.norm(x.T - density.mean(), axis=1)
     touched: fem.Function = problem.new_amplitude()
@@ -81,19 +77,11 @@ def boundary_components(problem: Problem, density: Density) -> list[BoundaryComp
         touched.x.scatter_reverse(la.InsertMode.add)  # cells know nodes of other ranks
         at, near = at[at < owned], touched.x.array[:owned] > 0.0
         weight, distance = global_sum(problem.comm, np.array([m[at].sum(), m[at] @ r[at]]))
-        # The same form as that of the whole boundary, which has been compiled.
-        dx = ufl.Measure(
-            "dx",
-            domain=problem.mesh,
-            subdomain_data=[(1, cells)],
-            metadata=problem.dx_mass.metadata(),
-        )
-        mass = fem.assemble_scalar(fem.form(equations.mass(psi, psi, dx(1))))
         found.append(
             BoundaryComponent(
                 outer=dim == 1 or extent == max(extents),
                 centre=centres[k],
-                mass=float(global_sum(problem.comm, mass)),
+                mass=problem.mass_of_cells(psi, cells),
                 distance=float(distance / weight) if weight > 0.0 else float("nan"),
                 growth=_slope(problem, m[near], r[near], V[near]),
             )

@@ -44,6 +44,7 @@ __all__ = ["Discretisation"]
 
 _LOG = logging.getLogger(__name__)
 _ADD = la.InsertMode.add
+_SAME_PATTERN: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _SAME = 1e-12  # relative difference of a fast path and the form it stands for
 _MASS_OPTIONS = {"ksp_type": "cg", "pc_type": "jacobi"}
 # A function of several forms, of which its annotations know one.
@@ -148,13 +149,7 @@ class Discretisation:
         self._square: Any = None
         self._mass_solver: SpdSolver | None = None
         self._potential_mass: SpdSolver | None = None
-        boundary = ufl.Measure(
-            "dx",
-            domain=self.mesh,
-            subdomain_data=[(1, self.boundary_cells)],
-            metadata=self.dx_mass.metadata(),
-        )
-        self._boundary_form = fem.form(equations.mass(self._x, self._x, boundary(1)))
+        self._boundary_form = self._mass_form(self.boundary_cells)
         self._potential: fem.Function = fem.Function(self.potential_space, name="V")
         self._weights: fem.Function = fem.Function(self.potential_space)
         if self.lumped:
@@ -356,6 +351,33 @@ class Discretisation:
         matrix.assemble()
         return matrix
 
+    def add_potential(
+        self, matrix: PETSc.Mat, potential: Array, work: PETSc.Mat | None = None
+    ) -> PETSc.Mat | None:
+        """Add ∫Vψχ to a matrix that has the pattern of the stiffness. Collective.
+
+        Args:
+            matrix: the matrix.
+            potential: V on the potential space, owned and ghosts.
+            work: what an earlier call returned, to be used again.
+
+        Returns:
+            The matrix ∫Vψχ of consistent mass; None where it is diagonal.
+        """
+        if self.lumped:
+            self.add_diagonal(matrix, self.apply_potential(potential, np.ones(self.num_owned)))
+            return None
+        work = self.assemble_potential(work, potential)
+        matrix.axpy(1.0, work, structure=_SAME_PATTERN)
+        return work
+
+    @staticmethod
+    def add_diagonal(matrix: PETSc.Mat, added: Array) -> None:
+        """Add owned values to the diagonal of a matrix. Collective."""
+        diagonal = matrix.getDiagonal()
+        diagonal.array[:] += added
+        matrix.setDiagonal(diagonal)
+
     def measure(self, psi: Array) -> Array:
         """Nodal measure b of m = ψ²: ∫f dm = Σ_i b_i f(x_i) for f in the potential space.
 
@@ -389,8 +411,22 @@ class Discretisation:
 
     def boundary_mass(self, psi: Array) -> float:
         """∫ψ² dx over the cells that touch the boundary. Collective."""
+        return self._assemble_mass(psi, self._boundary_form)
+
+    def mass_of_cells(self, psi: Array, cells: npt.NDArray[np.int32]) -> float:
+        """∫ψ² dx over cells of all ranks, given by this rank's own, sorted. Collective."""
+        return self._assemble_mass(psi, self._mass_form(cells))
+
+    def _mass_form(self, cells: npt.NDArray[np.int32]) -> fem.Form:
+        """∫ψ² dx over cells: the same code, compiled once, for all of them."""
+        metadata = self.dx_mass.metadata()
+        dx = ufl.Measure("dx", self.mesh, subdomain_data=[(1, cells)], metadata=metadata)
+        form: fem.Form = fem.form(equations.mass(self._x, self._x, dx(1)))
+        return form
+
+    def _assemble_mass(self, psi: Array, form: fem.Form) -> float:
         set_owned(self._x, psi)
-        return float(global_sum(self.comm, fem.assemble_scalar(self._boundary_form)))
+        return float(global_sum(self.comm, fem.assemble_scalar(form)))
 
     def potential_at_nodes(self, potential: Array) -> Array:
         """V, given on the potential space, at the owned nodes of ψ's space. Collective."""

@@ -80,8 +80,8 @@ class MeanFieldHamiltonian:
 
     def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
         """Add ∫Vψχ, which is diagonal, to a diagonal."""
-        added = self.problem.mass_diagonal * potential[: self.problem.num_owned]
-        added[self.problem.constrained] = 0.0
+        ones = np.ones(self.problem.num_owned)
+        added = self.problem.apply_potential(potential, ones)
         diagonal.array[:] = owned_values(diagonal) + added
 
     def update(self, mass_factor: float, y: Array) -> None:
@@ -168,18 +168,12 @@ class Hamiltonian:
         if other is not self:
             other.matrix.copy(self.matrix, structure=_SAME)
         if self.problem.lumped:
-            added = -shift * self.problem.mass_diagonal
-            added[self.problem.constrained] = 0.0
-            self._add_diagonal(added)
+            mass = self.problem.apply_mass(np.ones(self.problem.num_owned))
+            self.problem.add_diagonal(self.matrix, -shift * mass)
         else:
             self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
         # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
         self.matrix.stateIncrease()
-
-    def _add_diagonal(self, added: Array) -> None:
-        diagonal = self.matrix.getDiagonal()
-        diagonal.array[:] += added
-        self.matrix.setDiagonal(diagonal)
 
     def update(self, potential: Array) -> None:
         """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
@@ -187,11 +181,5 @@ class Hamiltonian:
         problem, matrix = self.problem, self.matrix
         problem.stiffness.copy(matrix, structure=_SAME)
         matrix.scale(problem.sigma**2)
-        if problem.lumped:
-            added = problem.mass_diagonal * potential[: problem.num_owned]
-            added[problem.constrained] = 0.0
-            self._add_diagonal(added)
-        else:
-            self._term = problem.assemble_potential(self._term, potential)
-            matrix.axpy(1.0, self._term, structure=_SAME)
+        self._term = problem.add_potential(matrix, potential, self._term)
         matrix.stateIncrease()

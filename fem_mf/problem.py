@@ -151,16 +151,7 @@ class Problem(Discretisation):
         potential = self.on_potential_space(self.functional.derivative(density))
         matrix: PETSc.Mat = self.stiffness.copy()
         matrix.scale(self.sigma**2)
-        if self.lumped:
-            added = self.mass_diagonal * potential[: self.num_owned]
-            added[self.constrained] = 0.0
-            diagonal = matrix.getDiagonal()
-            diagonal.array[:] += added
-            matrix.setDiagonal(diagonal)
-        else:
-            pattern: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
-            term = self.assemble_potential(None, potential)
-            matrix.axpy(1.0, term, structure=pattern)
+        if (term := self.add_potential(matrix, potential)) is not None:
             term.destroy()
         return matrix
 
