@@ -22,6 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from dolfinx import fem
@@ -178,14 +179,20 @@ class Flow[S: State](ABC):
             ValueError: start of another problem, or t_end not a non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
+        return self._run(start, t_end, steady_residual)
+
+    def _run(
+        self, start: Density | S, t_end: float, steady: float | None, **options: Any
+    ) -> Iterator[S]:
+        """A run with the options of the flow's own; errors are raised here."""
         check_run(self.problem, start, t_end, self._kind)
-        return self._run(self._begin(start), float(t_end), steady_residual)
+        return self._states(self._begin(start, **options), float(t_end), steady)
 
     @abstractmethod
-    def _begin(self, start: Density | S) -> Trajectory[S]:
+    def _begin(self, start: Density | S, **options: Any) -> Trajectory[S]:
         """A run that begins at a density or goes on from a state. Collective."""
 
-    def _run(self, trajectory: Trajectory[S], t_end: float, steady: float | None) -> Iterator[S]:
+    def _states(self, trajectory: Trajectory[S], t_end: float, steady: float | None) -> Iterator[S]:
         state = trajectory.state
         outside = warn_if_truncated(self.problem, state.density)
         yield state

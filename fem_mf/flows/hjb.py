@@ -26,7 +26,6 @@ from fem_mf.flows.flow import (
     Flow,
     HJBState,
     Trajectory,
-    check_run,
     check_scheme,
     check_step,
     check_tolerances,
@@ -152,11 +151,10 @@ class HJBFlow(Flow[HJBState]):
                 non-negative number.
             ConvergenceError: a step failed; states already yielded stay valid.
         """
-        check_run(self.problem, start, t_end, HJBState)
-        return self._run(_Trajectory(self, start, v_start), float(t_end), steady_residual)
+        return self._run(start, t_end, steady_residual, v_start=v_start)
 
-    def _begin(self, start: Density | HJBState) -> _Trajectory:
-        return _Trajectory(self, start, None)
+    def _begin(self, start: Density | HJBState, **options: Any) -> _Trajectory:
+        return _Trajectory(self, start, **options)
 
     def _step(
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
@@ -254,7 +252,10 @@ class _Trajectory(Trajectory[HJBState]):
     """One run: m, its mean field y, and v."""
 
     def __init__(
-        self, flow: HJBFlow, start: Density | HJBState, v_start: Quadratic | Array | None
+        self,
+        flow: HJBFlow,
+        start: Density | HJBState,
+        v_start: Quadratic | Array | None = None,
     ) -> None:
         self._flow, self.dt = flow, flow.dt
         known = start if isinstance(start, HJBState) else None

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -138,11 +139,11 @@ class LangevinFlow(Flow[LangevinState]):
         )
         self._warned = False
 
-    def _begin(self, start: Density | LangevinState) -> _Trajectory:
+    def _begin(self, start: Density | LangevinState, **options: Any) -> _Trajectory:
         if not self._warned:
             _warn_of_negative_couplings(self._stage)
             self._warned = True
-        return _Trajectory(self, start)
+        return _Trajectory(self, start, **options)
 
     def _limit(self, start: Density) -> LangevinState:
         """Where the flow ends, as one infinite step."""
@@ -276,7 +277,8 @@ def _warn_of_diffusion(state: LangevinState) -> bool:
     if not state.peclet > 1.0:
         return False
     warn(
-        *(state.density.problem.comm, _LOG),
+        state.density.problem.comm,
+        _LOG,
         "t = %.6g: the cell Péclet number |∇V|h/σ² is %.2g: numerical diffusion spreads m as it "
         "moves, and the scheme is of order 1 in h; make the mesh about %.2g times as fine",
         *(state.t, state.peclet, 2.0 * state.peclet),
@@ -288,7 +290,8 @@ def _warn_of_negative_couplings(stage: LangevinStage) -> None:
     edges = stage.edges
     if edges.negative:
         warn(
-            *(stage.problem.comm, _LOG),
+            stage.problem.comm,
+            _LOG,
             "%d of %d edges have a negative coupling (a positive off-diagonal stiffness entry): "
             "m > 0 and the decay of energy are not guaranteed; use %s",
             edges.negative,

@@ -14,6 +14,7 @@ is replaced by one movement, or several if that fails, of the same total length.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 
@@ -113,9 +114,9 @@ class SchrodingerFlow(Flow[State]):
             options=petsc_options,
         )
 
-    def _begin(self, start: Density | State) -> _Trajectory:
+    def _begin(self, start: Density | State, **options: Any) -> _Trajectory:
         self._stage.begin()
-        return _Trajectory(self, start)
+        return _Trajectory(self, start, **options)
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -170,14 +171,16 @@ class SchrodingerFlow(Flow[State]):
     def _warn(self, now: Instant, t: float, dt: float, parts: int, error: Exception) -> None:
         if not isinstance(error, TooLongError):
             warn(
-                *(self.problem.comm, _LOG),
+                self.problem.comm,
+                _LOG,
                 "t = %.6g: a step of %.3g was replaced by %d minimising movement(s) of the same "
                 "length together, of order 1 (column 'replaced'; said once): %s",
                 *(t, dt, parts, error),
             )
             return
         warn(
-            *(self.problem.comm, _LOG),
+            self.problem.comm,
+            _LOG,
             "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
             "movements of the same length, of order 1 (column 'replaced'; said once); %s resolves "
             "dt up to about %.2g there",

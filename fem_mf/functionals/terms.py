@@ -316,7 +316,8 @@ class Cylindrical(Functional):
             )
         if zero.size:
             warn(
-                *(problem.comm, _LOG),
+                problem.comm,
+                _LOG,
                 "%d of %d features vanish at all nodes of the mesh, the first is %s number %d",
                 *(zero.size, len(largest), self._label, zero[0]),
             )

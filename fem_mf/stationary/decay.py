@@ -184,7 +184,8 @@ def _sharpened(
         residual *= 0.1
     if error > tolerance * abs(value):
         warn(
-            *(problem.comm, _LOG),
+            problem.comm,
+            _LOG,
             "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
             "further",
             *(name, value, error),

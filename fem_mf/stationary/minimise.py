@@ -264,7 +264,8 @@ def _descended(search: _Search, best: Minimum, residual_tol: float, tol: float) 
             break
         best = found
     warn(
-        *(problem.comm, _LOG),
+        problem.comm,
+        _LOG,
         "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
         "starts (starts=[...])",
         *(best.energy, curvature),
