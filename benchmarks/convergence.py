@@ -54,7 +54,7 @@ def exact(t):
 def distance(density, mean, theta):
     """‖ψ − ψ_exact‖, both on the problem of the density."""
     true = gaussian(density.problem, mean, theta)
-    return density.problem.norm(density.amplitude() - true.amplitude())
+    return density.problem.discretisation.norm(density.amplitude() - true.amplitude())
 
 
 def error_in_space(density, mean, theta):

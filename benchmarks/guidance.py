@@ -143,7 +143,7 @@ def steps() -> Iterator[Row]:
     def amplitude(x: Any, theta: float, mu: float) -> Any:
         return (theta / (2 * np.pi)) ** 0.25 * np.exp(-0.25 * theta * (x[0] - mu) ** 2)
 
-    exact = amplitude(problem.nodes, *final)[: problem.num_owned]
+    exact = amplitude(problem.discretisation.nodes, *final)[: problem.discretisation.num_owned]
     start = mf.Density.from_function(problem, lambda x: amplitude(x, theta, mu) ** 2)
     choices: list[tuple[str, dict[str, Any]]] = [
         *((f"dt = {dt:g}", {"dt": dt}) for dt in (0.2, 0.1, 0.05, 0.025, 0.0125)),
@@ -155,7 +155,7 @@ def steps() -> Iterator[Row]:
             begin = time.perf_counter()
             *_, last = mf.SchrodingerFlow(problem, scheme=scheme, **choice).run(start, 1.0)
             seconds = time.perf_counter() - begin
-            error = problem.norm(last.density.amplitude() - exact)
+            error = problem.discretisation.norm(last.density.amplitude() - exact)
             cells.append(f"{error:.1e} | {last.step} | {seconds:.2f}")
         yield (label, *cells)
 

@@ -101,7 +101,7 @@ def one_step(problem: mf.Problem, length: float, repeats: int) -> list[str]:
         fixed, by_loop = seconds(lambda: stage.by_fixed_point(anchor, guess, length), repeats)
     except mf.ConvergenceError:
         return ["–", "–", *cells, "–"]
-    distance = problem.norm(by_loop.psi - by_newton.psi)
+    distance = problem.discretisation.norm(by_loop.psi - by_newton.psi)
     return [f"{1e3 * fixed:.1f}", f"{by_loop.iterations}", *cells, f"{distance:.1e}"]
 
 

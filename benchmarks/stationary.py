@@ -72,7 +72,9 @@ def build(case: dict[str, Any]) -> mf.Problem:
     mesh = mf.box(MPI.COMM_WORLD, RADIUS[dim], h, dim=dim, cell=cell)
     begin = time.perf_counter()
     problem = mf.Problem(mesh, functional(dim), case["sigma"], degree=degree, mass=mass)
-    mf.energy(problem, mf.Density(problem, np.ones(problem.num_owned)))  # evaluates the neurons
+    mf.energy(
+        problem, mf.Density(problem, np.ones(problem.discretisation.num_owned))
+    )  # evaluates the neurons
     problem.setup_seconds = time.perf_counter() - begin
     return problem
 
@@ -92,7 +94,7 @@ def starting(problem: mf.Problem, name: str | None) -> mf.Density | None:
     if name is None:
         return None
     if name == "uniform":
-        return mf.Density(problem, np.ones(problem.num_owned))
+        return mf.Density(problem, np.ones(problem.discretisation.num_owned))
     radius = float(np.abs(problem.mesh.geometry.x).max())
     radius = problem.comm.allreduce(radius, op=MPI.MAX)
     return mf.Density.from_function(

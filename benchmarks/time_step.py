@@ -93,12 +93,12 @@ def measure(case: str, dofs: float, steps: int) -> dict[str, float]:
     stage.operator.constant.copy(stage.operator.matrix)
     if problem.lumped:
         diagonal = stage.operator.matrix.getDiagonal()
-        diagonal.array[:] += 2.0 / DT * problem.mass_diagonal
+        diagonal.array[:] += 2.0 / DT * problem.discretisation.mass_diagonal
         stage.operator.matrix.setDiagonal(diagonal)
     else:
         stage.operator.matrix.axpy(2.0 / DT, problem.mass_matrix)
     psi = density.amplitude()
-    stage.right.array[:] = 2.0 / DT * problem.apply_mass(psi)
+    stage.right.array[:] = 2.0 / DT * problem.discretisation.apply_mass(psi)
     iterations = 0
 
     def solve() -> None:

@@ -68,7 +68,7 @@ def main(
         true = mf.Density.from_function(problem, partial(gaussian, mean=mean, theta=theta))
         energy = KAPPA / theta + 0.5 * sigma**2 * theta + 0.5 * KAPPA * mean @ mean
         energy += 0.5 * STRENGTH * np.sum((mean - TARGET) ** 2)
-        psi_error = problem.norm(m.amplitude() - true.amplitude())
+        psi_error = problem.discretisation.norm(m.amplitude() - true.amplitude())
         precision_error = abs(2.0 / np.trace(m.covariance()) - theta)
         mean_error = np.linalg.norm(m.mean() - mean)
         errors.append((psi_error, mean_error, precision_error, abs(state.energy - energy)))

@@ -56,14 +56,15 @@ def main(
     run = mf.progress(flow.run(start, t_end), t_end, comm)
     schrodinger = mf.SchrodingerFlow(problem, dt, "sdirk2")
     others = schrodinger.run(mf.Density(problem, start.amplitude()), t_end)
-    weights = problem.apply_mass(np.ones(problem.num_owned))
+    discrete = problem.discretisation
+    weights = discrete.apply_mass(np.ones(discrete.num_owned))
     states, distances = [], []
     with mf.History(f"{output}/history.csv", comm) as history:
         for state, other in zip(run, others, strict=True):
             history.append(state)
             states.append(state)
             difference = state.density.m().x.array - other.density.m().x.array
-            distances.append(problem.dot(weights, np.abs(difference[: problem.num_owned])))
+            distances.append(discrete.dot(weights, np.abs(difference[: discrete.num_owned])))
 
     t = np.array([s.t for s in states])
     limit, tanh = np.sqrt(2.0 * kappa) / sigma, np.tanh(sigma * np.sqrt(0.5 * kappa) * t)

@@ -29,8 +29,9 @@ def contraction(
 ) -> list[Sweep]:
     """Apply the map on [0, T] again and again, from w_t = w_0; v is stationary."""
     problem = start.problem
-    operator, bounds, own = mf.HJBOperator(problem, v), Regularity(problem), problem.num_owned
-    first, found = problem.new_amplitude(), []
+    operator, bounds = mf.HJBOperator(problem, v), Regularity(problem)
+    own, first = problem.discretisation.num_owned, problem.discretisation.new_amplitude()
+    found = []
     first.x.array[:] = start.u().x.array - v.x.array
     path, densities = [first] * steps, [start] * steps
     for _ in range(sweeps):
@@ -69,7 +70,7 @@ def main(
     F = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2) + G
     problem = mf.Problem(mf.interval(comm, 5.0, h), F, sigma, degree=2)
     start = mf.Density.from_log(problem, lambda x: (x[0] - 0.8) ** 2)
-    v = problem.new_amplitude()
+    v = problem.discretisation.new_amplitude()
     v.interpolate(lambda x: np.sqrt(2 * kappa) / sigma * 0.5 * x[0] ** 2)  # stationary (W1)
 
     lengths = [0.02 * 2.0**k for k in range(9)]

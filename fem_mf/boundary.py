@@ -54,21 +54,22 @@ def boundary_mass(problem: Problem, density: Density) -> float:
     What the truncation of R^d to the mesh neglects is of this size or smaller; the boundary of a
     hole counts too.
     """
-    return problem.boundary_mass(density.amplitude())
+    return problem.discretisation.boundary_mass(density.amplitude())
 
 
 def boundary_components(problem: Problem, density: Density) -> list[BoundaryComponent]:
     """The components of the boundary, the outer ones first, then by mass. Collective."""
-    owned, dim, topology = problem.num_owned, problem.dim, problem.mesh.topology
-    psi, x = density.amplitude(), problem.nodes[:dim, :owned]
+    discrete = problem.discretisation
+    owned, dim, topology = discrete.num_owned, problem.dim, problem.mesh.topology
+    psi, x = density.amplitude(), discrete.nodes[:dim, :owned]
     m = psi**2
     potential = problem.on_potential_space(problem.functional.derivative(density))
-    V, r = problem.potential_at_nodes(potential), np.linalg.norm(x.T - density.mean(), axis=1)
-    touched: fem.Function = problem.new_amplitude()
+    V, r = discrete.potential_at_nodes(potential), np.linalg.norm(x.T - density.mean(), axis=1)
+    touched: fem.Function = discrete.new_amplitude()
     labels, extents, centres = _labels(problem)
     found = []
     for k, extent in enumerate(extents):
-        facets = problem.boundary_facets[labels == k]
+        facets = discrete.boundary_facets[labels == k]
         cells = dmesh.compute_incident_entities(topology, facets, dim - 1, dim)
         cells = np.sort(cells[cells < topology.index_map(dim).size_local])
         at = fem.locate_dofs_topological(problem.space, dim - 1, facets)
@@ -81,7 +82,7 @@ def boundary_components(problem: Problem, density: Density) -> list[BoundaryComp
             BoundaryComponent(
                 outer=dim == 1 or extent == max(extents),
                 centre=centres[k],
-                mass=problem.mass_of_cells(psi, cells),
+                mass=discrete.mass_of_cells(psi, cells),
                 distance=float(distance / weight) if weight > 0.0 else float("nan"),
                 growth=_slope(problem, m[near], r[near], V[near]),
             )
@@ -94,7 +95,7 @@ def _labels(problem: Problem) -> tuple[Array, list[float], list[Array]]:
     mesh, dim, comm = problem.mesh, problem.dim, problem.comm
     mesh.topology.create_connectivity(dim - 1, 0)
     mesh.topology.create_connectivity(0, dim)
-    facets = problem.boundary_facets
+    facets = problem.discretisation.boundary_facets
     connectivity = mesh.topology.connectivity(dim - 1, 0)
     local = [connectivity.links(facet) for facet in facets]
     vertices = np.unique(np.concatenate([*local, np.empty(0, np.int32)])).astype(np.int32)

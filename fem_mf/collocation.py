@@ -2,7 +2,7 @@
 
 Its entries are those of ∫∇ψ·∇χ by Gauss–Lobatto quadrature:
 
-    matrix = collocated_stiffness(problem.space, problem.constrained)
+    matrix = collocated_stiffness(problem.space, problem.discretisation.constrained)
 
 With the quadrature points at the nodes, the derivatives of the basis along reference axis a at a
 point involve the k + 1 nodes of one line, D_a, and with the geometry factors

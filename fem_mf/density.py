@@ -64,7 +64,8 @@ class Density:
 
     def __init__(self, problem: Problem, psi: Array, *, normalised: bool = False) -> None:
         self.problem = problem
-        self.psi: fem.Function = problem.new_amplitude()
+        self._discrete = problem.discretisation
+        self.psi: fem.Function = self._discrete.new_amplitude()
         self._measure: Array | None = None
         self._mass_amplitude: Array | None = None
         if normalised:
@@ -75,7 +76,8 @@ class Density:
     def _normalise(self, psi: Array, *, signed: bool) -> float:
         """Take ψ, or |ψ|, scaled to mass one; its norm before that. Collective."""
         problem = self.problem
-        largest = problem.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
+        discrete = problem.discretisation
+        largest = discrete.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
         if not np.isfinite(largest):
             raise ValueError("the density is not finite")
         if largest == 0.0:
@@ -83,9 +85,9 @@ class Density:
                 "the density is zero everywhere on the mesh; does its support meet it?"
             )
         values = psi.copy() if signed else np.maximum(np.abs(psi), _FLOOR * largest)
-        values[problem.constrained] = 0.0
-        mass_psi = problem.apply_mass(values)
-        norm = float(np.sqrt(problem.dot(values, mass_psi)))
+        values[discrete.constrained] = 0.0
+        mass_psi = discrete.apply_mass(values)
+        norm = float(np.sqrt(discrete.dot(values, mass_psi)))
         self._mass_amplitude = mass_psi / norm
         set_owned(self.psi, values / norm)
         self._measure = None
@@ -105,9 +107,9 @@ class Density:
         """
         if not isinstance(u, fem.Function):
             return LogDensity.from_function(problem, u)
-        if u.x.array.size != problem.nodes.shape[1]:
+        if u.x.array.size != problem.discretisation.nodes.shape[1]:
             raise ValueError("u must be a function of the problem's space")
-        return LogDensity(problem, u.x.array[: problem.num_owned].copy())
+        return LogDensity(problem, u.x.array[: problem.discretisation.num_owned].copy())
 
     @classmethod
     def from_function(cls, problem: Problem, m: SpaceFunction) -> Density:
@@ -121,7 +123,9 @@ class Density:
         Raises:
             ValueError: m is negative, zero everywhere, not finite or of the wrong shape.
         """
-        values = evaluate(problem.comm, m, problem.nodes, "the density m")[: problem.num_owned]
+        values = evaluate(problem.comm, m, problem.discretisation.nodes, "the density m")[
+            : problem.discretisation.num_owned
+        ]
         error = None
         if values.size and values.min() < 0:
             error = ValueError(f"the density m is negative: its minimum is {values.min():.3e}")
@@ -144,7 +148,9 @@ class Density:
             return self
         if problem.space is self.problem.space:
             return Density(problem, self.amplitude())
-        return Density(problem, interpolate_between(self.psi, problem.new_amplitude()))
+        return Density(
+            problem, interpolate_between(self.psi, problem.discretisation.new_amplitude())
+        )
 
     def copy(self) -> Density:
         """An independent density with the same values."""
@@ -152,12 +158,12 @@ class Density:
 
     def amplitude(self) -> Array:
         """Owned values of ψ, ``(num_owned,)``."""
-        return self.psi.x.array[: self.problem.num_owned].copy()
+        return self.psi.x.array[: self._discrete.num_owned].copy()
 
     def mass_amplitude(self) -> Array:
         """Mψ, owned values. Collective."""
         if self._mass_amplitude is None:
-            self._mass_amplitude = self.problem.apply_mass(self.amplitude())
+            self._mass_amplitude = self._discrete.apply_mass(self.amplitude())
         return self._mass_amplitude
 
     def m(self) -> fem.Function:
@@ -170,7 +176,7 @@ class Density:
         return self._new("u", -2.0 * np.log(psi))
 
     def _new(self, name: str, values: Array) -> fem.Function:
-        function = self.problem.new_amplitude()
+        function = self._discrete.new_amplitude()
         function.name = name
         function.x.array[:] = values
         return function
@@ -182,7 +188,7 @@ class Density:
             ``(num_potential_owned,)`` owned values.
         """
         if self._measure is None:
-            self._measure = self.problem.measure(self.amplitude())
+            self._measure = self._discrete.measure(self.amplitude())
         return self._measure
 
     # What a functional of your own is written on: points x_i, weights b_i and values m(x_i).
@@ -190,7 +196,9 @@ class Density:
     def points(self) -> Array:
         """The points x_i of the nodal measure, ``(3, n)``, this rank's own."""
         problem = self.problem
-        return problem.potential_nodes[:, : problem.num_potential_owned]
+        return problem.discretisation.potential_nodes[
+            :, : problem.discretisation.num_potential_owned
+        ]
 
     def weights(self) -> Array:
         """Its weights b_i, ``(n,)``: ∫f dm = Σ_i b_i f(x_i) over all ranks. Collective once."""
@@ -199,11 +207,13 @@ class Density:
     def values(self) -> Array:
         """m(x_i), ``(n,)``. Collective."""
         problem = self.problem
-        return problem.square_on_potential_space(self.psi)[: problem.num_potential_owned]
+        return problem.discretisation.square_on_potential_space(self.psi)[
+            : problem.discretisation.num_potential_owned
+        ]
 
     def expect(self, values: npt.ArrayLike) -> float:
         """∫f dm = Σ_i b_i f(x_i) over all ranks, of the values f(x_i), ``(n,)``. Collective."""
-        return self.problem.dot(self.measure(), np.asarray(values, dtype=np.float64))
+        return self._discrete.dot(self.measure(), np.asarray(values, dtype=np.float64))
 
     def potential(self, values: npt.ArrayLike) -> fem.Function:
         """The function V of values V(x_i), ``(n,)``: what a derivative returns. Collective."""
@@ -222,7 +232,7 @@ class Density:
     def mass(self) -> float:
         """∫m dx, 1 up to rounding. Collective."""
         psi = self.amplitude()
-        return self.problem.dot(psi, self.problem.apply_mass(psi))
+        return self._discrete.dot(psi, self._discrete.apply_mass(psi))
 
     def mean(self) -> Array:
         """∫x dm, ``(d,)``. Collective."""
@@ -239,20 +249,22 @@ class Density:
         if not p >= 0:
             raise ValueError(f"the order of a moment is not negative: {p}")
         radius = np.linalg.norm(self._points(), axis=0)
-        return self.problem.dot(self.measure(), radius**p)
+        return self._discrete.dot(self.measure(), radius**p)
 
     def _points(self) -> Array:
         problem = self.problem
-        return problem.potential_nodes[: problem.dim, : problem.num_potential_owned]
+        return problem.discretisation.potential_nodes[
+            : problem.dim, : problem.discretisation.num_potential_owned
+        ]
 
     def fisher_information(self) -> float:
         """I(m) = ∫|∇log m|² dm = 4∫|∇ψ|² dx. Collective."""
         psi = self.amplitude()
-        return 4.0 * self.problem.dot(psi, self.problem.multiply(self.problem.stiffness, psi))
+        return 4.0 * self._discrete.dot(psi, self._discrete.multiply(self.problem.stiffness, psi))
 
     def entropy(self) -> float:
         """∫m log m dx: minus the differential entropy, the H of theory §6. Collective."""
-        return self.problem.entropy(self.psi)
+        return self._discrete.entropy(self.psi)
 
     def relative_entropy(self, other: Density) -> float:
         """H(m|m') = ∫m log(m/m') dx ≥ 0, m' the other density. Collective.
@@ -262,7 +274,7 @@ class Density:
         """
         if other.psi.function_space is not self.psi.function_space:
             raise ValueError("relative_entropy needs two densities of the same problem")
-        return self.problem.entropy(self.psi, other.psi)
+        return self._discrete.entropy(self.psi, other.psi)
 
     def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
         """m at points, the same on every rank. Collective.
@@ -318,13 +330,14 @@ class _Forms:
     """Integrals against e^{−u}, compiled once per problem."""
 
     def __init__(self, problem: Problem) -> None:
-        self.u: fem.Function = problem.new_amplitude()
-        self.other: fem.Function = problem.new_amplitude()
+        discrete = problem.discretisation
+        self.u: fem.Function = discrete.new_amplitude()
+        self.other: fem.Function = discrete.new_amplitude()
         self._load: fem.Function = problem.new_potential()
         if problem.lumped:
-            dx = problem.dx_mass
+            dx = discrete.dx_mass
         else:
-            dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
+            dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
         theta = ufl.TestFunction(problem.potential_space)
         self.measure = fem.form(equations.mass(1.0, theta, dx, self.u))
         self.mass = fem.form(equations.mass(1.0, 1.0, dx, self.u))
@@ -363,18 +376,19 @@ class LogDensity(Density):
     """
 
     def __init__(self, problem: Problem, u: Array) -> None:
-        lowest = problem.min(u)
-        finite = problem.max(0.0 if np.isfinite(u).all() else 1.0) == 0.0
+        discrete = problem.discretisation
+        lowest = discrete.min(u)
+        finite = discrete.max(0.0 if np.isfinite(u).all() else 1.0) == 0.0
         if not finite:
             raise ValueError("u = −log m is not finite")
-        self._log: fem.Function = problem.new_amplitude()
+        self._log: fem.Function = discrete.new_amplitude()
         self._log.name = "u"
         set_owned(self._log, u - lowest)
         mass = self._bind(problem).integral(_forms(problem).mass)
         if not mass > 0.0:
             raise ValueError("e^{−u} has no mass on this mesh")
         self._log.x.array[:] += np.log(mass)
-        psi = np.exp(-0.5 * self._log.x.array[: problem.num_owned])
+        psi = np.exp(-0.5 * self._log.x.array[: discrete.num_owned])
         super().__init__(problem, psi, normalised=True)
 
     def _bind(self, problem: Problem) -> _Forms:
@@ -393,8 +407,8 @@ class LogDensity(Density):
         Raises:
             ValueError: u is not finite or of the wrong shape.
         """
-        values = evaluate(problem.comm, u, problem.nodes, "u = −log m")
-        return cls(problem, values[: problem.num_owned])
+        values = evaluate(problem.comm, u, problem.discretisation.nodes, "u = −log m")
+        return cls(problem, values[: problem.discretisation.num_owned])
 
     def copy(self) -> LogDensity:
         """An independent density with the same values."""
@@ -402,7 +416,7 @@ class LogDensity(Density):
 
     def log_values(self) -> Array:
         """Owned values of u, ``(num_owned,)``."""
-        return self._log.x.array[: self.problem.num_owned].copy()
+        return self._log.x.array[: self.problem.discretisation.num_owned].copy()
 
     def u(self) -> fem.Function:
         """u = −log m, normalised."""
@@ -470,10 +484,11 @@ def log_density(density: Density) -> LogDensity:
     Raises:
         ValueError: ψ is too small somewhere for its logarithm to mean anything.
     """
+    discrete = density.problem.discretisation
     if isinstance(density, LogDensity):
         return density
-    u = density.u().x.array[: density.problem.num_owned]
-    spread = density.problem.max(float(u.max(initial=-np.inf))) - density.problem.min(u)
+    u = density.u().x.array[: discrete.num_owned]
+    spread = discrete.max(float(u.max(initial=-np.inf))) - discrete.min(u)
     if spread > _LARGEST_U:
         raise ValueError(
             f"the density falls by e^{{−{spread:.0f}}} on this mesh, further than ψ is known: give "

@@ -51,10 +51,6 @@ _MASS_OPTIONS = {"ksp_type": "cg", "pc_type": "jacobi"}
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
-class Key:
-    """What problems that share a discretisation have in common: to keep things by."""
-
-
 class Discretisation:
     """ψ in a Lagrange space, V in another (or the same), and the operators between them.
 
@@ -69,14 +65,12 @@ class Discretisation:
 
     Attributes:
         dim: dimension d.
-        key: the same object for all problems that share this discretisation.
         space: Lagrange space of ψ.
         nodes: ``(3, n)`` points of its degrees of freedom, owned first.
         potential_space: Lagrange space of V; ``space`` itself when lumped.
         potential_nodes: ``(3, n)`` points of its degrees of freedom, owned first.
         boundary_cells: owned cells that touch the boundary.
         mass_matrix: ∫ψχ; diagonal when lumped, with ``mass_diagonal`` its owned entries.
-        stiffness: the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ. ``Problem`` sets it.
     """
 
     def __init__(
@@ -88,8 +82,9 @@ class Discretisation:
         lumped: bool,
         walls: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        self.mesh, self.comm, self.dim = mesh, mesh.comm, mesh.geometry.dim
-        self.key = Key()
+        self.mesh = mesh
+        self.comm: Any = mesh.comm
+        self.dim: int = mesh.geometry.dim
         self.degree, self.boundary, self.lumped = degree, boundary, lumped
         self.potential_degree = degree if lumped else potential_degree
         self.space = fem.functionspace(mesh, ("Lagrange", degree))
@@ -101,8 +96,8 @@ class Discretisation:
         self.potential_nodes = np.ascontiguousarray(
             self.potential_space.tabulate_dof_coordinates().T
         )
-        self.num_owned = self.space.dofmap.index_map.size_local
-        self.num_potential_owned = self.potential_space.dofmap.index_map.size_local
+        self.num_owned: int = self.space.dofmap.index_map.size_local
+        self.num_potential_owned: int = self.potential_space.dofmap.index_map.size_local
         self._build_boundary(walls)
         self._build_measures()
         self._build_operators()
@@ -147,6 +142,7 @@ class Discretisation:
         self._entropy_form: fem.Form | None = None
         self.potential_form: Any = None
         self._square: Any = None
+        self._stiffness: PETSc.Mat | None = None
         self._mass_solver: SpdSolver | None = None
         self._potential_mass: SpdSolver | None = None
         self._boundary_form = self._mass_form(self.boundary_cells)
@@ -200,21 +196,22 @@ class Discretisation:
     def stiffness_for(self, sigma: float) -> PETSc.Mat:
         """The form of H for V = 0, divided by σ². Collective.
 
-        The fast way is taken where it is the same matrix, and a stiffness there is already kept
-        where it suits this σ too.
+        The collocated matrix, or the one of an earlier σ, is taken where it acts like the form.
         """
         self._sigma.value = np.asarray(sigma)
         psi, chi = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
         action = self._kinetic_part(self._x, chi)
-        candidate: PETSc.Mat | None = getattr(self, "stiffness", None)
+        candidate = self._stiffness
         if candidate is None and self.lumped and self.degree > 1:
             candidate = collocated_stiffness(self.space, self._constrained_everywhere)
         if candidate is not None:
             if self._acts_like(candidate, action, sigma**2):
+                self._stiffness = candidate
                 return candidate
             _LOG.info("equations.schrodinger is not the usual form: it is assembled as it stands")
         matrix = self._assemble(self._kinetic_part(psi, chi), diagonal=sigma**2)
         matrix.scale(sigma**-2)
+        self._stiffness = matrix
         return matrix
 
     def _acts_like(self, matrix: PETSc.Mat, action: Any, factor: float) -> bool:
@@ -254,6 +251,11 @@ class Discretisation:
         ones = np.ones(self.num_owned)
         dofs: int = self.space.dofmap.index_map.size_global
         return self.dot(ones, self.apply_mass(ones)) / dofs
+
+    @property
+    def owned_nodes(self) -> Array:
+        """``(3, num_owned)`` points of this rank's own degrees of freedom of ψ."""
+        return self.nodes[:, : self.num_owned]
 
     # -- actions on owned arrays ----------------------------------------------------------------
 
@@ -478,20 +480,25 @@ class Discretisation:
         source: Any = f
         if not isinstance(f, fem.Function):
             source = fem.Expression(f, self.potential_space.element.interpolation_points)
-        self._potential.interpolate(source)
-        values = self._potential.x.array.copy()
+        values = self.interpolated(source)
         bad = not np.isfinite(values).all()
         error = ValueError(f"{name} is not finite at some nodes") if bad else None
         all_ranks_agree(self.comm, error)
         return values
+
+    def interpolated(self, source: fem.Function | fem.Expression) -> Array:
+        """A function on this mesh at the nodes of the potential space, owned and ghosts."""
+        if isinstance(source, fem.Function) and source.function_space is self.potential_space:
+            return np.array(source.x.array)
+        self._potential.interpolate(source)
+        return np.array(self._potential.x.array)
 
     def square_on_potential_space(self, psi: fem.Function) -> Array:
         """ψ² interpolated on the potential space, owned and ghosts. Collective."""
         if self.lumped:
             return psi.x.array**2
         self._x.x.array[:] = psi.x.array
-        self._potential.interpolate(self._square)
-        return self._potential.x.array.copy()
+        return self.interpolated(self._square)
 
     def _free(self, owned: Array) -> Array:
         owned[self.constrained] = 0.0

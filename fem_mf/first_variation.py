@@ -106,23 +106,24 @@ def _constant(problem: Problem) -> fem.Constant:
 
 def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
+    discrete = problem.discretisation
     u, v = density.u(), problem.new_potential()
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
-    dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
+    dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
     load = equations.first_variation(u, chi, v, _constant(problem), dx)
-    tested = assemble_owned(fem.form(load), problem.new_amplitude()).copy()
+    tested = assemble_owned(fem.form(load), discrete.new_amplitude()).copy()
     mass: PETSc.Mat = _assemble_matrix(fem.form(equations.mass(delta, chi, dx, u)))
     mass.assemble()
     eigenvalue = float(global_sum(problem.comm, tested.sum()))
-    weight = np.ones(problem.num_owned)
-    tested -= eigenvalue * problem.multiply(mass, weight)
+    weight = np.ones(discrete.num_owned)
+    tested -= eigenvalue * discrete.multiply(mass, weight)
     # e^{−u} spans many decades: scaled by its diagonal the matrix is as good as a mass matrix.
     solver = SpdSolver(mass, "fem_mf_weighted_mass_", {"ksp_type": "cg", "pc_type": "jacobi"})
     right, solution = mass.createVecLeft(), mass.createVecRight()
     right.array[:] = tested
     solver.solve(right, solution, 1e-10)
-    deviation = problem.dot(tested, np.array(solution.array_r, dtype=np.float64))
+    deviation = discrete.dot(tested, np.array(solution.array_r, dtype=np.float64))
     for item in (solver, mass, right, solution):
         item.destroy()
     return float(np.sqrt(max(deviation, 0.0))), eigenvalue
@@ -139,13 +140,14 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
     Raises:
         ValueError: ψ is too small somewhere for its logarithm to mean anything.
     """
+    discrete = problem.discretisation
     first, second = log_density(old), log_density(new)
     functional = problem.functional
     potential = problem.on_potential_space(functional.derivative(first))
     change: Array = second.measure() - first.measure()
-    linear = problem.dot(potential[: problem.num_potential_owned], change)
+    linear = discrete.dot(potential[: discrete.num_potential_owned], change)
     part = float(functional.value(second)) - float(functional.value(first)) - linear
-    dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
+    dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
     form = fem.form(equations.relative_fisher(second.u(), first.u(), _constant(problem), dx))
     fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
     return Bregman(functional=part, fisher=fisher)

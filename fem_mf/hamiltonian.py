@@ -44,6 +44,7 @@ class MeanFieldHamiltonian:
 
     def __init__(self, problem: Problem, mean_field: MeanField) -> None:
         self.problem = problem
+        self._discrete = problem.discretisation
         self.mean_field = mean_field
         self.constant = problem.stiffness.copy()  # σ²A + ∫V_0ψχ
         self.constant.scale(problem.sigma**2)
@@ -55,7 +56,7 @@ class MeanFieldHamiltonian:
             self._add_lumped(mean_field.base, self.constant_diagonal)
             self.constant.setDiagonal(self.constant_diagonal)
         else:
-            fixed = problem.assemble_potential(None, mean_field.base)
+            fixed = self._discrete.assemble_potential(None, mean_field.base)
             self.constant.axpy(1.0, fixed, structure=_SAME)
             fixed.destroy()
             self.constant.getDiagonal(self.constant_diagonal)
@@ -75,13 +76,14 @@ class MeanFieldHamiltonian:
         if self.by_pieces:
             assert self.mean_field.basis is not None
             self._pieces = [
-                self.problem.assemble_potential(None, column) for column in self.mean_field.basis.T
+                self._discrete.assemble_potential(None, column)
+                for column in self.mean_field.basis.T
             ]
 
     def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
         """Add ∫Vψχ, which is diagonal, to a diagonal."""
-        ones = np.ones(self.problem.num_owned)
-        added = self.problem.apply_potential(potential, ones)
+        ones = np.ones(self._discrete.num_owned)
+        added = self._discrete.apply_potential(potential, ones)
         diagonal.array[:] = owned_values(diagonal) + added
 
     def update(self, mass_factor: float, y: Array) -> None:
@@ -101,7 +103,7 @@ class MeanFieldHamiltonian:
             self._add_lumped(mass_factor + varying, self._diagonal)
             self.matrix.setDiagonal(self._diagonal)
         else:
-            self._general = problem.assemble_potential(self._general, varying)
+            self._general = problem.discretisation.assemble_potential(self._general, varying)
             self.constant.copy(self.matrix, structure=_SAME)
             self.matrix.axpy(mass_factor, problem.mass_matrix, structure=_SAME)
             self.matrix.axpy(1.0, self._general, structure=_SAME)
@@ -132,9 +134,9 @@ class MeanFieldHamiltonian:
     def basis_loads(self, psi: Array) -> list[Array]:
         """∫Q_jψχ for every χ and each feature Q_j of the basis, owned values. Collective."""
         if self._pieces:
-            return [self.problem.multiply(piece, psi) for piece in self._pieces]
+            return [self._discrete.multiply(piece, psi) for piece in self._pieces]
         assert self.mean_field.basis is not None
-        return [self.problem.apply_potential(column, psi) for column in self.mean_field.basis.T]
+        return [self._discrete.apply_potential(column, psi) for column in self.mean_field.basis.T]
 
     def largest_ratio(self) -> float:
         """max_i σ²A_ii / M_ii, the stiffness of the problem. Collective."""
@@ -142,7 +144,7 @@ class MeanFieldHamiltonian:
         mass = problem.mass_matrix.getDiagonal().array
         free = mass > 0
         ratio = problem.stiffness.getDiagonal().array[free] / mass[free]
-        return problem.sigma**2 * problem.max(float(ratio.max(initial=0.0)))
+        return problem.sigma**2 * problem.discretisation.max(float(ratio.max(initial=0.0)))
 
 
 class Hamiltonian:
@@ -158,6 +160,7 @@ class Hamiltonian:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._discrete = problem.discretisation
         self.matrix: PETSc.Mat = problem.stiffness.copy()
         self.potential: Array | None = None
         self._term: PETSc.Mat | None = None
@@ -168,8 +171,8 @@ class Hamiltonian:
         if other is not self:
             other.matrix.copy(self.matrix, structure=_SAME)
         if self.problem.lumped:
-            mass = self.problem.apply_mass(np.ones(self.problem.num_owned))
-            self.problem.add_diagonal(self.matrix, -shift * mass)
+            mass = self._discrete.apply_mass(np.ones(self._discrete.num_owned))
+            self._discrete.add_diagonal(self.matrix, -shift * mass)
         else:
             self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
         # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
@@ -181,5 +184,5 @@ class Hamiltonian:
         problem, matrix = self.problem, self.matrix
         problem.stiffness.copy(matrix, structure=_SAME)
         matrix.scale(problem.sigma**2)
-        self._term = problem.add_potential(matrix, potential, self._term)
+        self._term = problem.discretisation.add_potential(matrix, potential, self._term)
         matrix.stateIncrease()

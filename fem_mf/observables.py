@@ -66,9 +66,9 @@ class FirstOrder:
 def first_order(problem: Problem, density: Density) -> FirstOrder:
     """Evaluate the first-order condition (F2). Collective."""
     potential, load = _hamiltonian(problem, density)
-    eigenvalue = problem.dot(density.amplitude(), load)
+    eigenvalue = problem.discretisation.dot(density.amplitude(), load)
     gradient = load - eigenvalue * density.mass_amplitude()
-    gradient[problem.constrained] = 0.0
+    gradient[problem.discretisation.constrained] = 0.0
     return FirstOrder(
         potential=potential,
         eigenvalue=eigenvalue,
@@ -98,26 +98,26 @@ def _hamiltonian(problem: Problem, density: Density) -> tuple[Array, Array]:
     check_density(problem, density)
     psi = density.amplitude()
     potential = problem.on_potential_space(problem.functional.derivative(density))
-    load = problem.sigma**2 * problem.multiply(problem.stiffness, psi)
-    return potential, load + problem.apply_potential(potential, psi)
+    load = problem.sigma**2 * problem.discretisation.multiply(problem.stiffness, psi)
+    return potential, load + problem.discretisation.apply_potential(potential, psi)
 
 
 def dual_norm(problem: Problem, load: Array) -> float:
     """L² norm of the function of ψ's space that a load vector represents. Collective."""
     # The error of ⟨load, M⁻¹load⟩ by conjugate gradients is the square of that of the solution.
-    function = problem.solve_mass(load, rtol=1e-8)
-    return float(np.sqrt(max(problem.dot(load, function), 0.0)))
+    function = problem.discretisation.solve_mass(load, rtol=1e-8)
+    return float(np.sqrt(max(problem.discretisation.dot(load, function), 0.0)))
 
 
 def energy_scale(problem: Problem, condition: FirstOrder) -> float:
     """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
-    spread = condition.eigenvalue - problem.min(condition.potential)
+    spread = condition.eigenvalue - problem.discretisation.min(condition.potential)
     return max(spread, flat_scale(problem))
 
 
 def flat_scale(problem: Problem) -> float:
     """σ² divided by the squared width of the mesh. Collective the first time."""
-    volume = problem.mean_mass * problem.space.dofmap.index_map.size_global
+    volume = problem.discretisation.mean_mass * problem.space.dofmap.index_map.size_global
     return float(problem.sigma**2 * volume ** (-2.0 / problem.dim))
 
 
@@ -136,7 +136,7 @@ def hamiltonian(problem: Problem, density: Density) -> Array:
 def eigenvalue(problem: Problem, density: Density) -> float:
     """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2); V normalised as the functional gives it. Collective."""
     load = hamiltonian(problem, density)
-    return problem.dot(density.amplitude(), load)
+    return problem.discretisation.dot(density.amplitude(), load)
 
 
 def residual(problem: Problem, density: Density) -> float:
@@ -158,8 +158,9 @@ class Regularity:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._discrete = problem.discretisation
         mesh = problem.mesh
-        self._f: fem.Function = problem.new_amplitude()
+        self._f: fem.Function = self._discrete.new_amplitude()
         points = problem.space.element.interpolation_points
         x = ufl.SpatialCoordinate(mesh)
         self._gradient = fem.Expression(ufl.grad(self._f), points)
@@ -182,17 +183,17 @@ class Regularity:
 
     def gradient(self, values: Array) -> float:
         """‖∇f‖∞ of a function by its owned values. Collective."""
-        return self.problem.max(float(self._slopes(values).max(initial=0.0)))
+        return self._discrete.max(float(self._slopes(values).max(initial=0.0)))
 
     def growth(self, values: Array) -> float:
         """sup |∇f|/(1 + |x|) of a function by its owned values. Collective."""
         ratio = self._slopes(values) / (1.0 + self._radius)
-        return self.problem.max(float(ratio.max(initial=0.0)))
+        return self._discrete.max(float(ratio.max(initial=0.0)))
 
     def hessian(self, values: Array) -> tuple[float, float]:
         """Smallest eigenvalue of ∇²f, and the largest modulus of any. Collective."""
         dim = self.problem.dim
         matrices = self._evaluate(self._hessian, values).reshape(-1, dim, dim)
         eigenvalues = np.linalg.eigvalsh(0.5 * (matrices + matrices.transpose(0, 2, 1)))
-        largest = self.problem.max(float(np.abs(eigenvalues).max(initial=0.0)))
-        return self.problem.min(eigenvalues), largest
+        largest = self._discrete.max(float(np.abs(eigenvalues).max(initial=0.0)))
+        return self._discrete.min(eigenvalues), largest

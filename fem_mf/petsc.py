@@ -23,7 +23,7 @@ One solver serves a whole run; its two callables use data that change from step 
 
 The lowest eigenpairs of symmetric operators:
 
-    start = np.random.default_rng(0).standard_normal((2, problem.num_owned))
+    start = np.random.default_rng(0).standard_normal((2, problem.discretisation.num_owned))
     mass = problem.mass_matrix
     lowest_states(matrix, mass, preconditioner.apply, start, tolerance=1e-6).values
 

@@ -1,11 +1,12 @@
-"""The problem: mesh, functional, σ and degree -> spaces, quadrature and constant operators.
+"""The problem: a functional F, σ, and the discretisation on which F^σ is minimised.
 
     problem = Problem(mesh, functional, sigma=0.5, degree=2)
     problem.space             # of the amplitude ψ
     problem.potential_space   # of V[m] and of the features
     problem.mass_matrix, problem.stiffness
+    problem.with_sigma(0.25)  # the same discretisation
 
-There is no time and no density in it. With ``mass="consistent"`` the potential has a space of its
+A problem holds no time and no density. With ``mass="consistent"`` the potential has a space of its
 own, of a degree that keeps the order 2k of the energy (``Functional.potential_degree``); with
 ``mass="lumped"`` mass and potential are diagonal; see :mod:`fem_mf.discretisation`.
 """
@@ -58,7 +59,7 @@ def potential_degree_of(functional: FunctionalLike, degree: int) -> int:
     return int(getattr(functional, "potential_degree", usual_potential_degree)(degree))
 
 
-class Problem(Discretisation):
+class Problem:
     """Minimise F(m) + (σ²/4) I(m) over densities m = ψ² on a mesh (E1). Collective.
 
     Args:
@@ -76,7 +77,9 @@ class Problem(Discretisation):
     Attributes:
         functional: F.
         sigma: σ.
-        others: see :class:`fem_mf.discretisation.Discretisation`.
+        discretisation: spaces, quadrature and constant operators, which know neither F nor σ
+            (:class:`fem_mf.discretisation.Discretisation`).
+        stiffness: the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ.
 
     Raises:
         TypeError: an argument of the wrong type, naming it, on every rank.
@@ -116,7 +119,9 @@ class Problem(Discretisation):
             mass=mass,
             potential_degree=potential_degree,
         )
-        super().__init__(
+        self.functional = functional
+        self.sigma = float(sigma)
+        self.discretisation = Discretisation(
             mesh,
             int(degree),
             int(potential_degree or potential_degree_of(functional, degree)),
@@ -124,19 +129,66 @@ class Problem(Discretisation):
             lumped=mass == "lumped",
             walls=walls,
         )
-        self.functional = functional
-        self.sigma = float(sigma)
-        self.check_potential_part(self.sigma)
-        self.stiffness: PETSc.Mat = self.stiffness_for(self.sigma)
+        self.discretisation.check_potential_part(self.sigma)
+        self.stiffness: PETSc.Mat = self.discretisation.stiffness_for(self.sigma)
+
+    @property
+    def mesh(self) -> dmesh.Mesh:
+        """The mesh."""
+        return self.discretisation.mesh
+
+    @property
+    def comm(self) -> Any:
+        """The communicator of the mesh."""
+        return self.discretisation.comm
+
+    @property
+    def dim(self) -> int:
+        """The dimension d."""
+        return self.discretisation.dim
+
+    @property
+    def degree(self) -> int:
+        """The polynomial degree of ψ."""
+        return self.discretisation.degree
+
+    @property
+    def lumped(self) -> bool:
+        """Whether mass and potential are diagonal."""
+        return self.discretisation.lumped
+
+    @property
+    def boundary(self) -> str:
+        """The boundary condition of ψ: natural, dirichlet, or dirichlet on the facets of tags."""
+        return self.discretisation.boundary
+
+    @property
+    def space(self) -> fem.FunctionSpace:
+        """The Lagrange space of ψ."""
+        return self.discretisation.space
+
+    @property
+    def potential_space(self) -> fem.FunctionSpace:
+        """The Lagrange space of V[m] and of the features."""
+        return self.discretisation.potential_space
+
+    @property
+    def mass_matrix(self) -> PETSc.Mat:
+        """∫ψχ dx, diagonal with ``mass="lumped"``."""
+        return self.discretisation.mass_matrix
+
+    def new_potential(self) -> fem.Function:
+        """A zero ``fem.Function`` named V on the potential space. Collective."""
+        return self.discretisation.new_potential()
 
     def with_sigma(self, sigma: float) -> Problem:
-        """The same problem with another σ; mesh, spaces and operators are shared. Collective."""
+        """The same problem with another σ, on the same discretisation. Collective."""
         if sigma == self.sigma:
             return self
         positive("sigma", sigma)
         other = copy.copy(self)
         other.sigma = float(sigma)
-        other.stiffness = other.stiffness_for(other.sigma)
+        other.stiffness = self.discretisation.stiffness_for(other.sigma)
         return other
 
     def hamiltonian(self, density: Any) -> PETSc.Mat:
@@ -151,7 +203,7 @@ class Problem(Discretisation):
         potential = self.on_potential_space(self.functional.derivative(density))
         matrix: PETSc.Mat = self.stiffness.copy()
         matrix.scale(self.sigma**2)
-        if (term := self.add_potential(matrix, potential)) is not None:
+        if (term := self.discretisation.add_potential(matrix, potential)) is not None:
             term.destroy()
         return matrix
 
@@ -166,11 +218,7 @@ class Problem(Discretisation):
                 "derivative(density) must return a scalar dolfinx.fem.Function on the problem's "
                 "mesh, for instance one made by problem.new_potential()"
             )
-        if function.function_space is self.potential_space:
-            values = function.x.array.copy()
-        else:
-            self._potential.interpolate(function)
-            values = self._potential.x.array.copy()
+        values = self.discretisation.interpolated(function)
         bad = not np.isfinite(values).all()
         all_ranks_agree(
             self.comm, ValueError("V[m] has values that are not finite") if bad else None

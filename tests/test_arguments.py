@@ -12,7 +12,7 @@ F = mf.Potential(lambda x: x[0] ** 2)
 MESH = mf.interval(COMM, 3.0, 0.5)
 PROBLEM = mf.Problem(MESH, F, 0.5, 2)
 LUMPED = mf.Problem(MESH, F, 0.5, 1, mass="lumped")
-DENSITY = mf.Density(PROBLEM, np.ones(PROBLEM.num_owned))
+DENSITY = mf.Density(PROBLEM, np.ones(PROBLEM.discretisation.num_owned))
 FLOW = mf.SchrodingerFlow(PROBLEM, 0.1)
 
 CASES = {

@@ -117,7 +117,7 @@ def test_fisher_information_and_entropy_of_a_cosine():
     # ∫m log m = −log R + mean of 2cos²·log cos² over a period = −log R + 1 − 2 log 2
     assert density.entropy() == pytest.approx(1 - 2 * np.log(2) - np.log(radius), rel=1e-4)
     assert np.isfinite(density.u().x.array).all()
-    np.testing.assert_array_equal(density.psi.x.array[problem.constrained], 0.0)
+    np.testing.assert_array_equal(density.psi.x.array[problem.discretisation.constrained], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_three_views_of_one_density():
     assert psi.min() > 0
     np.testing.assert_array_equal(density.m().x.array, psi**2)
     np.testing.assert_allclose(np.exp(-density.u().x.array), psi**2, rtol=1e-12, atol=1e-300)
-    exact = gaussian(MEAN[:2], THETA)(density.problem.nodes)
+    exact = gaussian(MEAN[:2], THETA)(density.problem.discretisation.nodes)
     np.testing.assert_allclose(density.m().x.array, exact, rtol=1e-7, atol=1e-12)
     assert (density.psi.name, density.m().name, density.u().name) == ("psi", "m", "u")
 
@@ -196,7 +196,7 @@ def test_bad_amplitudes():
     problem = normal("triangles").problem
     for bad, text in ((0.0, "zero everywhere"), (np.nan, "not finite"), (np.inf, "not finite")):
         with pytest.raises(ValueError, match=text):
-            mf.Density(problem, np.full(problem.num_owned, bad))
+            mf.Density(problem, np.full(problem.discretisation.num_owned, bad))
 
 
 # -- point values ------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_evaluate(name):
     exact = gaussian(MEAN[:d], THETA)(points.T)
     tolerance = {"tetrahedra": 0.1, "hexahedra": 2e-2}.get(name, 1e-4) * exact.max()
     np.testing.assert_allclose(density.evaluate(points), exact, rtol=0, atol=tolerance)
-    nodes = density.problem.nodes[:d, :7].T
+    nodes = density.problem.discretisation.nodes[:d, :7].T
     np.testing.assert_allclose(density.evaluate(nodes), density.m().x.array[:7], atol=1e-12)
 
 
@@ -281,9 +281,11 @@ def test_uniform_samples_on_deformed_cells():
     samples = density.sample(8000, seed=5)
     check_moments_of_samples(density, samples)
     rings = np.histogram(np.sum(samples**2, axis=1), bins=np.linspace(0, 3.6, 10))[0]
-    area = density.problem.dot(
-        np.ones(density.problem.num_owned),
-        density.problem.apply_mass(np.ones(density.problem.num_owned)),
+    area = density.problem.discretisation.dot(
+        np.ones(density.problem.discretisation.num_owned),
+        density.problem.discretisation.apply_mass(
+            np.ones(density.problem.discretisation.num_owned)
+        ),
     )
     expected = 8000 * 0.4 * np.pi / area
     assert np.sum((rings - expected) ** 2 / expected) < chi2.ppf(0.9999, 9)

@@ -82,15 +82,16 @@ LUMPED = {"flows.edge_averaged", "flows.langevin_stage"}
 
 # What an example uses besides the names of its module, of the package and of ``namespace``.
 PREPARATION = {
+    "flows.edge_averaged": "mass_diagonal = problem.discretisation.mass_diagonal",
     "flows.decomposition": """
         density = mf.LogDensity.from_function(problem, well)
     """,
-    "flows.hjb_stage": "r = well(problem.nodes[:, : problem.num_owned])",
+    "flows.hjb_stage": "r = well(problem.discretisation.owned_nodes)",
     "flows.langevin_stage": "m = density.amplitude() ** 2",
     "functionals.network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
     "functionals.terms": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
     "mean_field.fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",
-    "observables": "u = v = w = well(problem.nodes[:, : problem.num_owned])",
+    "observables": "u = v = w = well(problem.discretisation.owned_nodes)",
     "output.checkpoint": "history = mf.History('run/history.csv', comm)",
     "petsc": """
         ksp = PETSc.KSP().create(comm)
@@ -106,7 +107,7 @@ PREPARATION = {
         hessian, condition = Hessian(problem), first_order(problem, density)
         hessian.update(density, condition)
         psi, mass_psi, gradient = density.amplitude(), density.mass_amplitude(), condition.gradient
-        precondition = problem.solve_mass
+        precondition = problem.discretisation.solve_mass
     """,
 }
 
@@ -157,7 +158,7 @@ def namespace(lumped: bool) -> dict[str, Any]:
         "t_end": 0.5,
         "mean_field": mean_field,
         "y": y,
-        "V": mean_field.potential(y)[: problem.num_owned],
+        "V": mean_field.potential(y)[: problem.discretisation.num_owned],
         "v": density.amplitude(),
         "matrix": operator.matrix,
         "right": right,

@@ -146,10 +146,10 @@ def test_a_fast_path_that_is_wrong_is_not_taken(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="fem_mf"):
         problem = line(MESHES["degree 4 collocated"])
     assert [r for r in caplog.records if "assembled as it stands" in r.getMessage()]
-    ones = problem.nodes[0, : problem.num_owned]
-    assert problem.dot(ones, problem.multiply(problem.stiffness, ones)) == pytest.approx(
-        8.0, rel=1e-11
-    )
+    ones = problem.discretisation.nodes[0, : problem.discretisation.num_owned]
+    assert problem.discretisation.dot(
+        ones, problem.discretisation.multiply(problem.stiffness, ones)
+    ) == pytest.approx(8.0, rel=1e-11)
 
 
 @pytest.mark.parametrize("options", MESHES)

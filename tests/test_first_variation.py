@@ -190,7 +190,7 @@ def test_total_is_what_linearising_leaves(name):
         problem = made(name, 1, h)
         old, new = wavy(problem), gaussian(problem, 1.3, [0.3])
         rate = mf.HJBOperator(problem).rate(old.u(), problem.functional.derivative(old))
-        slope = rate.x.array[: problem.num_owned]
+        slope = rate.x.array[: problem.discretisation.num_owned]
         linear = new.expectation(slope) - old.expectation(slope)
         total = mf.energy(problem, new) - mf.energy(problem, old) - linear
         assert total > 1e-2

@@ -94,8 +94,8 @@ def test_relative_entropy_of_gaussians(name):
 @every_case
 def test_u_is_normalised_and_keeps_its_shape(name):
     problem, density, precision, mean, accuracy = gaussian(name)
-    d, own = len(mean), slice(problem.num_owned)
-    x = problem.nodes[:d, own] - mean[:, None]
+    d, own = len(mean), slice(problem.discretisation.num_owned)
+    x = problem.discretisation.nodes[:d, own] - mean[:, None]
     u = 0.5 * np.einsum("in,ij,jn->n", x, precision, x)
     u += 0.5 * d * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(precision)[1]
     np.testing.assert_allclose(density.log_values(), u, rtol=1e-12, atol=accuracy)
@@ -121,7 +121,7 @@ def test_evaluate(name):
 @every_case
 def test_expectation_and_variance(name):
     problem, density, precision, mean, accuracy = gaussian(name)
-    x = problem.nodes[0, : problem.num_owned]
+    x = problem.discretisation.nodes[0, : problem.discretisation.num_owned]
     assert density.expectation(x) == pytest.approx(mean[0], abs=accuracy)
     variance = np.linalg.inv(precision)[0, 0]
     assert density.variance(x) == pytest.approx(variance, abs=10 * accuracy)
@@ -141,7 +141,7 @@ def test_a_density_far_too_small_for_its_amplitude(name):
     assert density.mass() == pytest.approx(1.0, abs=1e-13)
     np.testing.assert_allclose(density.covariance(), np.eye(d) / theta, rtol=0, atol=1e-3 / theta)
     assert density.fisher_information() == pytest.approx(d * theta, rel=1e-3)
-    fitted = Quadratic.fit(problem, u, problem.nodes[:, : problem.num_owned])
+    fitted = Quadratic.fit(problem, u, problem.discretisation.owned_nodes)
     assert fitted is not None
     np.testing.assert_allclose(fitted.hessian, theta * np.eye(d), rtol=0, atol=1e-9)
     assert log_density(density) is density

@@ -79,13 +79,13 @@ def test_the_scale_of_energies_is_that_above_the_bottom_of_v():
     density = mf.Density.from_function(problem, gaussian(mean, theta))
     # λ − min V, V = ½κ|x|² + 0.7 (mean − 0.5)·x at the nodes
     force = 0.7 * (mean - 0.5)
-    lowest = (trap(problem.nodes) + force @ problem.nodes[:2]).min()
+    lowest = (trap(problem.discretisation.nodes) + force @ problem.discretisation.nodes[:2]).min()
     eigenvalue = 0.5 * SIGMA**2 * theta + 0.5 * KAPPA * (2 / theta + mean @ mean) + force @ mean
     scale = energy_scale(problem, first_order(problem, density))
     assert scale == pytest.approx(eigenvalue - lowest, rel=10 * rel)
     # where V is flat, σ² over the squared width
     flat = mf.Problem(problem.mesh, mf.Potential(lambda x: 3.0 + 0.0 * x[0]), SIGMA, 2)
-    uniform = mf.Density(flat, np.ones(flat.num_owned))
+    uniform = mf.Density(flat, np.ones(flat.discretisation.num_owned))
     assert energy_scale(flat, first_order(flat, uniform)) == pytest.approx(SIGMA**2 / 12.0**2)
 
 
@@ -168,8 +168,8 @@ def test_residual_with_dirichlet_conditions():
 @pytest.mark.parametrize("name", ["triangles", "quadrilaterals"])
 def test_solve_mass_inverts_the_mass(name):
     problem, _ = problem_on(name)
-    psi = np.cos(problem.nodes[0, : problem.num_owned])
-    back = problem.solve_mass(problem.apply_mass(psi))
+    psi = np.cos(problem.discretisation.nodes[0, : problem.discretisation.num_owned])
+    back = problem.discretisation.solve_mass(problem.discretisation.apply_mass(psi))
     np.testing.assert_allclose(back, psi, rtol=0, atol=1e-11)
 
 

@@ -50,31 +50,33 @@ def power(p, dim):
 
 def integral(problem, values, matrix):
     """vᵀMv for nodal values v."""
-    return problem.dot(values, problem.multiply(matrix, values))
+    return problem.discretisation.dot(values, problem.discretisation.multiply(matrix, values))
 
 
 @pytest.mark.parametrize(("cell", "degree"), CONSISTENT)
 def test_consistent_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree)
-    x, dim = problem.nodes[0, : problem.num_owned], problem.dim
+    x, dim = problem.discretisation.nodes[0, : problem.discretisation.num_owned], problem.dim
     one = np.ones_like(x)
     mass, stiffness = problem.mass_matrix, problem.stiffness
     assert integral(problem, one, mass) == pytest.approx((2 * R) ** dim, rel=1e-12)
     assert integral(problem, x**degree, mass) == pytest.approx(power(2 * degree, dim), rel=1e-12)
     exact = degree**2 * power(2 * degree - 2, dim)
     assert integral(problem, x**degree, stiffness) == pytest.approx(exact, rel=1e-11)
-    assert np.abs(problem.multiply(stiffness, one)).max() < 1e-10
+    assert np.abs(problem.discretisation.multiply(stiffness, one)).max() < 1e-10
     assert mass.isSymmetric(1e-13) and stiffness.isSymmetric(1e-10)
-    np.testing.assert_allclose(problem.apply_mass(x), problem.multiply(mass, x), atol=1e-14)
+    np.testing.assert_allclose(
+        problem.discretisation.apply_mass(x), problem.discretisation.multiply(mass, x), atol=1e-14
+    )
 
 
 @pytest.mark.parametrize(("cell", "degree"), LUMPED)
 def test_lumped_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree, "lumped")
-    x, dim = problem.nodes[0, : problem.num_owned], problem.dim
+    x, dim = problem.discretisation.nodes[0, : problem.discretisation.num_owned], problem.dim
     one = np.ones_like(x)
     assert problem.potential_space is problem.space
-    diagonal = problem.mass_diagonal
+    diagonal = problem.discretisation.mass_diagonal
     assert (diagonal > 0).all()
     assert diagonal.sum() == pytest.approx((2 * R) ** dim, rel=1e-12)
     # the diagonal is the row sum of the consistent matrix: both integrate the shape functions
@@ -86,12 +88,14 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
     assert integral(problem, x**p, problem.mass_matrix) == pytest.approx(power(2 * p, dim))
     exact = degree**2 * power(2 * degree - 2, dim)
     assert integral(problem, x**degree, problem.stiffness) == pytest.approx(exact, rel=1e-11)
-    assert np.abs(problem.multiply(problem.stiffness, one)).max() < 1e-10
+    assert np.abs(problem.discretisation.multiply(problem.stiffness, one)).max() < 1e-10
     columns = problem.mass_matrix.getDiagonal().array
     np.testing.assert_array_equal(columns, diagonal)
-    v = np.cos(3 * problem.potential_nodes[0])
+    v = np.cos(3 * problem.discretisation.potential_nodes[0])
     np.testing.assert_allclose(
-        problem.apply_potential(v, x), diagonal * v[: problem.num_owned] * x, atol=1e-15
+        problem.discretisation.apply_potential(v, x),
+        diagonal * v[: problem.discretisation.num_owned] * x,
+        atol=1e-15,
     )
 
 
@@ -100,19 +104,23 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
 )
 def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
     problem = make(cell, degree)
-    p = problem.potential_degree
-    x = problem.nodes[0, : problem.num_owned]
-    v = problem.potential_nodes[0] ** p
-    matrix = problem.assemble_potential(None, v)
+    p = problem.discretisation.potential_degree
+    x = problem.discretisation.nodes[0, : problem.discretisation.num_owned]
+    v = problem.discretisation.potential_nodes[0] ** p
+    matrix = problem.discretisation.assemble_potential(None, v)
     # ∫ x^p · x^k · x^l, with p + k + l even
     other = x ** (degree - (p % 2))
     exact = power(p + 2 * degree - (p % 2), problem.dim)
-    action = problem.apply_potential(v, x**degree)
-    assert problem.dot(other, action) == pytest.approx(exact, rel=1e-12)
-    np.testing.assert_allclose(problem.multiply(matrix, x**degree), action, atol=1e-12)
-    again = problem.assemble_potential(matrix, 2.0 * v)
+    action = problem.discretisation.apply_potential(v, x**degree)
+    assert problem.discretisation.dot(other, action) == pytest.approx(exact, rel=1e-12)
+    np.testing.assert_allclose(
+        problem.discretisation.multiply(matrix, x**degree), action, atol=1e-12
+    )
+    again = problem.discretisation.assemble_potential(matrix, 2.0 * v)
     assert again.handle == matrix.handle
-    np.testing.assert_allclose(problem.multiply(again, x**degree), 2 * action, atol=1e-12)
+    np.testing.assert_allclose(
+        problem.discretisation.multiply(again, x**degree), 2 * action, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,10 +128,10 @@ def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
 )
 def test_nodal_measure_integrates_the_potential_space(cell, degree, mass):
     problem = make(cell, degree, mass)
-    psi = 1.0 + 0.1 * problem.nodes[0, : problem.num_owned]
-    measure = problem.measure(psi)
-    assert measure.shape == (problem.num_potential_owned,)
-    x = problem.potential_nodes[0, : problem.num_potential_owned]
+    psi = 1.0 + 0.1 * problem.discretisation.nodes[0, : problem.discretisation.num_owned]
+    measure = problem.discretisation.measure(psi)
+    assert measure.shape == (problem.discretisation.num_potential_owned,)
+    x = problem.discretisation.potential_nodes[0, : problem.discretisation.num_potential_owned]
     # (1 + x/10)² = 1 + x/5 + x²/100
     assert measure.sum() == pytest.approx((2 * R) ** 2 + 0.01 * power(2, 2), rel=1e-12)
     assert measure @ x == pytest.approx(0.2 * power(2, 2), rel=1e-12)
@@ -132,10 +140,15 @@ def test_nodal_measure_integrates_the_potential_space(cell, degree, mass):
 
 
 def test_degrees_of_the_potential_and_defaults():
-    assert [make("triangle", k).potential_degree for k in (1, 2, 3, 4)] == [1, 3, 5, 6]
-    assert make("triangle", 2, functional=mf.Contact(1.0)).potential_degree == 4
-    assert make("triangle", 2, potential_degree=2).potential_degree == 2
-    assert make("quadrilateral", 3, "lumped").potential_degree == 3
+    assert [make("triangle", k).discretisation.potential_degree for k in (1, 2, 3, 4)] == [
+        1,
+        3,
+        5,
+        6,
+    ]
+    assert make("triangle", 2, functional=mf.Contact(1.0)).discretisation.potential_degree == 4
+    assert make("triangle", 2, potential_degree=2).discretisation.potential_degree == 2
+    assert make("quadrilateral", 3, "lumped").discretisation.potential_degree == 3
     default = {"interval": 2, "triangle": 2, "tetrahedron": 2, "quadrilateral": 6, "hexahedron": 6}
     for cell, degree in default.items():
         if cell != "hexahedron":  # 2,000 entries a row: slow to assemble
@@ -164,10 +177,10 @@ def test_dirichlet_ground_state_of_a_box(cell, degree, mass, tolerance):
     assert last.residual < 1e-9
     psi = last.density.psi.x.array
     # only the ends of the box, and all of them: |x_i| = R for some i
-    edge = (np.abs(np.abs(problem.nodes[: problem.dim]) - R) < 1e-10).any(axis=0)
+    edge = (np.abs(np.abs(problem.discretisation.nodes[: problem.dim]) - R) < 1e-10).any(axis=0)
     assert edge.any()
     assert np.abs(psi[edge]).max() == 0.0 and psi[~edge].min() > 0.0
-    cosine = np.prod(np.cos(np.pi * problem.nodes[: problem.dim] / (2 * R)), axis=0)
+    cosine = np.prod(np.cos(np.pi * problem.discretisation.nodes[: problem.dim] / (2 * R)), axis=0)
     error = np.abs(psi - cosine * R ** (-problem.dim / 2)).max()
     assert error < 30 * np.sqrt(tolerance)
 
@@ -220,13 +233,15 @@ def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, bo
     problem = mf.Problem(mesh, trap, sigma, 6, mass=mass, boundary=boundary)
     start = mf.Density.from_function(problem, lambda x: (25.0 - x[0] ** 2) ** 2)
     matrix = problem.hamiltonian(start)
-    inside = np.setdiff1d(np.arange(problem.num_owned), problem.constrained)
+    inside = np.setdiff1d(
+        np.arange(problem.discretisation.num_owned), problem.discretisation.constrained
+    )
     dense = [m.convert("dense").getDenseArray() for m in (matrix, problem.mass_matrix)]
     found = eigh(*(d[np.ix_(inside, inside)] for d in dense), eigvals_only=True)[:3]
     exact = sigma * np.sqrt(2 * kappa) * (np.arange(3) + 0.5)
     np.testing.assert_allclose(found, exact, rtol=1e-8)
     psi = start.amplitude()
-    assert psi @ problem.multiply(matrix, psi) == pytest.approx(
+    assert psi @ problem.discretisation.multiply(matrix, psi) == pytest.approx(
         mf.eigenvalue(problem, start), rel=1e-12
     )
 
@@ -244,17 +259,17 @@ def test_walls_by_facet_tags():
     problem = annulus_with_walls(COMM)
     angles = 2 * np.pi * np.arange(5) / 5
     centres = 2.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    x = problem.nodes[:2, : problem.num_owned].T
+    x = problem.discretisation.nodes[:2, : problem.discretisation.num_owned].T
     to_hole = np.linalg.norm(x[:, None] - centres, axis=2).min(axis=1) - 0.6
-    walls = np.zeros(problem.num_owned, dtype=bool)
-    walls[problem.constrained] = True
+    walls = np.zeros(problem.discretisation.num_owned, dtype=bool)
+    walls[problem.discretisation.constrained] = True
     assert walls.sum() > 100
     assert np.all(to_hole[walls] < 0.01)  # chords of the circles
     assert np.all(np.linalg.norm(x[walls], axis=1) < 3.0)
     vertices = np.abs(to_hole) < 1e-9
     assert vertices.any() and np.all(walls[vertices])
     best = mf.minimise(problem)
-    assert np.all(best.density.amplitude()[problem.constrained] == 0.0)
+    assert np.all(best.density.amplitude()[problem.discretisation.constrained] == 0.0)
     # more constraints, more energy; the outer boundary is not one of them
     free = mf.Problem(problem.mesh, problem.functional, 0.5, 2)
     shut = mf.Problem(problem.mesh, problem.functional, 0.5, 2, boundary="dirichlet")

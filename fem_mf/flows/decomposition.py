@@ -1,6 +1,6 @@
 """The part v of u = v + w: the classical equation (W1), in closed form where it is quadratic.
 
-    x = problem.nodes[:, : problem.num_owned]
+    x = problem.discretisation.owned_nodes
     g = Quadratic.fit(problem, 0.5 * x[0] ** 2, x)    # None where g is not quadratic
     v = RiccatiFlow(g, start=g, sigma=problem.sigma)
     v.at(t).evaluate(x), v.at(t).hessian
@@ -78,18 +78,19 @@ class Quadratic:
             points: ``(3, n)``.
             nearest: the one of least squares where there is none.
         """
+        discrete = problem.discretisation
         dim, comm = problem.dim, problem.comm
         upper = np.triu_indices(dim)
-        scale = problem.max(float(np.abs(points).max(initial=0.0)))
+        scale = discrete.max(float(np.abs(points).max(initial=0.0)))
         x = points[:dim] / scale
         columns = [np.ones(values.size), *x, *(x[i] * x[j] for i, j in zip(*upper, strict=True))]
         matrix = np.column_stack(columns)
         gram = global_sum(comm, matrix.T @ matrix)
         right = global_sum(comm, matrix.T @ values)
         found = np.linalg.lstsq(gram, right, rcond=None)[0]
-        deviation = problem.max(float(np.abs(matrix @ found - values).max(initial=0.0)))
+        deviation = discrete.max(float(np.abs(matrix @ found - values).max(initial=0.0)))
         if not nearest and deviation > _FIT * max(
-            problem.max(float(np.abs(values).max(initial=0.0))), 1e-300
+            discrete.max(float(np.abs(values).max(initial=0.0))), 1e-300
         ):
             return None
         hessian = np.zeros((dim, dim))
@@ -216,10 +217,11 @@ class ClassicalPart:
         options: Options | None,
     ) -> None:
         self.problem = problem
-        points = problem.nodes[:, : problem.num_owned]
+        self._discrete = problem.discretisation
+        points = self._discrete.owned_nodes
         self._points = points
-        own = problem.num_potential_owned
-        quadratic_g = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own])
+        own = self._discrete.num_potential_owned
+        quadratic_g = Quadratic.fit(problem, g[:own], self._discrete.potential_nodes[:, :own])
         if start is None:
             start = Quadratic.fit(problem, density.log_values(), points)
         if start is None:
@@ -254,7 +256,7 @@ class ClassicalPart:
             values.append(guess)
             rates.append((guess - start) / (factor * dt))
         # v would grow like λ_v t.
-        self.values, self.rate = values[-1] - self.problem.min(values[-1]), rates[-1]
+        self.values, self.rate = values[-1] - self._discrete.min(values[-1]), rates[-1]
         return values
 
 
@@ -263,8 +265,10 @@ def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:
 
     Eigenvalues of Q that are not positive are replaced by the smallest that is.
     """
-    own = problem.num_potential_owned
-    fitted = Quadratic.fit(problem, g[:own], problem.potential_nodes[:, :own], nearest=True)
+    own = problem.discretisation.num_potential_owned
+    fitted = Quadratic.fit(
+        problem, g[:own], problem.discretisation.potential_nodes[:, :own], nearest=True
+    )
     assert fitted is not None
     eigenvalues, frame = np.linalg.eigh(fitted.hessian)
     positive = eigenvalues[eigenvalues > 0]

@@ -2,7 +2,7 @@
 
     edges = EdgeOperator(problem)
     edges.set_potential(V)                        # owned values
-    edges.assemble(problem.mass_diagonal / dt)    # edges.matrix: M/dt + L(V), values only
+    edges.assemble(mass_diagonal / dt)            # edges.matrix: M/dt + L(V), values only
 
 With couplings w_ij = −∫∇θ_i·∇θ_j, φ = (2/σ²)V and B(x) = x/(e^x − 1), mass leaves vertex i for j at
 the rate (Scharfetter and Gummel 1969, on the edges of a mesh Xu and Zikatanov 1999)
@@ -56,13 +56,14 @@ class EdgeOperator:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.temperature = problem, 0.5 * problem.sigma**2
+        self._discrete = problem.discretisation
         stiffness = problem.stiffness
         if problem.mesh.topology.cell_name() in ("quadrilateral", "hexahedron"):
-            stiffness = collocated_stiffness(problem.space, problem.constrained)
+            stiffness = collocated_stiffness(problem.space, self._discrete.constrained)
         offsets, ends, values = stiffness.getValuesCSR()
         own = np.arange(*stiffness.getOwnershipRange(), dtype=ends.dtype)
         rows = np.repeat(own, np.diff(offsets))
-        largest = problem.max(float(np.abs(values).max(initial=0.0)))
+        largest = self._discrete.max(float(np.abs(values).max(initial=0.0)))
         joined = (rows != ends) & (np.abs(values) > _ZERO * largest)
         rows, ends, coupling = rows[joined], ends[joined], -values[joined]
         counts = global_sum(problem.comm, [np.sum(coupling < 0.0), coupling.size])
@@ -73,7 +74,7 @@ class EdgeOperator:
         self.matrix = _matrix(stiffness, np.concatenate((rows, own)), np.concatenate((ends, own)))
         if stiffness is not problem.stiffness:
             stiffness.destroy()
-        self.diagonal = np.zeros(problem.num_owned)
+        self.diagonal = np.zeros(self._discrete.num_owned)
         self.leave: Array = np.zeros(coupling.size)
         self._enter = self._tilt = self._peclet = self.leave
 
@@ -122,9 +123,9 @@ class EdgeOperator:
         With p on an edge the scheme diffuses p coth p times as much as it should where m is not in
         equilibrium with V: 1.3 times for p = 1, p times for large p.
         """
-        largest = np.zeros(self.problem.num_owned)
+        largest = np.zeros(self._discrete.num_owned)
         np.maximum.at(largest, self._row, self._peclet)
-        return self.problem.dot(self.problem.mass_diagonal * m, largest)
+        return self._discrete.dot(self._discrete.mass_diagonal * m, largest)
 
     def assemble(self, inertia: Array, more: Array | None = None) -> None:
         """Set the matrix to diag(inertia) + L(V), and more coupling on edges. Collective."""

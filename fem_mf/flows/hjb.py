@@ -104,6 +104,7 @@ class HJBFlow(Flow[HJBState]):
             raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
         self.form = _form(form, decomposed, weighted)
         self.problem, self.dt, self.scheme = problem, float(dt), scheme
+        self._discrete = problem.discretisation
         self.decomposed = self.form != "u"
         self.mean_field = mean_field_of(problem)
         settings: dict[str, Any] = {
@@ -180,7 +181,7 @@ class HJBFlow(Flow[HJBState]):
         potential = self.mean_field.potential(y)
         if self.decomposed:
             potential = potential - self.mean_field.base
-        return self.problem.dot(potential[: self.problem.num_potential_owned], now.measure())
+        return self._discrete.dot(potential[: self._discrete.num_potential_owned], now.measure())
 
     def _state(
         self,
@@ -191,6 +192,7 @@ class HJBFlow(Flow[HJBState]):
         **numbers: float | int,
     ) -> HJBState:
         problem, u = self.problem, density.log_values()
+        discrete = problem.discretisation
         kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
         dissipation = density.variance(self._rate(density, classical, results))
         hessian = self._bounds.hessian(u)[1]
@@ -198,13 +200,13 @@ class HJBFlow(Flow[HJBState]):
             "density": density,
             "energy": energy(problem, density),
             "eigenvalue": kinetic
-            + problem.dot(
-                self.mean_field.potential(y)[: problem.num_potential_owned], density.measure()
+            + discrete.dot(
+                self.mean_field.potential(y)[: discrete.num_potential_owned], density.measure()
             ),
             "residual": float(np.sqrt(dissipation)),
             "dissipation": dissipation,
             "mass": density.mass(),
-            "boundary_mass": problem.boundary_mass(density.amplitude()),
+            "boundary_mass": discrete.boundary_mass(density.amplitude()),
             "fixed_point_iterations": sum(r.record.iterations for r in results),
             "newton_iterations": sum(r.newton_iterations for r in results),
             "newton_most": max((r.newton_most for r in results), default=0),
@@ -222,7 +224,7 @@ class HJBFlow(Flow[HJBState]):
         """∂_t u at the end of the step, up to a constant."""
         if not results:
             potential = self.mean_field.potential(self.mean_field.evaluate(density))
-            self._operator.set_drift(np.zeros(self.problem.num_owned))
+            self._operator.set_drift(np.zeros(self._discrete.num_owned))
             return self._operator.rate_of(density.log_values(), potential)
         rate = self._stage.rate_of_w(results[-1])
         return rate if classical is None else rate + classical.rate
@@ -236,7 +238,7 @@ class HJBFlow(Flow[HJBState]):
         v = u - w
         parts: dict[str, object] = {}
         for name, values in (("v", v), ("w", w)):
-            function = self.problem.new_amplitude()
+            function = self._discrete.new_amplitude()
             function.name = name
             set_owned(function, values)
             parts[name] = function
@@ -261,7 +263,7 @@ class _Trajectory(Trajectory[HJBState]):
         known = start if isinstance(start, HJBState) else None
         self._density = log_density(start.density if isinstance(start, HJBState) else start)
         if known is not None and known.v is not None:
-            v_start = known.v.x.array[: flow.problem.num_owned].copy()
+            v_start = known.v.x.array[: flow.problem.discretisation.num_owned].copy()
         self._v = None
         if flow.decomposed:
             self._v = ClassicalPart(

@@ -70,10 +70,11 @@ class HJBOperator:
         if problem.boundary != "natural":
             raise ValueError("u is infinite where ψ = 0: it needs boundary='natural'")
         self.problem = problem
-        self.drift: fem.Function = problem.new_amplitude()
-        self._w: fem.Function = problem.new_amplitude()
-        self._start: fem.Function = problem.new_amplitude()
-        self._work: fem.Function = problem.new_amplitude()
+        self._discrete = problem.discretisation
+        self.drift: fem.Function = self._discrete.new_amplitude()
+        self._w: fem.Function = self._discrete.new_amplitude()
+        self._start: fem.Function = self._discrete.new_amplitude()
+        self._work: fem.Function = self._discrete.new_amplitude()
         self._potential: fem.Function = problem.new_potential()
         one: Any = default_scalar_type(1.0)
         self._inertia, self._weight, self._shift = (
@@ -90,11 +91,13 @@ class HJBOperator:
             {"ksp_type": "preonly", "pc_type": "lu", **mumps(problem.dim)},
             petsc_options,
         )
-        self.set_drift(np.zeros(problem.num_owned) if v is None else self._owned(v))
+        self.set_drift(np.zeros(self._discrete.num_owned) if v is None else self._owned(v))
 
     def _build_forms(self) -> None:
         problem = self.problem
-        degree = max(3 * problem.degree - 2, problem.degree + problem.potential_degree)
+        degree = max(
+            3 * problem.degree - 2, problem.degree + problem.discretisation.potential_degree
+        )
         dx, ds = exact_measure(problem.mesh, degree), ufl.ds(domain=problem.mesh)
         chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
         # The equation times a/(1 + a): no step is so short or long that one part drowns the other.
@@ -158,19 +161,19 @@ class HJBOperator:
         """
         apply = self.linearised(self._owned(w))
         # Rough, hence rich in the stiffest mode, and the same at any number of ranks.
-        x = self.problem.nodes[:, : self.problem.num_owned]
+        x = self._discrete.owned_nodes
         mode = np.cos(1e4 * (x[0] + np.sqrt(2.0) * x[1] + np.sqrt(3.0) * x[2]))
         for _ in range(_POWER_ITERATIONS):
-            mode = apply(mode / self.problem.norm(mode))
-        return 2.0 / self.problem.norm(mode)
+            mode = apply(mode / self._discrete.norm(mode))
+        return 2.0 / self._discrete.norm(mode)
 
     def _owned(self, function: fem.Function) -> Array:
         if function.function_space.mesh is not self.problem.mesh:
             raise ValueError("a function of another mesh; it must be one of the problem's space")
-        return np.array(function.x.array[: self.problem.num_owned], dtype=np.float64)
+        return np.array(function.x.array[: self._discrete.num_owned], dtype=np.float64)
 
     def _function(self, values: Array) -> fem.Function:
-        function: fem.Function = self.problem.new_amplitude()
+        function: fem.Function = self._discrete.new_amplitude()
         function.name = "w"
         set_owned(function, values)
         return function
@@ -188,14 +191,16 @@ class HJBOperator:
         self._solution.array[:] = w
         load = self._solution.duplicate()
         self._assemble_residual(self._solution, load)
-        return -self.problem.solve_mass(np.array(load.array_r, dtype=np.float64))
+        return -self._discrete.solve_mass(np.array(load.array_r, dtype=np.float64))
 
     def linearised(self, w: Array) -> Callable[[Array], Array]:
         """The derivative of the operator at w, as a map of owned values. Collective."""
         self._set(inertia=0.0, weight=1.0, shift=0.0)
         self._solution.array[:] = w
         self._assemble_jacobian(self._solution, self._matrix)
-        return lambda delta: -self.problem.solve_mass(self.problem.multiply(self._matrix, delta))
+        return lambda delta: (
+            -self._discrete.solve_mass(self._discrete.multiply(self._matrix, delta))
+        )
 
     def solve(
         self, start: Array, guess: Array, potential: Array, a: float, shift: float
@@ -219,7 +224,7 @@ class HJBOperator:
         self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)
         self._potential.x.array[:] = potential
         self._solution.array[:] = guess
-        scale = float(np.sqrt(self.problem.mean_mass))
+        scale = float(np.sqrt(self._discrete.mean_mass))
         steps = self._solver.solve(self._solution, _TOLERANCE, scale=scale)
         return np.array(self._solution.array_r, dtype=np.float64), steps
 

@@ -151,7 +151,7 @@ class HJBStage:
                 if delta < shortest:
                     raise again from error
                 continue
-            moved = self.operator.problem.norm(result.unknown - guess)
+            moved = self.operator.problem.discretisation.norm(result.unknown - guess)
             guess, y = result.unknown, result.y
             residuals += result.record.residuals
             newton, most = newton + result.newton_iterations, max(most, result.newton_most)
@@ -179,7 +179,9 @@ class HJBStage:
             w, steps = operator.solve(start, w, potential, a, shift)
             newton.append(steps)
             try:
-                density = LogDensity(problem, w + operator.drift.x.array[: problem.num_owned])
+                density = LogDensity(
+                    problem, w + operator.drift.x.array[: problem.discretisation.num_owned]
+                )
             except ValueError as error:
                 raise ConvergenceError(
                     f"a step lost the density: {error}; use a smaller dt"

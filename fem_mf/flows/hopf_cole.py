@@ -73,16 +73,17 @@ class WeightedStage:
         petsc_options: Options | None,
     ) -> None:
         self.problem, self.mean_field = problem, mean_field
+        self._discrete = problem.discretisation
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._options = petsc_options
         self.unknown = MovementUnknown(mean_field)
-        self.drift: fem.Function = problem.new_amplitude()
-        self._start: fem.Function = problem.new_amplitude()
-        self._work: fem.Function = problem.new_amplitude()
+        self.drift: fem.Function = self._discrete.new_amplitude()
+        self._start: fem.Function = self._discrete.new_amplitude()
+        self._work: fem.Function = self._discrete.new_amplitude()
         self._potential: fem.Function = problem.new_potential()
         one: Any = default_scalar_type(1.0)
         self._inertia, self._weight = (fem.Constant(problem.mesh, one) for _ in range(2))
-        dx = exponential_measure(problem.mesh, problem.degree, problem.potential_degree)
+        dx = exponential_measure(problem.mesh, problem.degree, self._discrete.potential_degree)
         chi, phi = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
         v, inertia, a = self.drift, self._inertia, self._weight
         value: Any = default_scalar_type(problem.sigma)
@@ -103,7 +104,7 @@ class WeightedStage:
             ConvergenceError: e^{−v} spans more than floating-point numbers can.
         """
         self._check_span("v", v, 1.0)
-        set_owned(self.drift, v - self.problem.min(v))
+        set_owned(self.drift, v - self._discrete.min(v))
 
     def encode(self, w: Array) -> Array:
         """The unknown φ of w, by owned values. Collective.
@@ -116,7 +117,9 @@ class WeightedStage:
 
     def _check_span(self, name: str, values: Array, factor: float) -> None:
         problem = self.problem
-        span = problem.max(float(values.max(initial=-np.inf))) - problem.min(values)
+        span = problem.discretisation.max(
+            float(values.max(initial=-np.inf))
+        ) - problem.discretisation.min(values)
         if not factor * span <= _MOST_SPAN:
             raise ConvergenceError(
                 f"{name} varies by {span:.4g} on this mesh, and the Hopf–Cole form computes with "
@@ -196,7 +199,7 @@ class WeightedStage:
     def product_with_start(self, phi: Array) -> float:
         """⟨φ, r⟩ in L²(ρ), by owned values. Collective."""
         load = np.asarray(self._right.array_r, dtype=np.float64)
-        return self.problem.dot(phi, load) / float(self._inertia.value)
+        return self._discrete.dot(phi, load) / float(self._inertia.value)
 
     def _assemble(self, potential: Array) -> None:
         self._potential.x.array[:] = potential
@@ -218,7 +221,7 @@ class _Evaluation:
     def positive(self, y: Array) -> tuple[float, float]:
         """A c for which the operator is positive at y, and the unit of c. Collective."""
         stage, problem = self.stage, self.stage.problem
-        lowest = problem.min(stage.mean_field.potential(y) - stage.mean_field.base)
+        lowest = problem.discretisation.min(stage.mean_field.potential(y) - stage.mean_field.base)
         unit = 2.0 / self._a + max(self._shift - lowest, flat_scale(problem))
         return max(2.0 / self._a - self._shift, 1.0 / self._a - lowest), unit
 
@@ -265,7 +268,7 @@ class _Evaluation:
             stage._solver = SpdSolver(stage._matrix, _PREFIX, defaults, stage._options)
         stage._solver.solve(stage._right, stage._solution, _TOLERANCE)
         phi = np.array(stage._solution.array_r, dtype=np.float64)
-        if not problem.min(phi) > 0.0:
+        if not problem.discretisation.min(phi) > 0.0:
             stage._solution.array[:] = self.phi
             raise ConvergenceError(
                 "φ is not positive: use a smaller dt, a finer mesh, or scheme='backward-euler', "
@@ -279,6 +282,6 @@ class _Evaluation:
     def _measure(self) -> None:
         """The density of φ and its mean field."""
         stage, problem = self.stage, self.stage.problem
-        u = stage.drift.x.array[: problem.num_owned] - 2.0 * np.log(self.phi)
+        u = stage.drift.x.array[: problem.discretisation.num_owned] - 2.0 * np.log(self.phi)
         self.density = LogDensity(problem, u)
         self.moments = stage.mean_field.evaluate(self.density)

@@ -125,6 +125,7 @@ class LangevinFlow(Flow[LangevinState]):
         )
         _check(problem)
         self.problem, self.dt = problem, float(dt)
+        self._discrete = problem.discretisation
         self.mean_field = mean_field_of(problem)
         if accelerator is None:
             accelerator = default_accelerator(problem, self.mean_field)
@@ -164,17 +165,18 @@ class LangevinFlow(Flow[LangevinState]):
         step: int,
     ) -> LangevinState:
         problem, edges = self.problem, self._stage.edges
+        discrete = problem.discretisation
         temperature = edges.temperature
         density = Density(problem, np.sqrt(m), normalised=True)
         potential = problem.on_potential_space(problem.functional.derivative(density))
-        potential = potential[: problem.num_owned]
+        potential = potential[: discrete.num_owned]
         edges.set_potential(potential)
         dissipation = edges.dissipation(m, potential + temperature * np.log(m))
         entropic = temperature * density.entropy()
-        eigenvalue = problem.dot(density.measure(), potential) + entropic
+        eigenvalue = discrete.dot(density.measure(), potential) + entropic
         # (σ²/2) H(m | m̂) = ∫μ dm + (σ²/2) log ∫e^{−(2/σ²)V}, the integral without overflow.
-        lowest = problem.min(potential)
-        partition = problem.dot(problem.mass_diagonal, np.exp((lowest - potential) / temperature))
+        lowest = discrete.min(potential)
+        partition = discrete.dot(discrete.mass_diagonal, np.exp((lowest - potential) / temperature))
         return LangevinState(
             t=t,
             dt=dt,
@@ -186,7 +188,7 @@ class LangevinFlow(Flow[LangevinState]):
             residual=float(np.sqrt(max(dissipation, 0.0))),
             dissipation=dissipation,
             mass=density.mass(),
-            boundary_mass=problem.boundary_mass(density.amplitude()),
+            boundary_mass=discrete.boundary_mass(density.amplitude()),
             fixed_point_iterations=result.record.iterations if result else 0,
             linear_iterations=result.linear_iterations if result else 0,
             contraction=result.record.contraction if result else float("nan"),
@@ -257,7 +259,7 @@ def minimise_entropic(
         fixed_point_tolerance=tol,
         max_iterations=max_iterations,
     )
-    uniform = Density(problem, np.ones(problem.num_owned))
+    uniform = Density(problem, np.ones(problem.discretisation.num_owned))
     return flow._limit(uniform if start is None else start.on(problem))
 
 

@@ -97,6 +97,7 @@ class LangevinStage:
         options: Options | None,
     ) -> None:
         self.problem, self.mean_field, self.edges = problem, mean_field, EdgeOperator(problem)
+        self._discrete = problem.discretisation
         self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._rtol, self._prefix, self._options = _RTOL, prefix, options or {}
         if isinstance(self._accelerator, Newton) and isinstance(mean_field, Moments):
@@ -107,7 +108,7 @@ class LangevinStage:
         self._right, self._solution, self._work = (
             self.edges.matrix.createVecRight() for _ in range(3)
         )
-        self._density = WorkDensity(problem, np.ones(problem.num_owned))
+        self._density = WorkDensity(problem, np.ones(self._discrete.num_owned))
         self._start = self._m = self._at = self._moments = np.empty(0)
         self._dt, self._assembled, self._clipped, self._iterations = 0.0, 0.0, 0.0, 0
 
@@ -144,10 +145,11 @@ class LangevinStage:
     def _evaluate(self, y: Array, previous: float) -> Array:
         """T(y): the mean field at the end of the step in the potential of y."""
         problem = self.problem
-        potential = self.mean_field.potential(y)[: problem.num_owned]
+        discrete = problem.discretisation
+        potential = self.mean_field.potential(y)[: discrete.num_owned]
         m = self._gibbs(potential, y) if np.isinf(self._dt) else self._step(potential, y)
-        m = np.maximum(m, _FLOOR * problem.max(m.max(initial=0.0)))
-        self._m, self._at = m / problem.dot(problem.mass_diagonal, m), y
+        m = np.maximum(m, _FLOOR * discrete.max(m.max(initial=0.0)))
+        self._m, self._at = m / discrete.dot(discrete.mass_diagonal, m), y
         self._density.set_amplitude(np.sqrt(self._m))
         self._moments = self.mean_field.evaluate(self._density)
         return self._moments
@@ -155,7 +157,8 @@ class LangevinStage:
     def _step(self, potential: Array, y: Array) -> Array:
         """(M/dt + L(V)) m = M mⁿ/dt, the V of contact terms to first order around m = y."""
         problem, edges, solution = self.problem, self.edges, self._solution
-        inertia = problem.mass_diagonal / self._dt
+        discrete = problem.discretisation
+        inertia = discrete.mass_diagonal / self._dt
         self._right.array[:] = inertia * self._start
         if self._beta > 0.0:
             edges.set_potential(potential)
@@ -175,7 +178,7 @@ class LangevinStage:
         m = owned_values(solution)
         # What is left of mⁿ when nothing comes in: an exact solution is never below.
         least = np.maximum(m, inertia * self._start / (inertia + edges.sum(edges.leave)))
-        self._clipped = problem.dot(problem.mass_diagonal, least - m)
+        self._clipped = discrete.dot(discrete.mass_diagonal, least - m)
         return least
 
     def _verify(self) -> None:
@@ -193,20 +196,21 @@ class LangevinStage:
     def _gibbs(self, potential: Array, y: Array) -> Array:
         """m with (σ²/2) log m + V constant, the V of contact terms at m itself."""
         problem, s, beta = self.problem, self.edges.temperature, self._beta
+        discrete = problem.discretisation
         if beta > 0.0:
             potential = potential - beta * y
-        exponent = (problem.min(potential) - potential) / s
+        exponent = (discrete.min(potential) - potential) / s
         if beta == 0.0:
             return np.asarray(np.exp(exponent))
         # s log m + βm = c − V has the solution m = (s/β) ω((c − V)/s − log(s/β)), ω + log ω = x.
         # The logarithm of its mass is concave in c, and c begins below: Newton is monotone.
-        exponent += np.log(beta / s / problem.dot(problem.mass_diagonal, np.exp(exponent)))
+        exponent += np.log(beta / s / discrete.dot(discrete.mass_diagonal, np.exp(exponent)))
         for _ in range(100):
             m = s / beta * wrightomega(exponent)
-            mass = problem.dot(problem.mass_diagonal, m)
+            mass = discrete.dot(discrete.mass_diagonal, m)
             if mass >= 1.0 - 1e-13:
                 break
-            slope = problem.dot(problem.mass_diagonal, m / (1.0 + m * beta / s))
+            slope = discrete.dot(discrete.mass_diagonal, m / (1.0 + m * beta / s))
             exponent -= np.log(mass) * mass / slope
         return np.asarray(m)
 
@@ -219,13 +223,18 @@ class LangevinStage:
             return self.mean_field.covariance(self._density) / self.edges.temperature
         assert self._solver is not None
         problem, edges, solution = self.problem, self.edges, self._solution
-        basis, mobility = self.mean_field.basis[: problem.num_owned], edges.mobility(self._m)
+        basis, mobility = (
+            self.mean_field.basis[: problem.discretisation.num_owned],
+            edges.mobility(self._m),
+        )
         local = np.zeros((y.size, y.size))
         for column, feature in enumerate(basis.T):
             self._right.array[:] = -edges.sum(mobility * edges.rise(feature))
             solution.set(0.0)
             self._solver.solve(self._right, solution, 1e-3, typical=False)
-            local[:, column] = (problem.mass_diagonal * owned_values(solution)) @ basis
+            local[:, column] = (
+                problem.discretisation.mass_diagonal * owned_values(solution)
+            ) @ basis
         return global_sum(problem.comm, local)
 
 

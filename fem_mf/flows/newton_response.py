@@ -73,7 +73,7 @@ def response(
     products = global_sum(problem.comm, local)
     moments, along = operator.evaluate(density), products[-2]
     rows = 2.0 * (products[:-2] - np.outer(moments, along))
-    across = products[-1] - along * problem.dot(psi, anchor)
+    across = products[-1] - along * problem.discretisation.dot(psi, anchor)
     last = 2.0 / a * (1.0 - 2.0 / norm) * across + mean_field.coefficients(y) @ rows
     return np.vstack((rows, last / unit))
 

@@ -100,6 +100,7 @@ class SchrodingerFlow(Flow[State]):
             fixed_point_tolerance=fixed_point_tolerance,
         )
         self.problem = problem
+        self._discrete = problem.discretisation
         self.dt = float(dt)
         self.scheme = scheme
         self.tolerance = tolerance
@@ -158,7 +159,7 @@ class SchrodingerFlow(Flow[State]):
         scale = max(1.0, abs(before.energy), abs(before.eigenvalue))
         diagonal = owned_values(self._stage.operator.constant_diagonal)
         allowance = _ROUNDING * scale + 10.0 * np.finfo(float).eps * abs(
-            problem.dot(diagonal * after.psi, after.psi)
+            problem.discretisation.dot(diagonal * after.psi, after.psi)
         )
         allowance += 10.0 * self._stage.stop.tolerance**2 * (weight + scale)
         if not after.energy + moved <= before.energy + allowance:
@@ -193,8 +194,8 @@ class SchrodingerFlow(Flow[State]):
     def _start(self, density: Density) -> Instant:
         psi, mass_psi = density.amplitude(), density.mass_amplitude()
         load = hamiltonian(self.problem, density)
-        eigenvalue = self.problem.dot(psi, load)
-        velocity = -0.5 * (self.problem.solve_mass(load) - eigenvalue * psi)
+        eigenvalue = self._discrete.dot(psi, load)
+        velocity = -0.5 * (self._discrete.solve_mass(load) - eigenvalue * psi)
         mass_velocity = -0.5 * (load - eigenvalue * mass_psi)
         y = self.mean_field.evaluate(density)
         return self._instant(density, psi, mass_psi, velocity, mass_velocity, y)
@@ -217,7 +218,9 @@ class SchrodingerFlow(Flow[State]):
         y: Array,
     ) -> Instant:
         problem = self.problem
-        constant = problem.dot(psi, problem.multiply(self._stage.operator.constant, psi))
+        constant = problem.discretisation.dot(
+            psi, problem.discretisation.multiply(self._stage.operator.constant, psi)
+        )
         return Instant(
             density=density,
             psi=psi,
@@ -231,15 +234,16 @@ class SchrodingerFlow(Flow[State]):
 
     def _state(self, now: Instant, **numbers: float | int) -> State:
         problem = self.problem
-        dissipation = 4.0 * problem.dot(now.velocity, now.mass_velocity)
+        discrete = problem.discretisation
+        dissipation = 4.0 * discrete.dot(now.velocity, now.mass_velocity)
         return State(
             density=now.density,
             energy=now.energy,
             eigenvalue=now.eigenvalue,
             residual=float(np.sqrt(max(dissipation, 0.0))),
             dissipation=dissipation,
-            mass=problem.dot(now.psi, now.mass_psi),
-            boundary_mass=problem.boundary_mass(now.psi),
+            mass=discrete.dot(now.psi, now.mass_psi),
+            boundary_mass=discrete.boundary_mass(now.psi),
             **numbers,  # type: ignore[arg-type]
         )
 
@@ -299,7 +303,9 @@ class _Trajectory(Trajectory[State]):
                 clock.accept()
                 break
             # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
-            error_of_step = 0.5 * dt * flow.problem.norm(then.velocity - now.velocity)
+            error_of_step = (
+                0.5 * dt * flow.problem.discretisation.norm(then.velocity - now.velocity)
+            )
             factor = 0.9 * np.sqrt(flow.tolerance / max(error_of_step, 1e-300))
             if error_of_step <= flow.tolerance or not clock.may_shrink:
                 clock.accept(float(np.clip(factor, 0.3, 3.0)))
@@ -329,7 +335,7 @@ class _Memory:
         """Begin anew, after a step that was not the scheme's."""
 
         def field_norm(psi: Array) -> float:
-            return float(np.sqrt(self._problem.dot(psi, psi)))
+            return float(np.sqrt(self._problem.discretisation.dot(psi, psi)))
 
         def y_norm(y: Array) -> float:
             return float(np.sqrt(self._mean_field.dot(y, y)))

@@ -79,9 +79,10 @@ class ImplicitStage:
         options: Options | None,
     ) -> None:
         self.problem = problem
+        self._discrete = problem.discretisation
         self.mean_field = mean_field
         self.operator = MeanFieldHamiltonian(problem, mean_field)
-        self.density = WorkDensity(problem, np.ones(problem.num_owned))
+        self.density = WorkDensity(problem, np.ones(self._discrete.num_owned))
         self.unknown = MovementUnknown(mean_field)
         if isinstance(accelerator, Newton) and not isinstance(mean_field, Moments):
             raise ValueError(
@@ -166,7 +167,7 @@ class ImplicitStage:
         if isinstance(self._accelerator, Newton):
             self._accelerator.rescale(a)
         if self._scale == 0.0:
-            lowest = self.problem.min(self.mean_field.potential(guess.y))
+            lowest = self._discrete.min(self.mean_field.potential(guess.y))
             self._scale = max(guess.shift - lowest, flat_scale(self.problem))
         c = 2.0 / a - guess.shift
         if not guess.predicted:
@@ -220,7 +221,7 @@ class ImplicitStage:
             last.density,
             anchor,
             a,
-            overlap=self.problem.dot(last.density.amplitude(), anchor.load),
+            overlap=self._discrete.dot(last.density.amplitude(), anchor.load),
             eigenvalue=last.condition.eigenvalue,
             y=self.operator.evaluate(last.density),
             iterations=len(iterates),
@@ -231,7 +232,7 @@ class ImplicitStage:
         """An initial guess of c for which c + H[y] is positive: min V is below its spectrum."""
         if 1.0 / a <= c:  # V is non-negative, or s is a good guess of a short step
             return c
-        return max(c, 1.0 / a - self.problem.min(self.mean_field.potential(y)))
+        return max(c, 1.0 / a - self._discrete.min(self.mean_field.potential(y)))
 
     def _result(
         self,
@@ -246,7 +247,7 @@ class ImplicitStage:
         linear_iterations: int,
     ) -> StageResult:
         psi, mass_psi = density.amplitude(), density.mass_amplitude()
-        if not self.problem.dot(np.abs(psi), mass_psi) >= _POSITIVE:
+        if not self._discrete.dot(np.abs(psi), mass_psi) >= _POSITIVE:
             raise ConvergenceError(
                 "ψ changes sign: the mesh is too coarse for m; refine it (mass='lumped' with "
                 "degree 1 keeps ψ positive on coarse meshes)"
@@ -325,7 +326,7 @@ class _Evaluation:
             self.norm = stage.density.set_amplitude(solution, signed=True)
         except ValueError as error:
             raise ConvergenceError(f"time step failed: {error}; reduce dt") from None
-        self.overlap = stage.problem.dot(solution, load) / self.norm
+        self.overlap = stage.problem.discretisation.dot(solution, load) / self.norm
         if not self.overlap > 0.0:
             raise ConvergenceError("time step failed: c + H[m] is not positive; reduce dt")
         y = stage.operator.evaluate(stage.density)

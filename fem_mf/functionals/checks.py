@@ -48,9 +48,10 @@ def _random_density(density: Density, seed: int) -> Density:
     """m times a smooth positive random factor, the same at any number of ranks."""
     rng = np.random.default_rng(seed)
     problem = density.problem
-    x = problem.nodes[: problem.dim, : problem.num_owned]
+    discrete = problem.discretisation
+    x = discrete.nodes[: problem.dim, : discrete.num_owned]
     width = np.sqrt(np.trace(density.covariance()))
-    exponent = np.zeros(problem.num_owned)
+    exponent = np.zeros(discrete.num_owned)
     for _ in range(3):
         direction = rng.normal(size=problem.dim) / width
         exponent += rng.normal() * np.sin(direction @ x + rng.uniform(0, 2 * np.pi))
@@ -75,13 +76,13 @@ def check_derivative(
     other = _random_density(density, seed)
     value = float(functional.value(density))
     potential = problem.on_potential_space(functional.derivative(density))
-    potential = potential[: problem.num_potential_owned]
+    potential = potential[: problem.discretisation.num_potential_owned]
     steps = 0.25 * 0.5 ** np.arange(levels, dtype=np.float64)
     remainders = np.empty(levels)
     largest = abs(value)
     for i, step in enumerate(steps):
         moved = _mixture(density, other, float(step))
-        change = problem.dot(potential, moved.measure() - density.measure())
+        change = problem.discretisation.dot(potential, moved.measure() - density.measure())
         moved_value = float(functional.value(moved))
         largest = max(largest, abs(moved_value), abs(change))
         remainders[i] = abs(moved_value - value - change)
@@ -133,7 +134,8 @@ def probe_convexity(
         The minimum over the pairs, divided by ∫|V[m'] − V[m]| d(m' + m); 0 for a linear F.
     """
     problem = density.problem
-    own = problem.num_potential_owned
+    discrete = problem.discretisation
+    own = discrete.num_potential_owned
     smallest = np.inf
     for i in range(samples):
         a, b = (_random_density(density, seed + 2 * i + j) for j in range(2))
@@ -141,7 +143,7 @@ def probe_convexity(
             problem.on_potential_space(functional.derivative(b))[:own]
             - problem.on_potential_space(functional.derivative(a))[:own]
         )
-        change = problem.dot(difference, b.measure() - a.measure())
-        scale = problem.dot(np.abs(difference), np.abs(b.measure()) + np.abs(a.measure()))
+        change = discrete.dot(difference, b.measure() - a.measure())
+        scale = discrete.dot(np.abs(difference), np.abs(b.measure()) + np.abs(a.measure()))
         smallest = min(smallest, change / scale if scale > 0 else 0.0)
     return smallest

@@ -6,9 +6,9 @@ moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are of
 redundant (40 tanh neurons on a small domain have rank 27 at rounding level), so Φ is stored as
 Φ ≈ Q R of its numerical rank.
 
-    x = problem.potential_nodes
+    x = problem.discretisation.potential_nodes
     columns = np.column_stack([np.tanh(k * x[0]) for k in range(1, 4)])
-    matrix = FeatureMatrix(comm, problem.num_potential_owned, [columns])
+    matrix = FeatureMatrix(comm, problem.discretisation.num_potential_owned, [columns])
     y = matrix.moments(density.measure())
     V = matrix.combine(np.array([1.0, 0.5, 0.25]))
 """

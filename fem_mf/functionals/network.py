@@ -107,7 +107,9 @@ class NetworkLoss(Cylindrical):
         if z is None:
             return self.moments(density)
         problem, measure = density.problem, density.measure()
-        points = problem.potential_nodes[:, : problem.num_potential_owned]
+        points = problem.discretisation.potential_nodes[
+            :, : problem.discretisation.num_potential_owned
+        ]
         local = np.array(
             [
                 measure @ evaluate(problem.comm, _neuron_at(self.neuron, d), points, "neuron")

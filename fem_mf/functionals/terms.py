@@ -24,6 +24,7 @@ import ufl
 from dolfinx import fem, la
 from ufl.core.expr import Expr
 
+from fem_mf.discretisation import Discretisation
 from fem_mf.functionals.features import FeatureMatrix
 from fem_mf.mpi import global_sum, number, same_on_all_ranks, warn
 from fem_mf.problem import FunctionalLike, potential_degree_of, usual_potential_degree
@@ -154,14 +155,15 @@ class FormFunctional(Functional):
 
     def _compiled(self, density: Any) -> tuple[fem.Function, fem.Form, fem.Form]:
         problem = density.problem
-        if problem.key not in self._parts:
+        discrete = problem.discretisation
+        if discrete not in self._parts:
             m = problem.new_potential()
-            form = self._form(m, problem.dx_potential)
+            form = self._form(m, discrete.dx_potential)
             theta = ufl.TestFunction(problem.potential_space)
             derivative = fem.form(ufl.derivative(form, m, theta))
-            self._parts[problem.key] = m, fem.form(form), derivative
-        m, value, derivative = self._parts[problem.key]
-        m.x.array[:] = problem.square_on_potential_space(density.psi)
+            self._parts[discrete] = m, fem.form(form), derivative
+        m, value, derivative = self._parts[discrete]
+        m.x.array[:] = discrete.square_on_potential_space(density.psi)
         return m, value, derivative
 
     def value(self, density: Any) -> float:
@@ -174,7 +176,8 @@ class FormFunctional(Functional):
         problem, form = density.problem, self._compiled(density)[2]
         load = fem.assemble_vector(form)
         load.scatter_reverse(la.InsertMode.add)
-        return problem.represent(load.array[: problem.num_potential_owned])  # type: ignore[no-any-return]
+        discrete: Discretisation = problem.discretisation
+        return discrete.represent(load.array[: discrete.num_potential_owned])
 
 
 class _Sum(Functional):
@@ -271,8 +274,8 @@ class Cylindrical(Functional):
 
         Problems that share a discretisation, as for several σ, share them.
         """
-        key = problem.key
-        if key not in self._matrices:
+        discrete = problem.discretisation
+        if discrete not in self._matrices:
             same_on_all_ranks(problem.comm, **self._data())
             functions = self.feature_functions(problem.dim)
             largest: list[float] = []
@@ -282,17 +285,17 @@ class Cylindrical(Functional):
                     chunk = functions[first : first + _BLOCK]
                     block = np.column_stack(
                         [
-                            problem.potential_values(f, f"{self._label} number {first + i}")
+                            discrete.potential_values(f, f"{self._label} number {first + i}")
                             for i, f in enumerate(chunk)
                         ]
                     )
                     largest.extend(np.abs(block).max(axis=0, initial=0.0))
                     yield block
 
-            matrix = FeatureMatrix(problem.comm, problem.num_potential_owned, blocks())
+            matrix = FeatureMatrix(problem.comm, discrete.num_potential_owned, blocks())
             self._check_not_zero(problem, largest)
-            self._matrices[key] = matrix
-        return self._matrices[key]
+            self._matrices[discrete] = matrix
+        return self._matrices[discrete]
 
     def _data(self) -> dict[str, Any]:
         """What defines the functional and must be the same on every rank, by name."""
@@ -410,11 +413,15 @@ class Contact(Functional):
     def value(self, density: Any) -> float:
         """(β/2) ∫m² dx. Collective."""
         problem = density.problem
-        m = problem.square_on_potential_space(density.psi)[: problem.num_potential_owned]
+        m = problem.discretisation.square_on_potential_space(density.psi)[
+            : problem.discretisation.num_potential_owned
+        ]
         return 0.5 * self.beta * float(global_sum(problem.comm, density.measure() @ m))
 
     def derivative(self, density: Any) -> fem.Function:
         """β m. Collective."""
         potential: fem.Function = density.problem.new_potential()
-        potential.x.array[:] = self.beta * density.problem.square_on_potential_space(density.psi)
+        potential.x.array[:] = self.beta * density.problem.discretisation.square_on_potential_space(
+            density.psi
+        )
         return potential

@@ -66,7 +66,7 @@ class Moments:
     """
 
     def __init__(self, problem: Problem, terms: list[tuple[float, Cylindrical]]) -> None:
-        self.base = np.zeros(problem.potential_nodes.shape[1])
+        self.base = np.zeros(problem.discretisation.potential_nodes.shape[1])
         for factor, term in terms:
             if term.linear:
                 self.base += factor * term.matrix(problem).combine(np.ones(1))
@@ -74,7 +74,7 @@ class Moments:
         columns = [np.empty((self.base.size, 0)), *(m.basis for _, _, m in self._terms)]
         self.basis: Array | None = np.ascontiguousarray(np.hstack(columns))
         self._splits = np.cumsum([m.rank for _, _, m in self._terms])[:-1]
-        self._comm, self._owned = problem.comm, problem.num_potential_owned
+        self._comm, self._owned = problem.comm, problem.discretisation.num_potential_owned
 
     def _parts(self, y: Array) -> Iterator[tuple[float, Cylindrical, FeatureMatrix, Array]]:
         parts = np.split(y, self._splits) if self._terms else []
@@ -158,11 +158,12 @@ class NodalDensity:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.base = np.zeros(problem.potential_nodes.shape[1])
+        self._discrete = problem.discretisation
+        self.base = np.zeros(self._discrete.potential_nodes.shape[1])
         for factor, term in flatten(problem.functional):
             if isinstance(term, Cylindrical) and term.linear:
                 self.base += factor * term.matrix(problem).combine(np.ones(1))
-        self._density = WorkDensity(problem, np.ones(problem.num_owned))
+        self._density = WorkDensity(problem, np.ones(self._discrete.num_owned))
 
     def evaluate(self, density: Density) -> Array:
         """ψ|ψ| at the owned nodes."""
@@ -181,26 +182,26 @@ class NodalDensity:
 
     def value(self, y: Array, density: Density) -> float:
         """F(m) − ∫V_0 dm. Collective."""
-        own = self.problem.num_potential_owned
-        linear = self.problem.dot(self.base[:own], density.measure())
+        own = self._discrete.num_potential_owned
+        linear = self._discrete.dot(self.base[:own], density.measure())
         return float(self.problem.functional.value(density)) - linear
 
     def work(self, y: Array, density: Density) -> float:
         """∫(V[m] − V_0) dm. Collective."""
-        own = self.problem.num_potential_owned
-        return self.problem.dot((self.potential(y) - self.base)[:own], density.measure())
+        own = self._discrete.num_potential_owned
+        return self._discrete.dot((self.potential(y) - self.base)[:own], density.measure())
 
     def coefficients(self, y: Array) -> Array:
         """V[m] at the owned nodes of ψ's space. Collective."""
-        return self.problem.potential_at_nodes(self.potential(y))
+        return self._discrete.potential_at_nodes(self.potential(y))
 
     def sensitivity(self, density: Density) -> float:
         """2 max ψ. Collective."""
-        return 2.0 * self.problem.max(float(density.amplitude().max(initial=0.0)))
+        return 2.0 * self._discrete.max(float(density.amplitude().max(initial=0.0)))
 
     def dot(self, a: Array, b: Array) -> float:
         """∫ab dx with equal weights. Collective."""
-        return self.problem.dot(a, b) * self.problem.mean_mass
+        return self._discrete.dot(a, b) * self._discrete.mean_mass
 
 
 def mean_field_of(problem: Problem) -> MeanField:

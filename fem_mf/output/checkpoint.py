@@ -295,7 +295,10 @@ class Saved:
         here, there = _parameters(problem), self._content["problem"]
         self._refuse([f"{k} = {there[k]!r}, not {here[k]!r}" for k in here if here[k] != there[k]])
         functions = {name: self._function(problem, name) for name in self._content["functions"]}
-        owned = {name: f.x.array[: problem.num_owned].copy() for name, f in functions.items()}
+        owned = {
+            name: f.x.array[: problem.discretisation.num_owned].copy()
+            for name, f in functions.items()
+        }
         density = (
             LogDensity(problem, owned["u"])
             if "u" in owned
@@ -318,7 +321,7 @@ class Saved:
 
     def _function(self, problem: Problem, name: str) -> fem.Function:
         table = _read_table(problem.comm, self.path, self._content["functions"][name])
-        function = problem.new_amplitude()
+        function = problem.discretisation.new_amplitude()
         function.name = name
         mine = table[problem.mesh.topology.original_cell_index]
         function.x.array[problem.space.dofmap.list] = mine

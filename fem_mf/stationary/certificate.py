@@ -79,7 +79,7 @@ class Metric:
             shift: the largest s to take, −c of a minimising movement (D7).
         """
         problem = self.problem
-        lowest = problem.min(potential)
+        lowest = problem.discretisation.min(potential)
         spread = max(eigenvalue - lowest, flat_scale(problem))
         if assembled is None or assembled.potential is not potential:
             assembled = self._operator
@@ -172,6 +172,7 @@ class LowestPairs:
         operator: Hamiltonian | None = None,
     ) -> None:
         self.problem, self._metric, self._density = problem, metric, density
+        self._discrete = problem.discretisation
         self._operator = Hamiltonian(problem) if operator is None else operator
         self._operator.update(condition.potential)
         self._mass = aij_mass(problem)
@@ -203,15 +204,16 @@ class LowestPairs:
     def to(self, residual: float) -> tuple[list[float], list[float]]:
         """Rayleigh quotients and L² residuals, these about ``residual`` or smaller. Collective."""
         problem, matrix = self.problem, self._operator.matrix
-        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        discrete = problem.discretisation
+        euclidean = residual * float(np.sqrt(discrete.mean_mass))
         found = lowest_states(
             matrix, self._mass, self._metric.apply, self._states, tolerance=euclidean
         )
         self._states = found.vectors
         residuals = []
         for value, state in zip(found.values, found.vectors, strict=True):
-            load = problem.multiply(matrix, state) - value * problem.apply_mass(state)
-            load[problem.constrained] = 0.0
+            load = discrete.multiply(matrix, state) - value * discrete.apply_mass(state)
+            load[discrete.constrained] = 0.0
             residuals.append(dual_norm(problem, load))
         return found.values, residuals
 
@@ -222,12 +224,13 @@ class LowestPairs:
             cluster: ψ̂ is the lowest state, or the projection of ψ on so many lowest states.
         """
         problem, ground = self.problem, self._states[0]
+        discrete = problem.discretisation
         if cluster > 1:
             load = self._density.mass_amplitude()
-            parts = [state * problem.dot(state, load) for state in self._states[:cluster]]
+            parts = [state * discrete.dot(state, load) for state in self._states[:cluster]]
             ground = np.sum(parts, axis=0)
-        mass = problem.apply_mass(ground)
-        return abs(problem.dot(np.abs(ground), mass)) / problem.dot(ground, mass)
+        mass = discrete.apply_mass(ground)
+        return abs(discrete.dot(np.abs(ground), mass)) / discrete.dot(ground, mass)
 
 
 def aij_mass(problem: Problem) -> PETSc.Mat:
@@ -246,12 +249,13 @@ def smooth_guess(problem: Problem, metric: Metric, number: int) -> Array:
 
     It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
     """
-    dim, x = problem.dim, problem.nodes[: problem.dim, : problem.num_owned]
-    low = np.array([problem.min(row) for row in x])
-    high = np.array([-problem.min(-row) for row in x])
+    discrete = problem.discretisation
+    dim, x = problem.dim, discrete.nodes[: problem.dim, : discrete.num_owned]
+    low = np.array([discrete.min(row) for row in x])
+    high = np.array([-discrete.min(-row) for row in x])
     phase = _DIRECTION[:dim] @ ((x.T - low) / (high - low)).T
     wave = 1.0 + np.cos(3.1 * number * phase + 0.4) + np.sin(7.3 * number * phase + 1.7 * number)
-    return metric.solve(problem.apply_mass(wave))
+    return metric.solve(discrete.apply_mass(wave))
 
 
 def prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:

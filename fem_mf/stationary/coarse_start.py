@@ -51,7 +51,7 @@ def coarse_problem(problem: Problem) -> Problem | None:
         "lumped",
     )
     try:
-        problem.functional.derivative(Density(coarse, np.ones(coarse.num_owned)))
+        problem.functional.derivative(Density(coarse, np.ones(coarse.discretisation.num_owned)))
     except ValueError as error:
         _LOG.debug("no coarse box: %s", error)
         return None
@@ -69,7 +69,7 @@ def from_grid(density: Density, problem: Problem) -> Density:
         problem: the problem it was made for.
     """
     coarse, dim = density.problem, problem.dim
-    owned = coarse.nodes[:dim, : coarse.num_owned].T
+    owned = coarse.discretisation.nodes[:dim, : coarse.discretisation.num_owned].T
     points = np.concatenate(coarse.comm.allgather(owned))
     values = np.concatenate(coarse.comm.allgather(density.amplitude()))
     width = np.ptp(points, axis=0).max()
@@ -83,7 +83,9 @@ def from_grid(density: Density, problem: Problem) -> Density:
     interpolant = RegularGridInterpolator(
         axes, table, method="cubic", bounds_error=False, fill_value=None
     )
-    psi = interpolant(problem.nodes[:dim, : problem.num_owned].T / width)
+    psi = interpolant(
+        problem.discretisation.nodes[:dim, : problem.discretisation.num_owned].T / width
+    )
     return Density(problem, np.maximum(psi, 0.0))
 
 

@@ -100,15 +100,16 @@ def lowest_curvature(
         ConvergenceError: the eigensolver failed.
     """
     condition, metric = prepare(problem, density, tolerance)
+    discrete = problem.discretisation
     hessian = Hessian(problem)
     hessian.update(density, condition)
     psi, mass_psi = density.amplitude(), density.mass_amplitude()
 
     def apply(x: PETSc.Vec, y: PETSc.Vec) -> None:
         v = np.array(x.array_r, dtype=np.float64)
-        v -= psi * problem.dot(mass_psi, v)
+        v -= psi * discrete.dot(mass_psi, v)
         load = hessian.apply(v)
-        y.array[:] = load - mass_psi * problem.dot(psi, load)
+        y.array[:] = load - mass_psi * discrete.dot(psi, load)
 
     shell, mass = shell_matrix(hessian.sparse.matrix, apply), aij_mass(problem)
     spread = energy_scale(problem, condition)
@@ -117,14 +118,14 @@ def lowest_curvature(
     states = [smooth_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
 
     def residual_of(value: float, state: Array) -> float:
-        v = state - psi * problem.dot(mass_psi, state)
-        load = hessian.apply(v) - value * problem.apply_mass(v)
-        load -= mass_psi * problem.dot(psi, load)
-        load[problem.constrained] = 0.0
+        v = state - psi * discrete.dot(mass_psi, state)
+        load = hessian.apply(v) - value * discrete.apply_mass(v)
+        load -= mass_psi * discrete.dot(psi, load)
+        load[discrete.constrained] = 0.0
         return dual_norm(problem, load)
 
     def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
-        euclidean = residual * float(np.sqrt(problem.mean_mass))
+        euclidean = residual * float(np.sqrt(discrete.mean_mass))
         return lowest_states(
             shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
         )
@@ -143,14 +144,16 @@ def lowest_curvature(
         return found.values[0], _error(found.values, residuals, 0) + rounding
 
     value = _sharpened(problem, measure, tolerance, spread, name)
-    slowest = states[0] - psi * problem.dot(mass_psi, states[0])
-    return value, slowest / problem.norm(slowest)
+    slowest = states[0] - psi * discrete.dot(mass_psi, states[0])
+    return value, slowest / discrete.norm(slowest)
 
 
 def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
     """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
     psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
-    sums = problem.sigma**2 * problem.dot(diagonal * psi, psi) + abs(condition.eigenvalue)
+    sums = problem.sigma**2 * problem.discretisation.dot(diagonal * psi, psi) + abs(
+        condition.eigenvalue
+    )
     return 4.0 * np.finfo(float).eps * float(sums)
 
 

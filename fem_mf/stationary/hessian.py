@@ -59,6 +59,7 @@ class Hessian:
         moments: Moments | None = None,
     ) -> None:
         self.problem, self._negligible = problem, negligible
+        self._discrete = problem.discretisation
         terms = flatten(problem.functional)
         cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
         self._moments = Moments(problem, cylindrical) if moments is None else moments
@@ -67,10 +68,10 @@ class Hessian:
             (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
         ]
         self.sparse = Hamiltonian(problem)
-        self.potential = np.zeros(problem.potential_nodes.shape[1])
+        self.potential = np.zeros(self._discrete.potential_nodes.shape[1])
         self._curvatures = np.zeros(0)
-        self._loads = np.empty((problem.num_owned, 0))  # b_j
-        self._eigenvalue, self._psi = 0.0, np.zeros(problem.num_owned)
+        self._loads = np.empty((self._discrete.num_owned, 0))  # b_j
+        self._eigenvalue, self._psi = 0.0, np.zeros(self._discrete.num_owned)
 
     def update(self, density: Density, condition: FirstOrder, shift: float = 0.0) -> None:
         """Linearise at a density. Collective.
@@ -84,7 +85,7 @@ class Hessian:
         self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue - shift
         self.potential = condition.potential
         if self._beta:
-            m = problem.square_on_potential_space(density.psi)
+            m = problem.discretisation.square_on_potential_space(density.psi)
             self.potential = condition.potential + 2.0 * self._beta * m
         self.sparse.update(self.potential)
         scale = energy_scale(problem, condition) + shift
@@ -118,26 +119,27 @@ class Hessian:
         assert self._moments.basis is not None
         self._curvatures, combinations = self._diagonalise(density, smallest)
         features = np.ascontiguousarray((self._moments.basis @ combinations).T)
-        loads = [self.problem.apply_potential(feature, self._psi) for feature in features]
+        loads = [self._discrete.apply_potential(feature, self._psi) for feature in features]
         self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
 
     def apply(self, v: Array) -> Array:
         """J v, an owned load vector, for owned values of v ⊥ ψ. Collective."""
         problem = self.problem
-        result = problem.multiply(self.sparse.matrix, v)
-        result -= self._eigenvalue * problem.apply_mass(v)
+        discrete = problem.discretisation
+        result = discrete.multiply(self.sparse.matrix, v)
+        result -= self._eigenvalue * discrete.apply_mass(v)
         if self._curvatures.size:
             along = global_sum(problem.comm, v @ self._loads)
             result += self._loads @ (2.0 * self._curvatures * along)
         if self._others:
             result += self._difference_quotient(v)
-        result[problem.constrained] = 0.0
+        result[discrete.constrained] = 0.0
         return result
 
     def _difference_quotient(self, v: Array) -> Array:
         """(∂V[m]·2ψv)ψ of the functionals of which only V is known. Collective."""
         problem = self.problem
-        size = problem.norm(v)
+        size = problem.discretisation.norm(v)
         if size == 0.0:
             return np.zeros_like(v)
         step = _DIFFERENCE / size
@@ -147,4 +149,4 @@ class Hessian:
             for factor, functional in self._others:
                 value = problem.on_potential_space(functional.derivative(moved))
                 change += (sign * factor / (2.0 * step)) * value
-        return problem.apply_potential(change, self._psi)
+        return problem.discretisation.apply_potential(change, self._psi)

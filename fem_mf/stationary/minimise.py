@@ -278,7 +278,7 @@ def _distinct(minima: list[Minimum]) -> list[Minimum]:
     kept: list[Minimum] = []
     for minimum in sorted(minima, key=lambda m: m.energy):
         problem, psi = minimum.density.problem, minimum.density.amplitude()
-        if all(problem.norm(psi - m.density.amplitude()) > _SAME for m in kept):
+        if all(problem.discretisation.norm(psi - m.density.amplitude()) > _SAME for m in kept):
             kept.append(minimum)
     return kept
 
@@ -385,9 +385,9 @@ def _start(
         return density.on(problem)
     coarse = coarse_problem(problem)
     if coarse is None:
-        density = Density(problem, np.ones(problem.num_owned))
+        density = Density(problem, np.ones(problem.discretisation.num_owned))
         return _start(problem, density, continuation, max_iterations)
-    density = Density(coarse, np.ones(coarse.num_owned))
+    density = Density(coarse, np.ones(coarse.discretisation.num_owned))
     for sigma in [*sorted(continuation, reverse=True), problem.sigma]:
         density = _rough(coarse.with_sigma(sigma), density, max_iterations)
     return from_grid(density, problem)

@@ -109,6 +109,7 @@ class Descent:
         moments: Moments | None = None,
     ) -> None:
         self.problem = problem
+        self._discrete = problem.discretisation
         self.hessian = Hessian(problem, 1e-4, moments)
         self.metric = Metric(problem, options)
         self._diagonal = owned_values(problem.stiffness.getDiagonal()).copy()
@@ -172,7 +173,7 @@ class Descent:
     def _measured(self, psi: Array) -> tuple[Density, float]:
         """ψ normalised, signs and all, and its energy. Collective."""
         problem = self.problem
-        density = Density(problem, psi / problem.norm(psi), normalised=True)
+        density = Density(problem, psi / problem.discretisation.norm(psi), normalised=True)
         value = energy(problem, density)
         if self._anchor is not None:
             value += self._weight * self._anchor.squared_distance(
@@ -198,9 +199,11 @@ class Descent:
         """First-order data with the part −(2/τ)(r − ⟨ψ, r⟩ψ) of the anchor in the gradient."""
         assert self._anchor is not None
         problem, load = self.problem, self._anchor.load
-        across = load - problem.dot(density.amplitude(), load) * density.mass_amplitude()
+        across = (
+            load - problem.discretisation.dot(density.amplitude(), load) * density.mass_amplitude()
+        )
         gradient = condition.gradient - self._weight * across
-        gradient[problem.constrained] = 0.0
+        gradient[problem.discretisation.constrained] = 0.0
         residual = dual_norm(problem, gradient)
         return replace(condition, gradient=gradient, residual=residual)
 
@@ -208,7 +211,7 @@ class Descent:
         """(2/τ)⟨ψ, r⟩, what the anchor adds to the second derivative. Collective."""
         if self._anchor is None:
             return 0.0
-        return self._weight * self.problem.dot(now.density.amplitude(), self._anchor.load)
+        return self._weight * self._discrete.dot(now.density.amplitude(), self._anchor.load)
 
     def _step(self, now: Iterate, residual: float) -> Iterate:
         if self._outdated:
@@ -269,7 +272,7 @@ class Descent:
     def _rebuild(self, now: Iterate, margin: float = 0.1) -> None:
         # The part 2βm of a contact term belongs to it, unless β < 0 would make it indefinite.
         potential = self.hessian.potential
-        if self.problem.min(potential - now.condition.potential) < 0.0:
+        if self._discrete.min(potential - now.condition.potential) < 0.0:
             potential = now.condition.potential
         eigenvalue = now.condition.eigenvalue
         shift = np.inf if self._anchor is None else eigenvalue - self._pull(now)
@@ -288,13 +291,13 @@ class Descent:
         """−P⁻¹r on the tangent space: the energy-adaptive Riemannian gradient."""
         mass_psi = now.density.mass_amplitude()
         normal, z = self.metric.solve(mass_psi), self.metric.solve(now.condition.gradient)
-        dot = self.problem.dot
+        dot = self._discrete.dot
         return np.asarray(normal * (dot(mass_psi, z) / dot(mass_psi, normal)) - z)
 
     def _noise(self, now: Iterate, psi: Array) -> float:
         """Rounding error of an energy: that of its value, and of the sums Aψ on fine meshes."""
         problem = self.problem
-        sums = problem.sigma**2 * problem.dot(self._diagonal * psi, psi)
+        sums = problem.sigma**2 * problem.discretisation.dot(self._diagonal * psi, psi)
         value = max(1.0, abs(now.energy), abs(now.condition.eigenvalue))
         return float(max(_ROUNDING * value, np.finfo(float).eps * sums))
 
@@ -305,18 +308,19 @@ class Descent:
     ) -> tuple[Density, float, float] | None:
         """A density on the great circle along the step, its energy and angle; None: no descent."""
         problem, psi = self.problem, now.density.amplitude()
-        length = problem.norm(step.direction)
+        discrete = problem.discretisation
+        length = discrete.norm(step.direction)
         if length == 0.0:
             return now.density, now.energy, 0.0
         tangent = step.direction / length
-        slope = 2.0 * problem.dot(now.condition.gradient, tangent)
+        slope = 2.0 * discrete.dot(now.condition.gradient, tangent)
         noise = self._noise(now, psi)
 
         def at(angle: float) -> tuple[Density, float]:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
             density, value = self._measured(moved)
             moved = density.amplitude()
-            if problem.dot(moved, problem.apply_mass(np.abs(moved))) < _POSITIVE:
+            if discrete.dot(moved, discrete.apply_mass(np.abs(moved))) < _POSITIVE:
                 # |ψ| has no more energy, but for the mesh, and is no excited state.
                 positive, other = self._measured(np.abs(moved))
                 if other <= value:
@@ -385,7 +389,7 @@ def newton_direction(
     Raises:
         NotPositiveError: the preconditioner is not positive definite.
     """
-    dot = problem.dot
+    dot = problem.discretisation.dot
     normal = precondition(mass_psi)
     length = dot(normal, mass_psi)
 
@@ -435,7 +439,7 @@ class Anchor:
 
     def squared_distance(self, problem: Problem, psi: Array, mass_psi: Array) -> float:
         """‖ψ − r‖², without the cancellation of 2 − 2⟨ψ, r⟩. Collective."""
-        return problem.dot(psi - self.base, mass_psi - self.load)
+        return problem.discretisation.dot(psi - self.base, mass_psi - self.load)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,13 @@ def x2():
 
 def distance(problem, density, mean, precision):
     """‖ψ_h − ψ‖ in L² against the exact Gaussian."""
-    exact = np.sqrt(gaussian(mean, precision)(problem.nodes))[: problem.num_owned]
+    exact = np.sqrt(gaussian(mean, precision)(problem.discretisation.nodes))[
+        : problem.discretisation.num_owned
+    ]
     difference = density.amplitude() - exact
-    return np.sqrt(problem.dot(difference, problem.apply_mass(difference)))
+    return np.sqrt(
+        problem.discretisation.dot(difference, problem.discretisation.apply_mass(difference))
+    )
 
 
 def final(problem, scheme, dt, mean, precision):
@@ -139,7 +143,7 @@ def n2():
     mesh = mf.box(MPI.COMM_WORLD, 6.0, 2.0, cell="quadrilateral")
     problem = mf.Problem(mesh, functional, 0.5, 4, mass="lumped")
     start = mf.Density.from_function(problem, gaussian([0.8, -0.5], 1.5))
-    x, mass = problem.nodes, problem.mass_diagonal
+    x, mass = problem.discretisation.nodes, problem.discretisation.mass_diagonal
     kinetic = 0.25 * problem.stiffness.copy().convert("dense").getDenseArray() / mass[:, None]
     neurons = np.tanh(np.outer(z, x[0]) + x[1])
     trap = 0.05 * (x[0] ** 2 + x[1] ** 2)
@@ -164,6 +168,6 @@ def test_order_on_a_network(n2, scheme):
     errors = []
     for dt in STEPS[order]:
         *_, last = mf.SchrodingerFlow(problem, dt, scheme, **EXACT).run(start, T)
-        errors.append(problem.norm(last.density.amplitude() - reference))
+        errors.append(problem.discretisation.norm(last.density.amplitude() - reference))
     assert abs(rate(STEPS[order], errors) - order) < 0.1, errors
     assert errors[-1] < {1: 3e-3, 2: 2e-4}[order]

@@ -115,4 +115,4 @@ def test_after_a_restart(problem, scheme, caplog):
     assert [s.t for s in rest] == [4.0, 6.0, 8.0]
     assert error_of(rest) == pytest.approx(error_of(whole), abs=1e-9)
     psi = [s.density.amplitude() for s in (whole[-1], rest[-1])]
-    assert problem.norm(psi[0] - psi[1]) < 1e-9
+    assert problem.discretisation.norm(psi[0] - psi[1]) < 1e-9

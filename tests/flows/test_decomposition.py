@@ -159,7 +159,7 @@ def problem_of(d):
 
 def fit(d, f, **options):
     problem = problem_of(d)
-    points = problem.nodes[:, : problem.num_owned]
+    points = problem.discretisation.owned_nodes
     return Quadratic.fit(problem, f(points), points, **options)
 
 
@@ -196,9 +196,9 @@ def test_nearest_is_that_of_least_squares():
         return START[2].evaluate(x) + 0.1 * x[0] ** 4 + np.sin(x[1])
 
     found, problem = fit(2, f, nearest=True), problem_of(2)
-    x, y = problem.nodes[:2, : problem.num_owned]
+    x, y = problem.discretisation.nodes[:2, : problem.discretisation.num_owned]
     columns = np.column_stack([np.ones_like(x), x, y, 0.5 * x**2, x * y, 0.5 * y**2])
-    best = np.linalg.lstsq(columns, f(problem.nodes[:, : problem.num_owned]))[0]
+    best = np.linalg.lstsq(columns, f(problem.discretisation.owned_nodes))[0]
     own = [found.constant, *found.slope, *found.hessian[[0, 0, 1], [0, 1, 1]]]
     np.testing.assert_allclose(own, best, rtol=0, atol=1e-9)
 

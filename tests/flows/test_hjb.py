@@ -96,7 +96,7 @@ def u_of(state):
 
 def fitted(problem, values):
     """Hessian and slope of the nearest quadratic, and how far the values are from it."""
-    points = problem.nodes[:, : problem.num_owned]
+    points = problem.discretisation.owned_nodes
     found = Quadratic.fit(problem, values, points, nearest=True)
     return found.hessian, found.slope, np.abs(values - found.evaluate(points)).max()
 
@@ -237,7 +237,9 @@ def test_v_begins_at_the_stationary_quadratic_where_u_is_none():
     )
     half = 0.5 * SIGMA**2
     for state in run(problem, start, 1.0, 0.5, decomposed=True):
-        hessian, slope, deviation = fitted(problem, state.v.x.array[: problem.num_owned])
+        hessian, slope, deviation = fitted(
+            problem, state.v.x.array[: problem.discretisation.num_owned]
+        )
         assert deviation < 1e-9
         np.testing.assert_allclose(half * hessian @ hessian, q, rtol=0, atol=1e-9)
         np.testing.assert_allclose(half * hessian @ slope, slope_q, rtol=0, atol=1e-9)
@@ -401,9 +403,9 @@ def test_w_is_minus_twice_the_logarithm_of_phi():
     *_, state = run(problem, start, 0.2, 0.1, "sdirk2", decomposed=True)
     psi = mf.Density(problem, start.amplitude())
     *_, other = mf.SchrodingerFlow(problem, 0.1, "sdirk2").run(psi, 0.2)
-    own = slice(problem.num_owned)
+    own = slice(problem.discretisation.num_owned)
     phi = other.density.amplitude() * np.exp(0.5 * state.v.x.array[own])
-    inside = np.linalg.norm(problem.nodes[:, own], axis=0) < 2.0
+    inside = np.linalg.norm(problem.discretisation.nodes[:, own], axis=0) < 2.0
     w = state.w.x.array[own]
     assert np.ptp(w[inside]) > 0.2
     difference = w[inside] + 2.0 * np.log(phi[inside])
@@ -471,8 +473,8 @@ def test_the_bound_is_attained_by_isotropic_quadratics(scheme):
     for state in run(problem, start, 2.0, 0.5, scheme, decomposed=True):
         bound = convexity_bound(state.t, 2.0, KAPPA, SIGMA)
         assert state.theta_v == pytest.approx(bound, abs=1e-9)
-        hessian, slope, _ = fitted(problem, state.v.x.array[: problem.num_owned])
-        x = problem.nodes[:2, : problem.num_owned]
+        hessian, slope, _ = fitted(problem, state.v.x.array[: problem.discretisation.num_owned])
+        x = problem.discretisation.nodes[:2, : problem.discretisation.num_owned]
         slopes = np.linalg.norm(hessian @ x + slope[:, None], axis=0)
         growth = slopes / (1 + np.linalg.norm(x, axis=0))
         assert state.growth_v == pytest.approx(growth.max(), rel=1e-8)
@@ -516,7 +518,10 @@ def test_moments_of_a_state_are_those_of_its_density():
 def test_regularity_of_a_quadratic(name):
     problem, start, (_, _, theta, _) = anisotropic(name)
     del start
-    bounds, points = Regularity(problem), problem.nodes[:, : problem.num_owned]
+    bounds, points = (
+        Regularity(problem),
+        problem.discretisation.owned_nodes,
+    )
     values = Quadratic(theta, np.zeros(len(theta)), 1.0).evaluate(points)
     eigenvalues = np.linalg.eigvalsh(theta)
     lowest, largest = bounds.hessian(values)

@@ -41,7 +41,7 @@ def made(name, dim=1, h=0.45, radius=4.5):
         start = mf.Density.from_log(
             problem, lambda x: sum((x[i] - mean[i]) ** 2 for i in range(dim))
         )
-        v = problem.new_amplitude()
+        v = problem.discretisation.new_amplitude()
         v.interpolate(lambda x: 0.5 * LIMIT * (x[0] ** 2 + x[1] ** 2))
         _MADE[key] = problem, G, v, start
     return _MADE[key]
@@ -56,12 +56,12 @@ def test_rate_and_step_of_a_quadratic_in_closed_form(drift):
     θ̄ = θ + h(κ − σ²ϑθ̄ − (σ²/2)θ̄²)."""
     problem, _, v, _ = made("linear", radius=6.0)
     operator = mf.HJBOperator(problem, v if drift else None)
-    potential, w = problem.new_potential(), problem.new_amplitude()
+    potential, w = problem.new_potential(), problem.discretisation.new_amplitude()
     potential.interpolate(lambda x: 0.5 * KAPPA * x[0] ** 2)
     theta, other, h = 1.3, LIMIT * drift, 0.7
     w.interpolate(lambda x: 0.5 * theta * x[0] ** 2)
-    own = problem.num_owned
-    x = problem.nodes[:, :own]
+    own = problem.discretisation.num_owned
+    x = problem.discretisation.nodes[:, :own]
     found = Quadratic.fit(problem, operator.rate(w, potential).x.array[:own], x)
     half = 0.5 * SIGMA**2
     assert found.hessian[0, 0] == pytest.approx(
@@ -105,7 +105,7 @@ EXPLICIT = [("network", 1, 0.45), ("network", 2, 0.9), ("contact", 1, 0.45)]
 def test_bound_of_the_explicit_rule_is_that_of_its_matrix(case):
     problem, *_, start = made(*case)
     apply = mf.HJBOperator(problem).linearised(start.log_values())
-    matrix = np.column_stack([apply(column) for column in np.eye(problem.num_owned)])
+    matrix = np.column_stack([apply(column) for column in np.eye(problem.discretisation.num_owned)])
     largest = np.abs(np.linalg.eigvals(matrix)).max()
     assert step_bound(problem, start) == pytest.approx(2.0 / largest, rel=0.01)
 
@@ -136,7 +136,7 @@ def test_explicit_step_on_a_gaussian():
     problem = mf.Problem(mf.box(COMM, 6.0, 1.5), mf.Potential(trap), SIGMA, 2)
     theta, h = 1.2, 0.01
     start = mf.Density.from_log(problem, lambda x: 0.5 * theta * (x[0] ** 2 + x[1] ** 2))
-    points = problem.nodes[:, : problem.num_owned]
+    points = problem.discretisation.owned_nodes
     for density in list(explicit_descent(problem, start, h, 4))[1:]:
         theta += h * (KAPPA - 0.5 * SIGMA**2 * theta**2)
         found = Quadratic.fit(problem, density.log_values(), points, nearest=True)

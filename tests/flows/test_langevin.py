@@ -134,17 +134,21 @@ def test_a_narrow_bump_has_no_tail_to_begin_with_and_a_true_one_after_a_step(nam
 @pytest.mark.parametrize("name", MESHES)
 def test_equilibria_of_a_given_potential_are_exact_at_the_nodes(name):
     problem = lumped(mesh(name), mf.Potential(trap))
-    exact = np.exp(-2.0 * trap(problem.nodes) / problem.sigma**2)[: problem.num_owned]
-    exact /= problem.dot(exact, problem.mass_diagonal)
+    exact = np.exp(-2.0 * trap(problem.discretisation.nodes) / problem.sigma**2)[
+        : problem.discretisation.num_owned
+    ]
+    exact /= problem.discretisation.dot(exact, problem.discretisation.mass_diagonal)
     start = mf.Density(problem, np.sqrt(exact), normalised=True)
     for dt in STEPS:
         at_rest = final(problem, start, 2 * dt, dt)
-        np.testing.assert_allclose(m_of(at_rest)[: problem.num_owned], exact, rtol=1e-10)
+        np.testing.assert_allclose(
+            m_of(at_rest)[: problem.discretisation.num_owned], exact, rtol=1e-10
+        )
         assert at_rest.residual < 1e-10
     arrived = final(problem, bump(problem, 2.0), 4e5, 1e5)
-    np.testing.assert_allclose(m_of(arrived)[: problem.num_owned], exact, rtol=1e-4)
+    np.testing.assert_allclose(m_of(arrived)[: problem.discretisation.num_owned], exact, rtol=1e-4)
     best = mf.minimise_entropic(problem)
-    np.testing.assert_allclose(m_of(best)[: problem.num_owned], exact, rtol=1e-12)
+    np.testing.assert_allclose(m_of(best)[: problem.discretisation.num_owned], exact, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["network", "contact", "strong contact", "one dimension"])
@@ -184,12 +188,12 @@ def test_no_density_near_the_minimiser_is_better():
     best = mf.minimise_entropic(problem)
     rng = np.random.default_rng(7)
     for size in (0.3, 0.03):
-        noise = np.exp(size * rng.standard_normal(problem.num_owned))
+        noise = np.exp(size * rng.standard_normal(problem.discretisation.num_owned))
         other = mf.Density(problem, best.density.amplitude() * noise)
         (state,) = mf.LangevinFlow(problem, 1.0).run(other, 0.0)
         assert state.energy > best.energy
         assert state.gap >= state.energy - best.energy
-    elsewhere = mf.Density(made("linear")[0], np.ones(made("linear")[0].num_owned))
+    elsewhere = mf.Density(made("linear")[0], np.ones(made("linear")[0].discretisation.num_owned))
     again = mf.minimise_entropic(problem, elsewhere)
     assert again.energy == pytest.approx(best.energy, abs=1e-11)
 
@@ -237,9 +241,13 @@ def test_a_step_against_a_dense_solve(dt):
     """(M/dt + L) m = M mⁿ/dt on an interval, L by Scharfetter and Gummel written out."""
     sigma = 0.7
     problem = lumped(mesh("interval"), mf.Potential(trap), sigma)
-    x = problem.nodes[0]
+    x = problem.discretisation.nodes[0]
     order = np.argsort(x)
-    v, mass, matrix = trap(problem.nodes), np.zeros(x.size), np.zeros((x.size, x.size))
+    v, mass, matrix = (
+        trap(problem.discretisation.nodes),
+        np.zeros(x.size),
+        np.zeros((x.size, x.size)),
+    )
 
     def bernoulli(s):
         return s / np.expm1(s)
@@ -335,8 +343,10 @@ def test_dissipation_and_energy_of_a_gaussian():
 def test_columns_conserve_mass_and_couplings_are_counted(name):
     problem = lumped(mesh(name), mf.Potential(trap))
     edges = EdgeOperator(problem)
-    edges.set_potential(1e3 * trap(problem.nodes)[: problem.num_owned])  # steep: e^1000s
-    edges.assemble(np.zeros(problem.num_owned))
+    edges.set_potential(
+        1e3 * trap(problem.discretisation.nodes)[: problem.discretisation.num_owned]
+    )  # steep: e^1000s
+    edges.assemble(np.zeros(problem.discretisation.num_owned))
     offsets, columns, values = edges.matrix.getValuesCSR()
     assert np.isfinite(values).all()
     total = np.bincount(columns, weights=values)
@@ -347,20 +357,20 @@ def test_columns_conserve_mass_and_couplings_are_counted(name):
     else:
         assert edges.negative == 0
         assert values[rows != columns].max() <= 0
-    assert 2 * edges.edges + problem.num_owned == values.size
+    assert 2 * edges.edges + problem.discretisation.num_owned == values.size
 
 
 def test_the_mobility_is_the_derivative_of_the_flux():
     problem = lumped(mesh("disk"), mf.Potential(trap))
     edges = EdgeOperator(problem)
     rng = np.random.default_rng(3)
-    potential, direction, m = rng.random((3, problem.num_owned))
-    potential[: problem.num_owned // 2] *= 1e-3  # both formulas of B′
+    potential, direction, m = rng.random((3, problem.discretisation.num_owned))
+    potential[: problem.discretisation.num_owned // 2] *= 1e-3  # both formulas of B′
 
     def outflow(step):
         edges.set_potential(potential + step * direction)
-        edges.assemble(np.zeros(problem.num_owned))
-        return problem.multiply(edges.matrix, m)
+        edges.assemble(np.zeros(problem.discretisation.num_owned))
+        return problem.discretisation.multiply(edges.matrix, m)
 
     difference = (outflow(1e-5) - outflow(-1e-5)) / 2e-5
     edges.set_potential(potential)
@@ -390,12 +400,14 @@ def test_scalars_of_a_state_are_those_of_its_density():
     for state in mf.LangevinFlow(problem, 0.3).run(start, 0.9):
         density, half = state.density, 0.5 * problem.sigma**2
         energy = problem.functional.value(density) + half * density.entropy()
-        potential = problem.functional.derivative(density).x.array[: problem.num_owned]
-        work = problem.dot(density.measure(), potential)
+        potential = problem.functional.derivative(density).x.array[
+            : problem.discretisation.num_owned
+        ]
+        work = problem.discretisation.dot(density.measure(), potential)
         assert state.energy == pytest.approx(energy, rel=1e-12)
         assert state.eigenvalue == pytest.approx(work + half * density.entropy(), rel=1e-12)
         gibbs = np.exp((potential.min() - potential) / half)
-        gibbs /= problem.dot(gibbs, problem.mass_diagonal)
+        gibbs /= problem.discretisation.dot(gibbs, problem.discretisation.mass_diagonal)
         gibbs = mf.Density(problem, np.sqrt(gibbs), normalised=True)
         assert state.gap == pytest.approx(half * density.relative_entropy(gibbs), rel=1e-9)
         assert state.boundary_mass == pytest.approx(mf.boundary_mass(problem, density), rel=1e-9)
@@ -453,7 +465,11 @@ class OwnContact:
         self.beta = beta
 
     def value(self, density):
-        return 0.5 * self.beta * density.problem.dot(density.measure(), density.m().x.array)
+        return (
+            0.5
+            * self.beta
+            * density.problem.discretisation.dot(density.measure(), density.m().x.array)
+        )
 
     def derivative(self, density):
         v = density.problem.new_potential()

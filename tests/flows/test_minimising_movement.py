@@ -85,7 +85,7 @@ def check_inequality(before, after, length):
     problem = before.density.problem
     moved = after.density.amplitude() - before.density.amplitude()
     energies = [mf.energy(problem, s.density) for s in (before, after)]
-    slack = energies[0] - energies[1] - 2.0 / length * problem.norm(moved) ** 2
+    slack = energies[0] - energies[1] - 2.0 / length * problem.discretisation.norm(moved) ** 2
     assert slack >= -1e-12 * max(1.0, abs(energies[0]))
     assert energies[1] < energies[0]
     assert after.t == length and after.mass == pytest.approx(1.0, abs=1e-13)
@@ -129,7 +129,7 @@ def test_where_the_functional_is_not_convex_the_inequality_is_checked(functional
         assert after.energy <= before.energy + 1e-12
         moved = after.density.amplitude() - before.density.amplitude()
         # Several movements in one step fall by at least as much as one of the whole length.
-        fallen = 2.0 / length * problem.norm(moved) ** 2
+        fallen = 2.0 / length * problem.discretisation.norm(moved) ** 2
         assert after.energy + fallen <= before.energy + 1e-11
     assert states[-1].t == pytest.approx(3 * length)
 
@@ -144,7 +144,7 @@ def test_the_inequality_is_checked_with_the_distance_moved():
     stage = flow._stage.by_newton(anchor, 0.1, now.psi)
     then = flow._reached(stage)
     fallen = mf.energy(problem, density) - mf.energy(problem, then.density)
-    shortest = 2.0 * problem.norm(stage.psi - now.psi) ** 2 / fallen
+    shortest = 2.0 * problem.discretisation.norm(stage.psi - now.psi) ** 2 / fallen
     assert 0.0 < shortest < 0.1
     flow._check_descent(now, then, replace(stage, length=1.001 * shortest))
     with pytest.raises(mf.ConvergenceError, match="movement lowers it by at least"):
@@ -197,7 +197,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     except mf.ConvergenceError:
         assert length > SOLVED_BY_THE_FIXED_POINT[name]
         return
-    assert problem.norm(fixed.psi - newton.psi) <= 1e-10
+    assert problem.discretisation.norm(fixed.psi - newton.psi) <= 1e-10
     assert fixed.overlap == pytest.approx(newton.overlap, abs=1e-11)
 
 
@@ -208,7 +208,7 @@ def test_against_an_optimiser(length):
     functional = trap(1.0) + mf.MeanInteraction(0.7, target)
     problem = mf.Problem(mf.interval(COMM, 4.0, 0.25), functional, sigma, 1, mass="lumped")
     stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
-    mass, x = problem.mass_diagonal, problem.nodes[0]
+    mass, x = problem.discretisation.mass_diagonal, problem.discretisation.nodes[0]
     start = mf.Density.from_function(problem, gaussian(-1.0, 2.0))
     r = start.amplitude()
 
@@ -237,7 +237,9 @@ def test_long_movements_end_at_distance_one_over_their_length(name):
     minimum = mf.minimise(problem, tol=1e-12).density.amplitude()
     lengths = [1e2, 1e3, 1e4]
     distances = [
-        problem.norm(one_step(problem, density, length)[1].density.amplitude() - minimum)
+        problem.discretisation.norm(
+            one_step(problem, density, length)[1].density.amplitude() - minimum
+        )
         for length in lengths
     ]
     assert abs(rate(lengths, distances) + 1.0) < 0.05, distances
@@ -260,7 +262,7 @@ def test_the_gauge_of_lambda_differs_at_second_order():
         mass="lumped",
     ))  # fmt: skip
     stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
-    mass, x = problem.mass_diagonal, problem.nodes[0]
+    mass, x = problem.discretisation.mass_diagonal, problem.discretisation.nodes[0]
     start = mf.Density.from_function(problem, gaussian(-1.0, 3.0))
 
     def hamiltonian(psi):
@@ -301,7 +303,10 @@ def test_a_step_too_long_is_replaced_and_says_so(name, scheme, caplog):
     assert [s.t for s in states] == [0.0, 20.0, 40.0, 60.0]
     # The first step is a movement of the same length.
     _, movement = one_step(problem, density, 20.0)
-    assert problem.norm(states[1].density.amplitude() - movement.density.amplitude()) < 1e-9
+    assert (
+        problem.discretisation.norm(states[1].density.amplitude() - movement.density.amplitude())
+        < 1e-9
+    )
     # And the step that is named is resolved.
     named = float(warnings[0].rpartition("about ")[2].split()[0])
     assert 1e-4 < named < 20.0
@@ -329,7 +334,7 @@ class DenseLine:
             mf.Potential(lambda x: 0.5 * x[0] ** 2 + 0.4 * np.sin(x[0])),
             sigma, 1, mass="lumped",
         )  # fmt: skip
-        x = self.problem.nodes[0]
+        x = self.problem.discretisation.nodes[0]
         order = np.argsort(x)
         widths = np.diff(x[order])
         stiffness, mass = np.zeros((x.size, x.size)), np.zeros(x.size)

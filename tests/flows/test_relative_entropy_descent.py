@@ -73,7 +73,7 @@ def test_recursion_on_gaussians(dim, h):
     problem = mf.Problem(mesh, mf.Potential(trap), SIGMA, 2)
     theta = 1.2
     start = mf.LogDensity.from_function(problem, lambda x: 0.5 * theta * (x[0] ** 2 + x[1] ** 2))
-    points = problem.nodes[:, : problem.num_owned]
+    points = problem.discretisation.owned_nodes
     for state in descend(problem, start, h, 4)[1:]:
         old, energy = theta, gaussian_energy(theta, dim)
         # θ⁺ = θ + h (κ − (σ²/2)θ⁺²), the positive root
@@ -228,7 +228,7 @@ def test_gaussians_tend_to_the_riccati_equation_at_order_one():
     problem = mf.Problem(mf.interval(COMM, 8.0, 0.5), mf.Potential(trap), SIGMA, 2)
     start = mf.LogDensity.from_function(problem, lambda x: 0.6 * x[0] ** 2)
     exact = convexity_bound(1.0, 1.2, KAPPA, SIGMA)
-    points = problem.nodes[:, : problem.num_owned]
+    points = problem.discretisation.owned_nodes
     steps, errors = [1 / 8, 1 / 16, 1 / 32], []
     for h in steps:
         last = descend(problem, start, h, round(1 / h))[-1]

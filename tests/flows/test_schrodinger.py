@@ -80,10 +80,10 @@ def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
     for state in states:
         assert state.mass == pytest.approx(1.0, abs=1e-13)
         assert state.density.mass() == pytest.approx(1.0, abs=1e-13)
-        free = np.ones(problem.num_owned, dtype=bool)
-        free[problem.constrained] = False
+        free = np.ones(problem.discretisation.num_owned, dtype=bool)
+        free[problem.discretisation.constrained] = False
         # Signs are kept where the mesh, or the linear solver, does not resolve ψ.
-        psi = psi_of(state)[: problem.num_owned][free]
+        psi = psi_of(state)[: problem.discretisation.num_owned][free]
         assert psi.min() > (0.0 if "M-matrices" in name else -1e-8 * psi.max())
         assert state.dissipation == pytest.approx(state.residual**2, rel=1e-12)
 
@@ -210,8 +210,10 @@ def test_adaptive_steps(scheme):
         states = list(flow.run(start, 3.0))
         assert states[-1].t == 3.0
         assert states[1].rejected > 0  # the first step is far too long
-        difference = (psi_of(states[-1]) - psi_of(reference))[: problem.num_owned]
-        errors[tolerance] = np.sqrt(problem.dot(difference, problem.apply_mass(difference)))
+        difference = (psi_of(states[-1]) - psi_of(reference))[: problem.discretisation.num_owned]
+        errors[tolerance] = np.sqrt(
+            problem.discretisation.dot(difference, problem.discretisation.apply_mass(difference))
+        )
         assert len(states) < 400
     assert errors[1e-4] < 0.6 * errors[1e-3]
     assert errors[1e-4] < 2e-2

@@ -111,7 +111,9 @@ def test_second_differences_of_a_quadratic_functional(density):
             mf.MeanInteraction(strength), density, samples=3, seed=4
         )
         ratios = []
-        x = density.problem.potential_nodes[:2, : density.problem.num_potential_owned]
+        x = density.problem.discretisation.potential_nodes[
+            :2, : density.problem.discretisation.num_potential_owned
+        ]
         for i in range(3):
             a, b = (_random_density(density, 4 + 2 * i + j) for j in range(2))
             delta = b.mean() - a.mean()

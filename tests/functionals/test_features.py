@@ -33,7 +33,7 @@ def problem():
 
 @pytest.mark.parametrize(("block", "rank"), [(64, 30), (40, 30), (13, 30), (8, 36)])
 def test_compression_loses_nothing(problem, block, rank):
-    full = tanh_features(problem.potential_nodes)
+    full = tanh_features(problem.discretisation.potential_nodes)
     columns = [full[:, i : i + block] for i in range(0, 40, block)]
     matrix = FeatureMatrix(COMM, len(full), columns)
     assert matrix.rank < rank
@@ -52,7 +52,7 @@ def test_functional_keeps_few_features_and_the_same_potential(problem):
     assert functional.matrix(problem).rank < 30
     assert functional.matrix(problem) is functional.matrix(problem)
     density = mf.Density.from_function(problem, lambda x: np.exp(-((x[0] - 1) ** 2) - x[1] ** 2))
-    full = tanh_features(problem.potential_nodes)
+    full = tanh_features(problem.discretisation.potential_nodes)
     outputs = full.T @ density.measure()
     np.testing.assert_allclose(functional.moments(density), outputs, rtol=0, atol=1e-12)
     residual = functional.y - outputs
@@ -103,7 +103,7 @@ def test_ghost_rows_follow_the_owned_ones():
 
 @pytest.mark.parametrize("lowest", [-0.5, -1.0, -4.0])
 def test_data_of_full_rank_lose_nothing_either(problem, lowest):
-    full = tanh_features(problem.potential_nodes, lowest)
+    full = tanh_features(problem.discretisation.potential_nodes, lowest)
     matrix = FeatureMatrix(COMM, len(full), [full[:, :24], full[:, 24:]])
     weights = RNG.normal(size=40)
     np.testing.assert_allclose(matrix.combine(weights), full @ weights, rtol=0, atol=1e-12)
@@ -118,7 +118,7 @@ def test_a_thousand_data_fit_in_little_memory():
         z = np.linspace(-1.0, 1.0, count)
         functional = mf.NetworkLoss(z, np.sin(3 * z), neuron)
         problem = mf.Problem(mesh, functional, 0.5, 5, mass="lumped")
-        nodes = problem.potential_nodes
+        nodes = problem.discretisation.potential_nodes
         tracemalloc.start()
         rank = functional.matrix(problem).rank
         kept, peak = tracemalloc.get_traced_memory()

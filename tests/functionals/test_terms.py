@@ -62,7 +62,7 @@ def density_on(space, functional):
 def integral(density, integrand, degree=12):
     """∫integrand(x, ψ) dx in the problem's own rule when lumped, else by a much better one."""
     problem = density.problem
-    dx = problem.dx_mass if problem.lumped else ufl.dx(degree=degree)
+    dx = problem.discretisation.dx_mass if problem.lumped else ufl.dx(degree=degree)
     x = ufl.SpatialCoordinate(problem.mesh)
     return COMM.allreduce(fem.assemble_scalar(fem.form(integrand(x, density.psi) * dx)))
 
@@ -90,7 +90,9 @@ def test_potential(space):
     assert functional.value(density) == pytest.approx(exact, rel=1e-12)
     potential = functional.derivative(density)
     assert potential.function_space is density.problem.potential_space
-    np.testing.assert_allclose(nodal(potential), g(density.problem.potential_nodes), atol=1e-13)
+    np.testing.assert_allclose(
+        nodal(potential), g(density.problem.discretisation.potential_nodes), atol=1e-13
+    )
 
 
 @every_space
@@ -104,7 +106,7 @@ def test_mean_interaction(space):
     assert functional.value(density) == pytest.approx(exact, rel=1e-12)
     np.testing.assert_allclose(
         nodal(functional.derivative(density)),
-        3.0 * (mean - target) @ density.problem.potential_nodes[:dim],
+        3.0 * (mean - target) @ density.problem.discretisation.potential_nodes[:dim],
         atol=1e-12,
     )
 
@@ -134,7 +136,7 @@ def test_cylindrical_of_two_moments(space):
         integral(density, lambda x, psi: (x[0] * x[1] + 1.0) * psi**2),
     ]
     assert functional.value(density) == pytest.approx(np.exp(y[0]) * y[1] ** 2, rel=1e-12)
-    x = density.problem.potential_nodes
+    x = density.problem.discretisation.potential_nodes
     expected = np.exp(y[0]) * (y[1] ** 2 * x[0] + 2.0 * y[1] * (x[0] * x[1] + 1.0))
     np.testing.assert_allclose(nodal(functional.derivative(density)), expected, atol=1e-12)
 
@@ -154,7 +156,7 @@ def check_network(density, functional, ufl_neuron, numpy_neuron, rtol):
     np.testing.assert_allclose(functional.predict(density), outputs, rtol=0, atol=rtol)
     exact = np.mean((Y - outputs) ** 2)
     assert functional.value(density) == pytest.approx(exact, rel=10 * rtol)
-    x = density.problem.potential_nodes
+    x = density.problem.discretisation.potential_nodes
     expected = (
         -2.0
         / Z.size
@@ -228,7 +230,7 @@ def test_logistic_loss():
     density = density_on(("quadrilaterals", 4, "lumped"), functional)
     f = functional.predict(density)
     assert functional.value(density) == pytest.approx(np.mean(np.log1p(np.exp(-labels * f))))
-    x = density.problem.potential_nodes
+    x = density.problem.discretisation.potential_nodes
     slopes = -labels / (1.0 + np.exp(labels * f)) / Z.size
     expected = sum(c * 5.0 * neuron(x, z) for c, z in zip(slopes, Z, strict=True))
     np.testing.assert_allclose(nodal(functional.derivative(density)), expected, atol=1e-13)
@@ -317,7 +319,7 @@ def test_sums_and_multiples(space):
 def test_contact_in_a_sum_has_the_potential_space_it_needs():
     functional = mf.Potential(lambda x: x[0] ** 2) + 2.0 * mf.Contact(1.0)
     density = density_on(("triangles", 2, "consistent"), functional)
-    assert density.problem.potential_degree == 4
+    assert density.problem.discretisation.potential_degree == 4
     exact = integral(density, lambda x, psi: x[0] ** 2 * psi**2 + psi**4, 8)
     assert functional.value(density) == pytest.approx(exact, rel=1e-12)
 
@@ -529,7 +531,7 @@ def test_functions_of_another_mesh_are_refused():
     x = ufl.SpatialCoordinate(there)
     functional = mf.Potential(x[0] ** 2)
     problem = mf.Problem(here, functional, 0.5, 2)
-    density = mf.Density(problem, np.ones(problem.num_owned))
+    density = mf.Density(problem, np.ones(problem.discretisation.num_owned))
     with pytest.raises(ValueError, match="on another mesh: it ties the functional"):
         functional.value(density)
     with pytest.raises(ValueError, match=r"shape \(2,\); a scalar is needed"):
@@ -543,7 +545,7 @@ def test_features_that_vanish_on_the_mesh():
     mesh = mf.box(COMM, 4.0, 1.0)
     loss = mf.NetworkLoss(Z, Y, lambda x, z: x[2] * np.tanh(x[0] * z + x[1]))
     problem = mf.Problem(mesh, mf.Potential(lambda x: x[0] ** 2) + loss, 0.5, 2)
-    density = mf.Density(problem, np.ones(problem.num_owned))
+    density = mf.Density(problem, np.ones(problem.discretisation.num_owned))
     with pytest.raises(ValueError, match=r"every feature vanishes .* x\[2:\] is zero"):
         loss.value(density)
     with pytest.raises(ValueError, match=r"vanishes at all nodes"):
@@ -554,7 +556,7 @@ def test_a_feature_that_vanishes_is_named(caplog):
     z = np.array([-1.0, 0.0, 1.0])
     loss = mf.NetworkLoss(z, z, lambda x, z: np.tanh(x[0] * z))
     problem = mf.Problem(mf.interval(COMM, 3.0, 0.5), loss, 0.5, 2)
-    loss.value(mf.Density(problem, np.ones(problem.num_owned)))
+    loss.value(mf.Density(problem, np.ones(problem.discretisation.num_owned)))
     (warning,) = [r.getMessage() for r in caplog.records if "vanish" in r.getMessage()]
     assert warning.startswith("warning: 1 of 3 features") and warning.endswith("number 1")
     zero = mf.Problem(mf.interval(COMM, 3.0, 0.5), mf.Potential(lambda x: 0.0 * x[0]), 0.5, 2)
@@ -571,17 +573,19 @@ def test_features_are_shared_by_several_sigma_and_by_no_other_data():
     mesh = mf.interval(COMM, 4.0, 0.5)
     loss = mf.NetworkLoss(Z, Y, neuron)
     problem = mf.Problem(mesh, loss, 0.5, 2)
-    density = mf.Density(problem, np.ones(problem.num_owned))
+    density = mf.Density(problem, np.ones(problem.discretisation.num_owned))
     value = loss.value(density)
     assert len(calls) == len(Z)
     other = problem.with_sigma(0.3)
-    assert loss.value(mf.Density(other, np.ones(other.num_owned))) == value
+    assert loss.value(mf.Density(other, np.ones(other.discretisation.num_owned))) == value
     assert len(calls) == len(Z)  # nothing was evaluated anew
     # Other data, and another discretisation, have features of their own.
     changed = mf.NetworkLoss(Z[::-1], Y, neuron)
     assert changed.value(density) != value and len(calls) == 2 * len(Z)
     finer = mf.Problem(mesh, loss, 0.5, 3)
-    assert loss.value(mf.Density(finer, np.ones(finer.num_owned))) == pytest.approx(value, rel=1e-3)
+    assert loss.value(mf.Density(finer, np.ones(finer.discretisation.num_owned))) == pytest.approx(
+        value, rel=1e-3
+    )
     assert len(calls) == 3 * len(Z)
 
 
@@ -661,7 +665,7 @@ def test_a_functional_that_is_not_quadratic():
     start = mf.Density.from_function(problem, gaussian(0.4, 1.5))
     assert mf.check_derivative(cubic, start).order > 1.9
     stiffness = problem.stiffness.copy().convert("dense").getDenseArray()
-    mass, x = problem.mass_diagonal, problem.nodes[0]
+    mass, x = problem.discretisation.mass_diagonal, problem.discretisation.nodes[0]
 
     def value_and_slope(free):
         norm = np.sqrt(mass @ free**2)
@@ -717,7 +721,7 @@ def test_functionals_as_forms(mesh, options):
         assert mf.check_derivative(forms["cubic"], density).order > 1.9
     usual = mf.Problem(
         domain, terms["potential"] + terms["contact"], 0.7, **options,
-        potential_degree=None if problem.lumped else problem.potential_degree,
+        potential_degree=None if problem.lumped else problem.discretisation.potential_degree,
     )  # fmt: skip
     assert mf.minimise(problem, tol=1e-8).energy == pytest.approx(
         mf.minimise(usual, tol=1e-8).energy, abs=1e-8

@@ -48,7 +48,7 @@ def corner(value: float):
 
 
 def test_the_corner_is_not_on_every_rank() -> None:
-    seen = COMM.allgather(bool(in_the_corner(problem().nodes).any()))
+    seen = COMM.allgather(bool(in_the_corner(problem().discretisation.nodes).any()))
     assert any(seen) and (COMM.size == 1 or not all(seen))
 
 
@@ -194,9 +194,9 @@ def test_densities(kind: str, m, text: str) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(np.nan, "not finite"), (0.0, "zero everywhere")])
 def test_amplitudes(value: float, text: str) -> None:
-    psi = np.full(problem().num_owned, value)
+    psi = np.full(problem().discretisation.num_owned, value)
     if np.isnan(value):  # on one rank only
-        psi = np.ones(problem().num_owned)
+        psi = np.ones(problem().discretisation.num_owned)
         psi[:1] = value if COMM.rank == COMM.size - 1 else 1.0
     fails(lambda: mf.Density(problem(), psi), text)
 

@@ -137,7 +137,7 @@ def test_a_start_that_is_no_quadratic(form):
     # v_0 is then that of the nearest quadratic to g, by sums over all ranks
     ends = []
     for m in both("disk", "bent"):
-        x = m.problem.nodes[0, : m.problem.num_owned]
+        x = m.problem.discretisation.nodes[0, : m.problem.discretisation.num_owned]
         start = mf.LogDensity(m.problem, m.log_values() + 0.3 * np.cos(x))
         flow = mf.HJBFlow(m.problem, 0.1, **OPTIONS | FORMS[form])
         ends.append(list(flow.run(start, 0.2)))
@@ -172,7 +172,11 @@ def test_operator(name):
         operator, V = mf.HJBOperator(m.problem), m.problem.functional.derivative(m)
         later = operator.step(operator.step(m.u(), V, 0.1), V, 0.1)
         ends.append(mf.Density.from_log(m.problem, later))
-        rates.append(m.problem.norm(operator.rate(m.u(), V).x.array[: m.problem.num_owned]))
+        rates.append(
+            m.problem.discretisation.norm(
+                operator.rate(m.u(), V).x.array[: m.problem.discretisation.num_owned]
+            )
+        )
     agree_at_points(*ends)
     np.testing.assert_allclose(*rates, **TIGHT)
 
@@ -201,10 +205,16 @@ def test_log_density(name):
     for method in ("mean", "covariance", "entropy", "fisher_information"):
         values = [getattr(m, method)() for m in (here, there)]
         np.testing.assert_allclose(*values, **TIGHT, err_msg=method)
-    flat = [mf.LogDensity(m.problem, np.zeros(m.problem.num_owned)) for m in (here, there)]
+    flat = [
+        mf.LogDensity(m.problem, np.zeros(m.problem.discretisation.num_owned))
+        for m in (here, there)
+    ]
     entropies = [m.relative_entropy(f) for m, f in zip((here, there), flat, strict=True)]
     np.testing.assert_allclose(*entropies, **TIGHT)
-    variances = [m.variance(m.problem.nodes[0, : m.problem.num_owned]) for m in (here, there)]
+    variances = [
+        m.variance(m.problem.discretisation.nodes[0, : m.problem.discretisation.num_owned])
+        for m in (here, there)
+    ]
     np.testing.assert_allclose(*variances, **TIGHT)
     samples = [m.sample(100, seed=6) for m in (here, there)]
     np.testing.assert_allclose(*samples, rtol=0, atol=1e-7)
@@ -225,7 +235,7 @@ def test_bad_values_are_errors_on_every_rank():
         values[0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         mf.LogDensity(problem, values)
-    x = problem.nodes[0, : problem.num_owned]
+    x = problem.discretisation.nodes[0, : problem.discretisation.num_owned]
     with pytest.raises(ValueError, match="further than ψ is known"):
         log_density(mf.Density(problem, np.exp(-10.0 * x**2)))
 

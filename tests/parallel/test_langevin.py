@@ -118,7 +118,7 @@ def test_couplings(name):
 def test_values_at_the_far_ends_of_edges():
     problem = both("triangles", network)[0].problem
     edges = EdgeOperator(problem)
-    x = problem.nodes[:2, : problem.num_owned]
+    x = problem.discretisation.nodes[:2, : problem.discretisation.num_owned]
     lengths = np.hypot(*(edges.rise(coordinate) for coordinate in x))
     assert COMM.allreduce(lengths.min(initial=1.0), MPI.MIN) > 0.1
     assert COMM.allreduce(lengths.max(initial=0.0), MPI.MAX) < 1.6  # cells have size 0.8

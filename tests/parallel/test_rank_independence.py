@@ -181,7 +181,9 @@ def test_density_and_observables(name):
     for observable in (mf.energy, mf.eigenvalue, mf.residual, mf.dissipation, mf.boundary_mass):
         value, reference = observable(here.problem, here), observable(there.problem, there)
         np.testing.assert_allclose(value, reference, **TIGHT, err_msg=observable.__name__)
-    flat = [mf.Density(m.problem, np.ones(m.problem.num_owned)) for m in (here, there)]
+    flat = [
+        mf.Density(m.problem, np.ones(m.problem.discretisation.num_owned)) for m in (here, there)
+    ]
     entropies = [m.relative_entropy(f) for m, f in zip((here, there), flat, strict=True)]
     np.testing.assert_allclose(*entropies, **TIGHT)
 
@@ -195,8 +197,10 @@ def test_functionals_and_checks(name, functional):
     # V as a number at the nodes: two functions of it
     for square in (1, 2):
         work = [
-            m.problem.dot(
-                m.problem.functional.derivative(m).x.array[: m.problem.num_potential_owned]
+            m.problem.discretisation.dot(
+                m.problem.functional.derivative(m).x.array[
+                    : m.problem.discretisation.num_potential_owned
+                ]
                 ** square,
                 m.measure(),
             )
@@ -251,7 +255,9 @@ def test_functionals_of_your_own(name):
         problem = mf.Problem(make(comm), mf.Potential(trap) + form + 0.5 * own, 0.6, **options)
         density = mf.Density.from_function(problem, gaussian([0.8, -0.5], 1.3))
         v = problem.functional.derivative(density)
-        squared = problem.dot(v.x.array[: problem.num_potential_owned] ** 2, density.measure())
+        squared = problem.discretisation.dot(
+            v.x.array[: problem.discretisation.num_potential_owned] ** 2, density.measure()
+        )
         *_, state = mf.SchrodingerFlow(problem, 0.5, fixed_point_tolerance=1e-12).run(density, 1.0)
         numbers.append([mf.energy(problem, density), squared, state.energy, state.eigenvalue])
     np.testing.assert_allclose(*numbers, **TIGHT)
@@ -265,6 +271,9 @@ def test_walls_by_facet_tags():
         mesh = mf.read_mesh(file, comm)
         tags = mf.read_facet_tags(file, mesh)
         problem = mf.Problem(mesh, trap, 0.5, 2, boundary=[2], facet_tags=tags)
-        counts = comm.allreduce(problem.constrained.size), comm.allreduce(tags.indices.size)
+        counts = (
+            comm.allreduce(problem.discretisation.constrained.size),
+            comm.allreduce(tags.indices.size),
+        )
         energies.append([mf.minimise(problem).energy, *counts])
     np.testing.assert_allclose(*energies, **TIGHT)

@@ -172,7 +172,9 @@ def test_every_iterate_from_a_given_start(name):
 def test_an_excited_state_is_never_certified(name):
     best = both(name, network)[0]
     problem = best.density.problem
-    distance = problem.nodes[0, : problem.num_owned] - best.density.mean()[0]
+    distance = (
+        problem.discretisation.nodes[0, : problem.discretisation.num_owned] - best.density.mean()[0]
+    )
     # of an amplitude with a sign, a density keeps the absolute value
     start = mf.Density(problem, distance * best.density.amplitude())
     error = mf.energy(problem, start) - best.energy

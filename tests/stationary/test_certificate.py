@@ -60,7 +60,11 @@ def dense(matrix):
 
 
 def dense_mass(problem):
-    return np.diag(problem.mass_diagonal) if problem.lumped else dense(problem.mass_matrix)
+    return (
+        np.diag(problem.discretisation.mass_diagonal)
+        if problem.lumped
+        else dense(problem.mass_matrix)
+    )
 
 
 def dense_spectrum(problem, density):
@@ -75,7 +79,7 @@ def dense_rates(problem, density):
     """All eigenvalues of J on the tangent space; without walls."""
     hessian = Hessian(problem)
     hessian.update(density, first_order(problem, density))
-    columns = np.column_stack([hessian.apply(e) for e in np.eye(problem.num_owned)])
+    columns = np.column_stack([hessian.apply(e) for e in np.eye(problem.discretisation.num_owned)])
     psi, mass_psi = density.amplitude(), density.mass_amplitude()
     project = np.eye(psi.size) - np.outer(mass_psi, psi)
     far_away = 1e3 * np.outer(mass_psi, mass_psi)  # where ψ's own eigenvalue goes
@@ -117,7 +121,7 @@ def test_the_gap_vanishes_at_the_minimiser(solved):
 
 def test_the_gap_grows_as_the_square_of_the_distance(solved):
     problem, best = solved
-    x, y = problem.nodes[:2, : problem.num_owned]
+    x, y = problem.discretisation.nodes[:2, : problem.discretisation.num_owned]
     bounds, errors = [], []
     for size in (1e-3, 2e-3, 4e-3):
         moved = mf.Density(problem, best.density.amplitude() * (1 + size * np.sin(x - 0.4 * y)))
@@ -406,7 +410,7 @@ def identity(right, solution):
 
 
 def starts(problem, count):
-    return list(np.random.default_rng(3).normal(size=(count, problem.num_owned)))
+    return list(np.random.default_rng(3).normal(size=(count, problem.discretisation.num_owned)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -418,9 +422,14 @@ def test_lowest_states(pencil, count):
     np.testing.assert_allclose(states.values, values[:count], rtol=1e-10)
     assert 1 <= states.iterations < 500
     for i, x in enumerate(states.vectors):
-        load = problem.multiply(matrix, x) - states.values[i] * problem.apply_mass(x)
+        load = problem.discretisation.multiply(matrix, x) - states.values[
+            i
+        ] * problem.discretisation.apply_mass(x)
         assert np.linalg.norm(load) < 1e-7
-        products = [problem.dot(y, problem.apply_mass(x)) for y in states.vectors]
+        products = [
+            problem.discretisation.dot(y, problem.discretisation.apply_mass(x))
+            for y in states.vectors
+        ]
         np.testing.assert_allclose(products, np.eye(count)[i], rtol=0, atol=1e-10)
 
 
@@ -436,7 +445,14 @@ def test_deflation_leaves_one_state_out(pencil, deflated):
         deflate=[vectors[:, deflated]],
     )
     assert states.values[0] == pytest.approx(values[1 - deflated], rel=1e-10)
-    assert abs(problem.dot(vectors[:, deflated], problem.apply_mass(states.vectors[0]))) < 1e-9
+    assert (
+        abs(
+            problem.discretisation.dot(
+                vectors[:, deflated], problem.discretisation.apply_mass(states.vectors[0])
+            )
+        )
+        < 1e-9
+    )
 
 
 def test_a_good_start_costs_nothing(pencil):

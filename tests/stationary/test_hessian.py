@@ -112,16 +112,18 @@ def linearised(functional, mesh="quadrilaterals", boundary="natural"):
 def tangents(density, count=3):
     """Smooth directions v ⊥ ψ of norm one."""
     problem, psi = density.problem, density.amplitude()
-    x, y = problem.nodes[:2, : problem.num_owned]
+    x, y = problem.discretisation.nodes[:2, : problem.discretisation.num_owned]
     for i in range(count):
         v = psi * np.sin((i + 1) * x - 0.7 * y + i) + 0.1 * psi * y
-        v -= psi * problem.dot(density.mass_amplitude(), v)
-        yield v / problem.norm(v)
+        v -= psi * problem.discretisation.dot(density.mass_amplitude(), v)
+        yield v / problem.discretisation.norm(v)
 
 
 def without(density, load):
     """The part of a load vector that the tangent space sees."""
-    return load - density.mass_amplitude() * density.problem.dot(density.amplitude(), load)
+    return load - density.mass_amplitude() * density.problem.discretisation.dot(
+        density.amplitude(), load
+    )
 
 
 def difference(density, v, step=1e-4):
@@ -137,11 +139,13 @@ def difference(density, v, step=1e-4):
 def check_differences(density, condition, hessian):
     problem = density.problem
     for v in tangents(density):
-        expected = difference(density, v) - condition.eigenvalue * problem.apply_mass(v)
+        expected = difference(
+            density, v
+        ) - condition.eigenvalue * problem.discretisation.apply_mass(v)
         result = without(density, hessian.apply(v))
         scale = np.abs(expected).max()
         np.testing.assert_allclose(result, without(density, expected), rtol=0, atol=1e-6 * scale)
-        assert np.abs(result[problem.constrained]).max(initial=0.0) == 0.0
+        assert np.abs(result[problem.discretisation.constrained]).max(initial=0.0) == 0.0
 
 
 @pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
@@ -195,7 +199,10 @@ def test_eigenvectors_at_the_moving_gaussian(strength):
     density = mf.Density.from_function(problem, gaussian(0.0, SPREAD))
     hessian = Hessian(problem)
     hessian.update(density, first_order(problem, density))
-    x, psi = problem.nodes[0, : problem.num_owned], density.amplitude()
+    x, psi = (
+        problem.discretisation.nodes[0, : problem.discretisation.num_owned],
+        density.amplitude(),
+    )
     spacing = SIGMA * np.sqrt(2 * KAPPA)
     # the modes of the mean and of the precision
     for v, rate in (
@@ -203,7 +210,9 @@ def test_eigenvectors_at_the_moving_gaussian(strength):
         ((SPREAD * x**2 - 1) * psi, 2 * spacing),
     ):
         load = hessian.apply(v)
-        np.testing.assert_allclose(load, rate * problem.apply_mass(v), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(
+            load, rate * problem.discretisation.apply_mass(v), rtol=0, atol=1e-7
+        )
 
 
 def test_curvatures_are_those_of_the_outer_function():
@@ -233,7 +242,7 @@ def test_negligible_directions_are_left_out():
 def test_covariance_of_the_moments(functional, mesh):
     density = linearised(functional, mesh)[0]
     mean_field = mean_field_of(density.problem)
-    basis = mean_field.basis[: density.problem.num_potential_owned]
+    basis = mean_field.basis[: density.problem.discretisation.num_potential_owned]
     centred = basis - density.measure() @ basis
     exact = (centred.T * density.measure()) @ centred
     np.testing.assert_allclose(mean_field.covariance(density), exact, rtol=0, atol=1e-12)
@@ -254,10 +263,10 @@ def test_frozen_operator(mesh, boundary):
     for factor in (1.0, 2.0, -0.5):
         operator.update(factor * condition.potential)
         for v in tangents(density, 2):
-            expected = SIGMA**2 * problem.multiply(problem.stiffness, v)
-            expected += problem.apply_potential(factor * condition.potential, v)
-            result = problem.multiply(operator.matrix, v)
-            free = np.delete(result - expected, problem.constrained)
+            expected = SIGMA**2 * problem.discretisation.multiply(problem.stiffness, v)
+            expected += problem.discretisation.apply_potential(factor * condition.potential, v)
+            result = problem.discretisation.multiply(operator.matrix, v)
+            free = np.delete(result - expected, problem.discretisation.constrained)
             assert np.abs(free).max() < 1e-13
     assert operator.matrix.handle == handle
 
@@ -265,12 +274,12 @@ def test_frozen_operator(mesh, boundary):
 def metric_load(density, condition, v, margin):
     """P v for the metric of a margin."""
     problem = density.problem
-    lowest = problem.min(condition.potential)
-    load = SIGMA**2 * problem.multiply(problem.stiffness, v)
-    load += problem.apply_potential(condition.potential, v)
+    lowest = problem.discretisation.min(condition.potential)
+    load = SIGMA**2 * problem.discretisation.multiply(problem.stiffness, v)
+    load += problem.discretisation.apply_potential(condition.potential, v)
     shift = lowest - margin * (condition.eigenvalue - lowest)
-    load -= shift * problem.apply_mass(v)
-    load[problem.constrained] = 0.0
+    load -= shift * problem.discretisation.apply_mass(v)
+    load[problem.discretisation.constrained] = 0.0
     return load
 
 
@@ -282,11 +291,11 @@ def test_the_metric_is_positive_and_solved_exactly(mesh, boundary, margin):
     metric = Metric(density.problem)
     assert metric.applications == 0
     metric.rebuild(condition.potential, condition.eigenvalue, margin)
-    spread = condition.eigenvalue - density.problem.min(condition.potential)
+    spread = condition.eigenvalue - density.problem.discretisation.min(condition.potential)
     for v in tangents(density, 2):
         load = metric_load(density, condition, v, margin)
         assert v @ load >= margin * spread
-        v[density.problem.constrained] = 0.0
+        v[density.problem.discretisation.constrained] = 0.0
         np.testing.assert_allclose(metric.solve(load), v, rtol=0, atol=1e-12)
     assert metric.applications == 2
 
@@ -308,9 +317,9 @@ def shifted():
     problem = linearised("linear", "triangles")[0].problem
     matrix = problem.stiffness.copy()
     matrix.axpy(1.0, problem.mass_matrix, PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
-    options = default_preconditioner(problem.num_owned, 2)
+    options = default_preconditioner(problem.discretisation.num_owned, 2)
     right = matrix.createVecLeft()
-    right.array[:] = np.cos(np.arange(problem.num_owned))
+    right.array[:] = np.cos(np.arange(problem.discretisation.num_owned))
     return matrix, Preconditioner(matrix, PREFIX, options), right
 
 
@@ -395,7 +404,7 @@ CONVEX = {
 @pytest.mark.parametrize("name", CONVEX)
 def test_newton_direction_against_a_dense_solve(name):
     density, condition, hessian = small(CONVEX[name]())
-    n, mass_psi = density.problem.num_owned, density.mass_amplitude()
+    n, mass_psi = density.problem.discretisation.num_owned, density.mass_amplitude()
     bordered = np.zeros((n + 1, n + 1))
     bordered[:n, :n] = np.column_stack([hessian.apply(e) for e in np.eye(n)])
     bordered[:n, n] = bordered[n, :n] = mass_psi
@@ -409,7 +418,7 @@ def test_newton_direction_against_a_dense_solve(name):
 
 def test_newton_direction_with_another_preconditioner():
     density, condition, hessian = small(CONVEX["contact"]())
-    diagonal = density.problem.mass_diagonal
+    diagonal = density.problem.discretisation.mass_diagonal
     usual = solve(density, condition, hessian)
     plain = solve(density, condition, hessian, precondition=lambda load: load / diagonal)
     assert plain.iterations > usual.iterations
@@ -441,7 +450,7 @@ def test_negative_curvature_gives_a_direction_of_descent():
     assert condition.gradient @ step.direction < 0
     assert abs(step.direction @ density.mass_amplitude()) < 1e-12
     problem, psi = density.problem, density.amplitude()
-    v = step.direction / problem.norm(step.direction)
+    v = step.direction / problem.discretisation.norm(step.direction)
     energies = [
         mf.energy(problem, mf.Density(problem, np.cos(s) * psi + np.sin(s) * v))
         for s in (0.0, 1e-3, 1e-2)

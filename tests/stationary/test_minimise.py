@@ -69,7 +69,7 @@ def triangles(functional, degree=2, mass="consistent", h=0.9, **options):
 
 
 def uniform(problem):
-    return mf.Density(problem, np.ones(problem.num_owned))
+    return mf.Density(problem, np.ones(problem.discretisation.num_owned))
 
 
 _MADE = {}
@@ -175,7 +175,7 @@ def test_particle_in_a_box(mesh, degree, mass, tolerance):
     assert best.eigenvalue == pytest.approx(best.energy, rel=1e-12)
     assert best.gap <= 1e-10
     psi = best.density.psi.x.array
-    edge = (np.abs(np.abs(problem.nodes[: problem.dim]) - 1.5) < 1e-10).any(axis=0)
+    edge = (np.abs(np.abs(problem.discretisation.nodes[: problem.dim]) - 1.5) < 1e-10).any(axis=0)
     assert np.abs(psi[edge]).max() == 0.0 and psi[~edge].min() > 0.0
 
 
@@ -247,7 +247,9 @@ def test_a_fine_mesh(residual):
 
 def test_the_amplitude_of_an_excited_state_leads_to_the_minimum():
     problem, best = made("network on quadrilaterals")
-    first = problem.nodes[0, : problem.num_owned] - best.density.mean()[0]
+    first = (
+        problem.discretisation.nodes[0, : problem.discretisation.num_owned] - best.density.mean()[0]
+    )
     start = mf.Density(problem, first * best.density.amplitude())
     assert mf.gap(problem, start) > 0.1
     again = mf.minimise(problem, start)
@@ -324,7 +326,7 @@ def test_densities_on_a_larger_mesh_are_zero_where_they_were_not_known():
     small = quadrilaterals(ZERO, radius=2.0, cells=4, degree=4)
     large = quadrilaterals(ZERO, radius=6.0, cells=12, degree=4)
     m = mf.Density.from_function(small, gaussian([0.2, 0.1], 10.0)).on(large)
-    outside = np.abs(large.nodes[:2]).max(axis=0) > 3.0
+    outside = np.abs(large.discretisation.nodes[:2]).max(axis=0) > 3.0
     assert outside.any() and m.psi.x.array[outside].max() < 1e-15
     np.testing.assert_allclose(m.mean(), [0.2, 0.1], rtol=0, atol=1e-3)
     assert m.mass() == pytest.approx(1.0, abs=1e-13)
@@ -341,7 +343,7 @@ def test_large_problems_start_from_a_coarse_box():
     functional = one_dimensional()
     problem = long_interval(functional)
     coarse = coarse_problem(problem)
-    assert coarse.num_owned == 193
+    assert coarse.discretisation.num_owned == 193
     assert coarse.sigma == problem.sigma and coarse.functional is functional
     default, plain = mf.minimise(problem), mf.minimise(problem, uniform(problem))
     assert default.energy == pytest.approx(plain.energy, abs=1e-12)
@@ -360,7 +362,7 @@ def test_no_coarse_box_where_the_functional_is_not_defined_on_it():
 
     mesh = mf.disk(COMM, 5.0, 0.5, cell="quadrilateral")
     problem = mf.Problem(mesh, mf.Potential(inside), 0.5, 8, mass="lumped")
-    assert problem.num_owned > 4 * 65**2
+    assert problem.discretisation.num_owned > 4 * 65**2
     assert coarse_problem(problem) is None
     harmless = mf.Problem(mesh, mf.Potential(trap), 0.5, 8, mass="lumped")
     assert coarse_problem(harmless) is not None
@@ -652,12 +654,16 @@ class OwnContact:
 
     def value(self, density):
         problem = density.problem
-        m = problem.square_on_potential_space(density.psi)[: problem.num_potential_owned]
-        return 0.5 * self.beta * problem.dot(m, density.measure())
+        m = problem.discretisation.square_on_potential_space(density.psi)[
+            : problem.discretisation.num_potential_owned
+        ]
+        return 0.5 * self.beta * problem.discretisation.dot(m, density.measure())
 
     def derivative(self, density):
         v = density.problem.new_potential()
-        v.x.array[:] = self.beta * density.problem.square_on_potential_space(density.psi)
+        v.x.array[:] = self.beta * density.problem.discretisation.square_on_potential_space(
+            density.psi
+        )
         return v
 
 
