@@ -23,7 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fem_mf.stationary.newton_cg import Anchor, Guess
+from fem_mf.flows.schrodinger_stage import Guess
+from fem_mf.stationary.newton_cg import Anchor
 
 COMM = MPI.COMM_WORLD
 CONSOLE = Console(quiet=COMM.rank != 0, width=120)
@@ -94,7 +95,7 @@ def one_step(problem: mf.Problem, length: float, repeats: int) -> list[str]:
     """A step by the fixed point and by Newton's method."""
     flow = mf.SchrodingerFlow(problem, length)
     now, stage = flow._start(centred(problem)), flow._stage
-    anchor, guess = Anchor(base=now.psi, load=now.mass_psi), Guess(now.psi, now.y, now.eigenvalue)
+    anchor, guess = Anchor(*now.value), Guess(now.psi, now.y, now.eigenvalue)
     newton, by_newton = seconds(lambda: stage.by_newton(anchor, length, now.psi), repeats)
     cells = [f"{1e3 * newton:.1f}", f"{by_newton.iterations}"]
     try:

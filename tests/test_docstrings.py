@@ -84,10 +84,27 @@ LUMPED = {"flows.edge_averaged", "flows.langevin_stage"}
 PREPARATION = {
     "flows.edge_averaged": "mass_diagonal = problem.discretisation.mass_diagonal",
     "flows.decomposition": """
+        from fem_mf.flows.tableau import SCHEMES
         density = mf.LogDensity.from_function(problem, well)
     """,
-    "flows.hjb_stage": "r = well(problem.discretisation.owned_nodes)",
-    "flows.langevin_stage": "m = density.amplitude() ** 2",
+    "flows.hjb_stage": """
+        from fem_mf.mean_field.fixed_point import Anderson, FixedPoint, StopTest
+        r = well(problem.discretisation.owned_nodes)
+    """,
+    "flows.langevin_stage": """
+        from fem_mf.mean_field.fixed_point import Anderson, FixedPoint, StopTest
+        m = density.amplitude() ** 2
+    """,
+    "flows.schrodinger_stage": """
+        from fem_mf.mean_field.fixed_point import Anderson, FixedPoint, StopTest
+    """,
+    "flows.tableau": """
+        from fem_mf.flows.tableau import StageResult
+        y = rate = np.ones(3)
+        def solve(start, a, before):  # of ∂_t y = −y
+            value = start / (1.0 + a)
+            return StageResult(value=value, rate=-value, y=value, iterations=1)
+    """,
     "functionals.network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
     "functionals.terms": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
     "mean_field.fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",

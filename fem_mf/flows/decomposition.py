@@ -9,10 +9,10 @@ With g = ½xᵀQx + q·x + q₀, equation (W1) is Θ' = Q − (σ²/2)Θ², b' =
 c' = (σ²/2) tr Θ − (σ²/4)|b|² + q₀. The first two are linear in homogeneous coordinates: with
 X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
 
-Elsewhere v advances with the implicit stages of the time scheme; backward Euler has one:
+Elsewhere v advances with the implicit stages of the time scheme:
 
     v = ClassicalPart(problem, mean_field.base, density, None, options=None)
-    stage_values = v.advance(t, dt, [(1.0, ())])    # v at the stages of the step
+    stage_values = v.advance(t, dt, SCHEMES["sdirk2"])    # v at the stages of the step
     v.values, v.rate                                # at its end
 
 The values are known up to a constant.
@@ -20,8 +20,8 @@ The values are known up to a constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.integrate import quad
@@ -29,6 +29,7 @@ from scipy.linalg import expm
 
 from fem_mf.density import LogDensity
 from fem_mf.flows.hjb_operator import HJBOperator
+from fem_mf.flows.tableau import Tableau, solve_stages
 from fem_mf.mpi import global_sum
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
@@ -189,7 +190,9 @@ def convexity_bound(t: float, start: float, kappa: float, sigma: float) -> float
     return float(limit * (start + limit * tanh) / (limit + start * tanh))
 
 
-type Stages = Sequence[tuple[float, tuple[float, ...]]]
+class _Stage(NamedTuple):
+    value: Array
+    rate: Array
 
 
 class ClassicalPart:
@@ -236,28 +239,23 @@ class ClassicalPart:
         self._potential = g
         self._operator = HJBOperator(problem, petsc_options=options)
 
-    def advance(self, t: float, dt: float, stages: Stages) -> list[Array]:
+    def advance(self, t: float, dt: float, scheme: Tableau) -> list[Array]:
         """Take a step, t after the start; v at each of its stages, owned values. Collective."""
-        if self._flow is None:
-            return self._integrate(dt, stages)
-        times = [t + (factor + sum(weights)) * dt for factor, weights in stages]
-        shapes = [self._flow.shape(time) for time in times]
-        values = [shape.evaluate(self._points) for shape in shapes]
-        self.values, self.rate = values[-1], self._flow.rate(shapes[-1]).evaluate(self._points)
-        return values
+        if self._flow is not None:
+            shapes = [self._flow.shape(t + time * dt) for time in scheme.times]
+            values = [shape.evaluate(self._points) for shape in shapes]
+            self.values, self.rate = values[-1], self._flow.rate(shapes[-1]).evaluate(self._points)
+            return values
 
-    def _integrate(self, dt: float, stages: Stages) -> list[Array]:
-        values: list[Array] = []
-        rates: list[Array] = []
-        guess = self.values
-        for factor, weights in stages:
-            start = self.values + dt * sum(c * r for c, r in zip(weights, rates, strict=True))
-            guess, _ = self._operator.solve(start, guess, self._potential, factor * dt, 0.0)
-            values.append(guess)
-            rates.append((guess - start) / (factor * dt))
-        # v would grow like λ_v t.
-        self.values, self.rate = values[-1] - self._discrete.min(values[-1]), rates[-1]
-        return values
+        def solve(start: Array, a: float, before: list[_Stage]) -> _Stage:
+            guess = before[-1].value if before else self.values
+            v, _ = self._operator.solve(start, guess, self._potential, a, 0.0)
+            return _Stage(v, (v - start) / a)
+
+        stages = solve_stages(scheme, self.values, None, dt, solve)
+        v, self.rate = stages[-1]
+        self.values = v - self._discrete.min(v)  # v would grow like λ_v t
+        return [stage.value for stage in stages]
 
 
 def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:

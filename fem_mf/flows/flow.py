@@ -29,13 +29,15 @@ from dolfinx import fem
 
 from fem_mf.boundary import warn_if_truncated
 from fem_mf.density import Density
+from fem_mf.flows.tableau import StageResult
+from fem_mf.mean_field.fixed_point import Accelerator, Anderson, FixedPoint, StopTest
+from fem_mf.mean_field.moments import mean_field_of
 from fem_mf.mpi import all_ranks_agree, integer, number, positive, same_on_all_ranks
 from fem_mf.observables import check_problem
 from fem_mf.problem import Problem
 from fem_mf.typing import Array
 
 __all__ = [
-    "GAMMA",
     "Clock",
     "Extrapolation",
     "Flow",
@@ -46,6 +48,7 @@ __all__ = [
     "check_scheme",
     "check_step",
     "check_tolerances",
+    "counts",
 ]
 
 
@@ -150,16 +153,46 @@ class Trajectory[S: State](ABC):
 
 
 class Flow[S: State](ABC):
-    """A curve m_t of densities, computed step by step.
+    """A curve m_t of densities, computed step by step by implicit stages.
+
+    Every stage solves for the mean field by a fixed point, whose settings are the same arguments
+    in all flows; they are checked here.
 
     Attributes:
         problem: the problem.
         dt: the time step.
+        mean_field: how V depends on m, and the unknown of the fixed point.
     """
 
-    problem: Problem
-    dt: float
     _kind: type[S]
+
+    def __init__(
+        self,
+        problem: Problem,
+        dt: float,
+        accelerator: Accelerator | None,
+        fixed_point_tolerance: float,
+        max_iterations: int,
+        safeguard: bool,
+    ) -> None:
+        self._check_problem(problem)
+        check_step(problem, dt)
+        check_tolerances(problem, max_iterations, fixed_point_tolerance=fixed_point_tolerance)
+        self.problem, self.dt = problem, float(dt)
+        self._discrete = problem.discretisation
+        self.mean_field = mean_field_of(problem)
+        self._fixed_point = FixedPoint(
+            self._default_accelerator() if accelerator is None else accelerator,
+            StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
+            safeguard,
+        )
+
+    def _check_problem(self, problem: Problem) -> None:
+        """Raise an error where the problem does not suit the flow."""
+        check_problem(problem)
+
+    def _default_accelerator(self) -> Accelerator:
+        return Anderson(depth=10)
 
     def run(
         self, start: Density | S, t_end: float, *, steady_residual: float | None = None
@@ -203,9 +236,17 @@ class Flow[S: State](ABC):
         warn_if_truncated(self.problem, state.density, outside)
 
 
+def counts(stages: Sequence[StageResult]) -> dict[str, Any]:
+    """What a state counts in the stages of its step."""
+    return {
+        "fixed_point_iterations": sum(stage.iterations for stage in stages),
+        "linear_iterations": sum(stage.linear_iterations for stage in stages),
+        "contraction": stages[-1].contraction if stages else float("nan"),
+    }
+
+
 def check_step(problem: Problem, dt: float) -> None:
-    """Check the problem, and that dt is positive and equal on all ranks. Collective."""
-    check_problem(problem)
+    """Check that dt is positive and equal on all ranks. Collective."""
     error: Exception | None = None
     try:
         positive("dt", dt)
@@ -277,8 +318,6 @@ def check_run(
         raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")
 
 
-# SDIRK2 (Alexander 1977): stiffly accurate and L-stable.
-GAMMA = 1.0 - 1.0 / np.sqrt(2.0)
 _SMALLEST_STEP = 1e-12  # relative to the time span
 
 
@@ -299,6 +338,11 @@ class Clock:
     def done(self) -> bool:
         """Whether the end is reached."""
         return self.t >= self._t_end
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Time, last step, next step and their number, as a state has them."""
+        return {"t": self.t, "dt": self.last, "next_dt": self.dt, "step": self.step}
 
     @property
     def may_shrink(self) -> bool:

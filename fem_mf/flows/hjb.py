@@ -20,21 +20,12 @@ import numpy as np
 
 from fem_mf.density import Density, LogDensity, log_density
 from fem_mf.flows.decomposition import ClassicalPart, Quadratic
-from fem_mf.flows.flow import (
-    GAMMA,
-    Clock,
-    Flow,
-    HJBState,
-    Trajectory,
-    check_scheme,
-    check_step,
-    check_tolerances,
-)
+from fem_mf.flows.flow import Clock, Flow, HJBState, Trajectory, check_scheme, counts
 from fem_mf.flows.hjb_operator import HJBOperator
-from fem_mf.flows.hjb_stage import HJBResult, HJBStage, stage_start
+from fem_mf.flows.hjb_stage import HJBResult, HJBStage
 from fem_mf.flows.hopf_cole import WeightedStage
-from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.mean_field.moments import mean_field_of
+from fem_mf.flows.tableau import SCHEMES, solve_stages
+from fem_mf.mean_field.fixed_point import Accelerator
 from fem_mf.mean_field.newton import Newton
 from fem_mf.observables import Regularity, energy
 from fem_mf.petsc import Options
@@ -43,12 +34,6 @@ from fem_mf.spaces import set_owned
 from fem_mf.typing import Array
 
 __all__ = ["HJBFlow"]
-
-# Implicit stages: step over dt, and the weight of the rates of earlier stages in r.
-_STAGES = {
-    "backward-euler": ((1.0, ()),),
-    "sdirk2": ((GAMMA, ()), (GAMMA, (1.0 - GAMMA,))),
-}
 
 
 class HJBFlow(Flow[HJBState]):
@@ -93,35 +78,24 @@ class HJBFlow(Flow[HJBState]):
         safeguard: bool = True,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem, dt)
-        check_scheme(problem, scheme, sorted(_STAGES))
-        check_tolerances(
-            problem,
-            max_iterations,
-            fixed_point_tolerance=fixed_point_tolerance,
-        )
+        super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
+        # A scheme that begins with the rate of u itself would not damp what dt does not resolve.
+        names = [name for name, scheme in SCHEMES.items() if not scheme.explicit]
+        check_scheme(problem, scheme, sorted(names))
         if isinstance(accelerator, Newton):
             raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
-        self.form = _form(form, decomposed, weighted)
-        self.problem, self.dt, self.scheme = problem, float(dt), scheme
-        self._discrete = problem.discretisation
+        self.form, self.scheme = _form(form, decomposed, weighted), scheme
         self.decomposed = self.form != "u"
-        self.mean_field = mean_field_of(problem)
-        settings: dict[str, Any] = {
-            "accelerator": Anderson(depth=10) if accelerator is None else accelerator,
-            "stop": StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
-            "safeguard": safeguard,
-        }
         options, linear = petsc_options or {}, self.form == "hopf-cole"
         self._options = {k: v for k, v in options.items() if k.startswith("snes_") or not linear}
         self._operator = HJBOperator(problem, petsc_options=self._options)
         self._stage: HJBStage | WeightedStage
         if self.form == "hopf-cole":
             others = {k: v for k, v in options.items() if not k.startswith("snes_")}
-            self._stage = WeightedStage(problem, self.mean_field, **settings, petsc_options=others)
+            self._stage = WeightedStage(problem, self.mean_field, self._fixed_point, others)
         else:
             self._stage = HJBStage(
-                self._operator, self.mean_field, whole=not self.decomposed, **settings
+                self._operator, self.mean_field, self._fixed_point, whole=not self.decomposed
             )
         self._bounds = Regularity(problem)
 
@@ -160,21 +134,17 @@ class HJBFlow(Flow[HJBState]):
     def _step(
         self, now: LogDensity, classical: ClassicalPart | None, y: Array, t: float, dt: float
     ) -> list[HJBResult]:
-        stage = self._stage
-        w = stage.encode(_remainder(now, classical))
-        results: list[HJBResult] = []
-        stages = _STAGES[self.scheme]
-        if classical is not None:
-            drifts = classical.advance(t, dt, stages)
-        shift = self._shift(now, y)
-        for i, (factor, weights) in enumerate(stages):
-            start = stage_start(w, dt, weights, results)
-            if classical is not None:
-                stage.set_drift(drifts[i])
-            guess = results[-1].unknown if results else w
-            y = results[-1].y if results else y
-            results.append(stage.solve(start, guess, y, factor * dt, shift))
-        return results
+        stage, scheme = self._stage, SCHEMES[self.scheme]
+        w, shift = stage.encode(_remainder(now, classical)), self._shift(now, y)
+        drifts = [] if classical is None else classical.advance(t, dt, scheme)
+
+        def solve(start: Array, a: float, before: list[HJBResult]) -> HJBResult:
+            if drifts:
+                stage.set_drift(drifts[len(before)])
+            guess, known = (before[-1].value, before[-1].y) if before else (w, y)
+            return stage.solve(start, guess, known, a, shift)
+
+        return solve_stages(scheme, w, None, dt, solve)
 
     def _shift(self, now: LogDensity, y: Array) -> float:
         """Any constant will do; λ, or its mean-field part, keeps u and w from drifting off."""
@@ -207,10 +177,9 @@ class HJBFlow(Flow[HJBState]):
             "dissipation": dissipation,
             "mass": density.mass(),
             "boundary_mass": discrete.boundary_mass(density.amplitude()),
-            "fixed_point_iterations": sum(r.record.iterations for r in results),
+            **counts(results),
             "newton_iterations": sum(r.newton_iterations for r in results),
             "newton_most": max((r.newton_most for r in results), default=0),
-            "contraction": results[-1].record.contraction if results else float("nan"),
             "hessian_u": hessian,
             "growth_u": self._bounds.growth(u),
             "second_moment": density.moment(2.0),
@@ -286,16 +255,7 @@ class _Trajectory(Trajectory[HJBState]):
         results = flow._step(self._density, self._v, self._y, elapsed, clock.next_step())
         clock.accept()
         self._density, self._y = results[-1].density, results[-1].y
-        self.state = flow._state(
-            self._density,
-            self._v,
-            self._y,
-            results,
-            t=clock.t,
-            dt=clock.last,
-            next_dt=clock.dt,
-            step=clock.step,
-        )
+        self.state = flow._state(self._density, self._v, self._y, results, **clock.numbers)
         return self.state
 
 

@@ -7,33 +7,26 @@ Given r, a drift v and a length a, find w and m ∝ e^{−v−w} with
 With v = 0 and G = V this is one backward Euler step of u, and with r = u_k, a = h one step of the
 descent in relative entropy (J2). A fixed point on the mean field surrounds Newton's method:
 
-    stage = HJBStage(HJBOperator(problem), mean_field)
+    stage = HJBStage(HJBOperator(problem), mean_field, FixedPoint(Anderson(), StopTest()))
     result = stage.solve(r, guess=r, y=y, a=0.1, shift=0.0)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fem_mf.density import LogDensity
 from fem_mf.flows.hjb_operator import HJBOperator
-from fem_mf.mean_field.fixed_point import (
-    Accelerator,
-    Anderson,
-    FixedPointRecord,
-    StopTest,
-    private,
-    solve,
-)
+from fem_mf.flows.tableau import StageResult
+from fem_mf.mean_field.fixed_point import FixedPoint
 from fem_mf.mean_field.moments import MeanField
 from fem_mf.mpi import ConvergenceError
 from fem_mf.typing import Array
 
-__all__ = ["HJBResult", "HJBStage", "stage_start"]
+__all__ = ["HJBResult", "HJBStage"]
 
 _LOG = logging.getLogger(__name__)
 # Pseudo-time: the first step and the shortest, over min(a, 1); the longest before the stage itself,
@@ -42,32 +35,14 @@ _FIRST, _SHORTEST, _LONGEST = 0.25, 1e-4, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class HJBResult:
-    """A solved stage.
+class HJBResult(StageResult):
+    """A solved stage; its value is w (or φ, of :mod:`fem_mf.flows.hopf_cole`).
 
     Attributes:
-        unknown: owned values of w, the additive constant as the equation gives it.
         density: m ∝ e^{−v−w}.
-        rate: (w − r)/a.
-        y: the mean field of m.
-        record: of the fixed point.
-        newton_iterations: of all its nonlinear solves together.
-        newton_most: of the hardest of them.
     """
 
-    unknown: Array
     density: LogDensity
-    rate: Array
-    y: Array
-    record: FixedPointRecord
-    newton_iterations: int
-    newton_most: int
-
-
-def stage_start(now: Array, dt: float, weights: Sequence[float], before: list[HJBResult]) -> Array:
-    """r of a stage: the value at the start of the step and the rates of the stages before it."""
-    rates = (c * result.rate for c, result in zip(weights, before, strict=True))
-    return np.asarray(now + dt * sum(rates, np.zeros_like(now)))
 
 
 class HJBStage:
@@ -76,25 +51,21 @@ class HJBStage:
     Args:
         operator: of u, or of w with the drift v.
         mean_field: the mean field.
+        fixed_point: the fixed-point iteration.
         whole: whether the equation has the whole potential V (else only what depends on m).
-        accelerator: how the fixed-point iteration is accelerated.
-        stop: when to stop iterating.
-        safeguard: whether overshooting steps are shortened.
     """
 
     def __init__(
         self,
         operator: HJBOperator,
         mean_field: MeanField,
+        fixed_point: FixedPoint,
         *,
         whole: bool = True,
-        accelerator: Accelerator | None = None,
-        stop: StopTest | None = None,
-        safeguard: bool = True,
     ) -> None:
-        self.operator, self.mean_field, self._whole = operator, mean_field, whole
-        self._accelerator = private(Anderson(depth=10) if accelerator is None else accelerator)
-        self._stop, self._safeguard = stop or StopTest(), safeguard
+        self.operator, self.mean_field, self._fixed_point = operator, mean_field, fixed_point
+        self._discrete = operator.problem.discretisation
+        self._base = 0.0 if whole else mean_field.base
 
     def encode(self, w: Array) -> Array:
         """The unknown of w: w itself."""
@@ -139,8 +110,7 @@ class HJBStage:
         """
         _LOG.info("a step of length %.3g needs pseudo-time: %s", a, error)
         shortest, delta = _SHORTEST * min(a, 1.0), _FIRST * min(a, 1.0)
-        residuals: tuple[float, ...] = ()
-        newton, most = 0, 0
+        iterations, newton, most = 0, 0, 0
         while True:
             short = 1.0 / (1.0 / delta + 1.0 / a)
             between = short * (guess / delta + start / a)
@@ -151,15 +121,15 @@ class HJBStage:
                 if delta < shortest:
                     raise again from error
                 continue
-            moved = self.operator.problem.discretisation.norm(result.unknown - guess)
-            guess, y = result.unknown, result.y
-            residuals += result.record.residuals
+            moved = self._discrete.norm(result.value - guess)
+            guess, y = result.value, result.y
+            iterations += result.iterations
             newton, most = newton + result.newton_iterations, max(most, result.newton_most)
             _LOG.info("pseudo-time step %.3g: w moved by %.2e", delta, moved)
             if np.isinf(delta):
                 return replace(
                     result,
-                    record=replace(result.record, residuals=residuals),
+                    iterations=iterations,
                     newton_iterations=newton,
                     newton_most=most,
                 )
@@ -168,42 +138,32 @@ class HJBStage:
     def _solve_directly(
         self, start: Array, guess: Array, y: Array, a: float, shift: float
     ) -> HJBResult:
-        operator, problem, mean_field = self.operator, self.operator.problem, self.mean_field
+        operator, mean_field = self.operator, self.mean_field
         newton: list[int] = []
         w, density, moments = guess, None, y
 
         def evaluate(y: Array, previous: float) -> Array:
             nonlocal w, density, moments
-            potential = mean_field.potential(y)
-            potential = potential if self._whole else potential - mean_field.base
+            potential = mean_field.potential(y) - self._base
             w, steps = operator.solve(start, w, potential, a, shift)
             newton.append(steps)
             try:
-                density = LogDensity(
-                    problem, w + operator.drift.x.array[: problem.discretisation.num_owned]
-                )
+                u = w + operator.drift.x.array[: self._discrete.num_owned]
+                density = LogDensity(operator.problem, u)
             except ValueError as error:
-                raise ConvergenceError(
-                    f"a step lost the density: {error}; use a smaller dt"
-                ) from None
+                raise ConvergenceError(f"time step failed: {error}; reduce dt") from None
             moments = mean_field.evaluate(density)
             return moments
 
-        record = solve(
-            evaluate,
-            y,
-            accelerator=self._accelerator,
-            stop=self._stop,
-            unknown=mean_field,
-            safeguard=self._safeguard,
-        )
+        record = self._fixed_point.solve(evaluate, y, mean_field)
         assert density is not None
         return HJBResult(
-            unknown=w,
-            density=density,
+            value=w,
             rate=(w - start) / a,
+            density=density,
             y=moments,
-            record=record,
+            iterations=record.iterations,
+            contraction=record.contraction,
             newton_iterations=sum(newton),
             newton_most=max(newton),
         )

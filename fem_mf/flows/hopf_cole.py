@@ -26,7 +26,7 @@ from fem_mf import equations
 from fem_mf.density import LogDensity
 from fem_mf.flows.hjb_stage import HJBResult
 from fem_mf.flows.minimising_movement import MovementUnknown
-from fem_mf.mean_field.fixed_point import Accelerator, FixedPointRecord, StopTest, private, solve
+from fem_mf.mean_field.fixed_point import FixedPoint
 from fem_mf.mean_field.moments import MeanField
 from fem_mf.mpi import ConvergenceError, global_sum
 from fem_mf.observables import flat_scale
@@ -56,9 +56,7 @@ class WeightedStage:
     Args:
         problem: the problem, of degree 2 at least.
         mean_field: the mean field.
-        accelerator: how the fixed-point iteration is accelerated.
-        stop: when to stop iterating.
-        safeguard: whether overshooting steps are shortened.
+        fixed_point: the fixed-point iteration.
         petsc_options: the user's, of the linear solver.
     """
 
@@ -66,15 +64,11 @@ class WeightedStage:
         self,
         problem: Problem,
         mean_field: MeanField,
-        *,
-        accelerator: Accelerator,
-        stop: StopTest,
-        safeguard: bool,
+        fixed_point: FixedPoint,
         petsc_options: Options | None,
     ) -> None:
-        self.problem, self.mean_field = problem, mean_field
+        self.problem, self.mean_field, self._fixed_point = problem, mean_field, fixed_point
         self._discrete = problem.discretisation
-        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
         self._options = petsc_options
         self.unknown = MovementUnknown(mean_field)
         self.drift: fem.Function = self._discrete.new_amplitude()
@@ -116,10 +110,7 @@ class WeightedStage:
         return np.exp(-0.5 * w)
 
     def _check_span(self, name: str, values: Array, factor: float) -> None:
-        problem = self.problem
-        span = problem.discretisation.max(
-            float(values.max(initial=-np.inf))
-        ) - problem.discretisation.min(values)
+        span = self._discrete.max(float(values.max(initial=-np.inf))) - self._discrete.min(values)
         if not factor * span <= _MOST_SPAN:
             raise ConvergenceError(
                 f"{name} varies by {span:.4g} on this mesh, and the Hopf–Cole form computes with "
@@ -130,7 +121,7 @@ class WeightedStage:
 
     def rate_of_w(self, result: HJBResult) -> Array:
         """∂_t w at a solved stage, owned values."""
-        return np.asarray(-2.0 * result.rate / result.unknown)
+        return np.asarray(-2.0 * result.rate / result.value)
 
     def solve(self, start: Array, guess: Array, y: Array, a: float, shift: float) -> HJBResult:
         """Solve one stage; v has been set. Collective.
@@ -156,38 +147,25 @@ class WeightedStage:
         evaluation = _Evaluation(self, a, guess, shift)
         try:
             c, unit = evaluation.positive(y)
-            record = self._fixed_point(
+            record = self._fixed_point.solve(
                 evaluation,
                 self.unknown.begin(y, c, unit),
-                stop=replace(self._stop, patience=_PATIENCE),
-                unknown=self.unknown,
+                self.unknown,
+                stop=replace(self._fixed_point.stop, patience=_PATIENCE),
                 slow=self.unknown.slow,
             )
         except ConvergenceError as error:
             _LOG.debug("%s; the multiplier is solved for at every mean field instead", error)
             self._solution.array[:] = guess
-            record = self._fixed_point(
-                evaluation.with_multiplier, y, stop=self._stop, unknown=self.mean_field
-            )
-        phi = evaluation.phi
+            record = self._fixed_point.solve(evaluation.with_multiplier, y, self.mean_field)
         assert evaluation.density is not None
         return HJBResult(
-            unknown=phi,
+            value=evaluation.phi,
+            rate=(evaluation.phi - start) / a,
             density=evaluation.density,
-            rate=(phi - start) / a,
             y=evaluation.moments,
-            record=record,
-            newton_iterations=0,
-            newton_most=0,
-        )
-
-    def _fixed_point(self, evaluate: Any, start: Array, **settings: Any) -> FixedPointRecord:
-        return solve(
-            evaluate,
-            start,
-            accelerator=self._accelerator,
-            safeguard=self._safeguard,
-            **settings,
+            iterations=record.iterations,
+            contraction=record.contraction,
         )
 
     def norm(self, phi: Array) -> float:

@@ -35,12 +35,12 @@ from fem_mf.flows.flow import (
     Flow,
     State,
     Trajectory,
-    check_step,
     check_tolerances,
+    counts,
 )
-from fem_mf.flows.langevin_stage import LangevinResult, LangevinStage, default_accelerator
-from fem_mf.mean_field.fixed_point import Accelerator, StopTest
-from fem_mf.mean_field.moments import mean_field_of
+from fem_mf.flows.langevin_stage import LangevinStage, default_accelerator
+from fem_mf.flows.tableau import StageResult
+from fem_mf.mean_field.fixed_point import Accelerator
 from fem_mf.mpi import warn
 from fem_mf.observables import check_problem
 from fem_mf.petsc import Options
@@ -50,7 +50,6 @@ from fem_mf.typing import Array
 __all__ = ["LangevinFlow", "LangevinState", "minimise_entropic"]
 
 _LOG = logging.getLogger(__name__)
-_PREFIX = "fem_mf_langevin_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,28 +116,22 @@ class LangevinFlow(Flow[LangevinState]):
         safeguard: bool = True,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem, dt)
-        check_tolerances(
-            problem,
-            max_iterations,
-            fixed_point_tolerance=fixed_point_tolerance,
-        )
-        _check(problem)
-        self.problem, self.dt = problem, float(dt)
-        self._discrete = problem.discretisation
-        self.mean_field = mean_field_of(problem)
-        if accelerator is None:
-            accelerator = default_accelerator(problem, self.mean_field)
-        self._stage = LangevinStage(
-            problem,
-            self.mean_field,
-            accelerator=accelerator,
-            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
-            safeguard=safeguard,
-            prefix=_PREFIX,
-            options=petsc_options,
-        )
+        super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
+        self._stage = LangevinStage(problem, self.mean_field, self._fixed_point, petsc_options)
         self._warned = False
+
+    def _check_problem(self, problem: Problem) -> None:
+        super()._check_problem(problem)
+        if problem.degree != 1 or not problem.lumped:
+            raise ValueError(
+                "LangevinFlow needs Problem(..., degree=1, mass='lumped'); this problem has "
+                f"degree={problem.degree}, mass={'lumped' if problem.lumped else 'consistent'!r}"
+            )
+        if problem.boundary != "natural":
+            raise ValueError("LangevinFlow supports only boundary='natural' (no flux)")
+
+    def _default_accelerator(self) -> Accelerator:
+        return default_accelerator(self.problem, self.mean_field)
 
     def _begin(self, start: Density | LangevinState, **options: Any) -> _Trajectory:
         if not self._warned:
@@ -150,20 +143,11 @@ class LangevinFlow(Flow[LangevinState]):
         """Where the flow ends, as one infinite step."""
         m, y = start.amplitude() ** 2, self.mean_field.evaluate(start)
         result = self._stage.solve(m, y, np.inf)
-        state = self._state(result.m, result, t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
+        state = self._state(result.value, [result], t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
         warn_if_truncated(self.problem, state.density)
         return state
 
-    def _state(
-        self,
-        m: Array,
-        result: LangevinResult | None,
-        *,
-        t: float,
-        dt: float,
-        next_dt: float,
-        step: int,
-    ) -> LangevinState:
+    def _state(self, m: Array, stages: list[StageResult], **numbers: Any) -> LangevinState:
         problem, edges = self.problem, self._stage.edges
         discrete = problem.discretisation
         temperature = edges.temperature
@@ -178,10 +162,6 @@ class LangevinFlow(Flow[LangevinState]):
         lowest = discrete.min(potential)
         partition = discrete.dot(discrete.mass_diagonal, np.exp((lowest - potential) / temperature))
         return LangevinState(
-            t=t,
-            dt=dt,
-            next_dt=next_dt,
-            step=step,
             density=density,
             energy=float(problem.functional.value(density)) + entropic,
             eigenvalue=eigenvalue,
@@ -189,12 +169,11 @@ class LangevinFlow(Flow[LangevinState]):
             dissipation=dissipation,
             mass=density.mass(),
             boundary_mass=discrete.boundary_mass(density.amplitude()),
-            fixed_point_iterations=result.record.iterations if result else 0,
-            linear_iterations=result.linear_iterations if result else 0,
-            contraction=result.record.contraction if result else float("nan"),
             gap=eigenvalue - lowest + temperature * float(np.log(partition)),
-            clipped=result.clipped if result else 0.0,
+            clipped=self._stage.clipped if stages else 0.0,
             peclet=edges.peclet(m),
+            **counts(stages),
+            **numbers,
         )
 
 
@@ -206,7 +185,7 @@ class _Trajectory(Trajectory[LangevinState]):
         density = start.density if isinstance(start, LangevinState) else start
         self._m, self._y = density.amplitude() ** 2, flow.mean_field.evaluate(density)
         known = start if isinstance(start, LangevinState) else None
-        self.state = known or flow._state(self._m, None, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
+        self.state = known or flow._state(self._m, [], t=0.0, dt=0.0, next_dt=flow.dt, step=0)
         self._past = Extrapolation(2, lambda y: float(np.sqrt(flow.mean_field.dot(y, y))))
         self._warned = _warn_of_diffusion(self.state)
 
@@ -215,11 +194,9 @@ class _Trajectory(Trajectory[LangevinState]):
         flow, guess = self._flow, self._past.predict(clock.t + clock.next_step())
         result = flow._stage.solve(self._m, self._y if guess is None else guess, clock.last)
         clock.accept()
-        self._m, self._y = result.m, result.y
+        self._m, self._y = result.value, result.y
         self._past.add(clock.t, self._y)
-        self.state = flow._state(
-            self._m, result, t=clock.t, dt=clock.last, next_dt=clock.dt, step=clock.step
-        )
+        self.state = flow._state(self._m, [result], **clock.numbers)
         self._warned = self._warned or _warn_of_diffusion(self.state)
         return self.state
 
@@ -261,17 +238,6 @@ def minimise_entropic(
     )
     uniform = Density(problem, np.ones(problem.discretisation.num_owned))
     return flow._limit(uniform if start is None else start.on(problem))
-
-
-def _check(problem: Problem) -> None:
-    if problem.degree != 1 or not problem.lumped:
-        raise ValueError(
-            "the Langevin flow lives on vertices, Problem(..., degree=1, mass='lumped'); this "
-            f"problem has degree={problem.degree}, "
-            f"mass={'lumped' if problem.lumped else 'consistent'!r}"
-        )
-    if problem.boundary != "natural":
-        raise ValueError("no mass leaves the mesh: the Langevin flow needs boundary='natural'")
 
 
 def _warn_of_diffusion(state: LangevinState) -> bool:

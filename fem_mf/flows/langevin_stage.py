@@ -7,16 +7,11 @@ comes from the derivative of L. A potential βm, which follows m point by point,
 step for each vertex: instead it is linearised inside each evaluation, where it couples the same
 edges.
 
-    settings = dict(prefix="fem_mf_langevin_", options=None)
-    stage = LangevinStage(
-        problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
-    )
+    stage = LangevinStage(problem, mean_field, FixedPoint(Anderson(), StopTest()))
     result = stage.solve(m, y, dt)
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from petsc4py import PETSc
 
@@ -25,16 +20,9 @@ from scipy.special import wrightomega
 
 from fem_mf.density import WorkDensity
 from fem_mf.flows.edge_averaged import EdgeOperator
+from fem_mf.flows.tableau import StageResult
 from fem_mf.functionals.terms import Contact, flatten
-from fem_mf.mean_field.fixed_point import (
-    Accelerator,
-    Anderson,
-    FixedPointRecord,
-    Picard,
-    StopTest,
-    private,
-    solve,
-)
+from fem_mf.mean_field.fixed_point import Accelerator, Anderson, FixedPoint, Picard
 from fem_mf.mean_field.moments import MeanField, Moments
 from fem_mf.mean_field.newton import Newton
 from fem_mf.mpi import ConvergenceError, global_sum
@@ -43,7 +31,7 @@ from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
 from fem_mf.typing import Array
 
-__all__ = ["LangevinResult", "LangevinStage", "default_accelerator"]
+__all__ = ["LangevinStage", "default_accelerator"]
 
 _FLOOR = 1e-300  # m is kept above this multiple of its maximum, so that log m is finite
 # In three dimensions a factorisation, needed anew for every V, takes 10 times as long at 30k dofs.
@@ -51,25 +39,7 @@ _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 3_000}
 _UNSOLVED = 1e-6  # relative residual above which a linear system was not solved
 
 _RTOL = 1e-12  # of iterative linear solves
-
-
-@dataclass(frozen=True, kw_only=True)
-class LangevinResult:
-    """A solved step.
-
-    Attributes:
-        m: owned values, of mass one.
-        y: the mean field of m.
-        record: of the fixed point.
-        linear_iterations: of all its linear solves.
-        clipped: mass that was added to keep m above what mⁿ and the M-matrix imply.
-    """
-
-    m: Array
-    y: Array
-    record: FixedPointRecord
-    linear_iterations: int
-    clipped: float
+_PREFIX = "fem_mf_langevin_"
 
 
 class LangevinStage:
@@ -78,30 +48,27 @@ class LangevinStage:
     Args:
         problem: the problem, of degree 1 and lumped.
         mean_field: the mean field.
-        accelerator: how the fixed-point iteration is accelerated.
-        stop: when to stop iterating.
-        safeguard: whether overshooting steps are shortened.
-        prefix: prefix of the PETSc options.
+        fixed_point: the fixed-point iteration.
         options: the user's PETSc options.
+
+    Attributes:
+        clipped: mass that the last step added to keep m above what mⁿ and the M-matrix imply.
     """
 
     def __init__(
         self,
         problem: Problem,
         mean_field: MeanField,
-        *,
-        accelerator: Accelerator,
-        stop: StopTest,
-        safeguard: bool,
-        prefix: str,
-        options: Options | None,
+        fixed_point: FixedPoint,
+        options: Options | None = None,
     ) -> None:
         self.problem, self.mean_field, self.edges = problem, mean_field, EdgeOperator(problem)
         self._discrete = problem.discretisation
-        self._accelerator, self._stop, self._safeguard = private(accelerator), stop, safeguard
-        self._rtol, self._prefix, self._options = _RTOL, prefix, options or {}
-        if isinstance(self._accelerator, Newton) and isinstance(mean_field, Moments):
-            self._accelerator.bind(self._response, mean_field.stiffness)
+        self._fixed_point, self._options = fixed_point, options or {}
+        newton = fixed_point.accelerator
+        self._newton = newton if isinstance(newton, Newton) else None
+        if self._newton is not None and isinstance(mean_field, Moments):
+            self._newton.bind(self._response, mean_field.stiffness)
         self._beta = _contact(problem)
         self._constant = mean_field.basis is not None and mean_field.basis.shape[1] == 0
         self._solver: SpdSolver | None = None
@@ -110,10 +77,10 @@ class LangevinStage:
         )
         self._density = WorkDensity(problem, np.ones(self._discrete.num_owned))
         self._start = self._m = self._at = self._moments = np.empty(0)
-        self._dt, self._assembled, self._clipped, self._iterations = 0.0, 0.0, 0.0, 0
+        self._dt, self._assembled, self.clipped, self._iterations = 0.0, 0.0, 0.0, 0
 
-    def solve(self, start: Array, y: Array, dt: float) -> LangevinResult:
-        """One step. Collective.
+    def solve(self, start: Array, y: Array, dt: float) -> StageResult:
+        """One step; the value is m⁺, of mass one. Collective.
 
         Args:
             start: mⁿ, owned values of mass one.
@@ -123,23 +90,17 @@ class LangevinStage:
         Raises:
             ConvergenceError: the fixed point or the linear solver failed.
         """
-        self._start, self._dt, self._iterations, self._clipped = start, dt, 0, 0.0
-        if isinstance(self._accelerator, Newton):
-            self._accelerator.rescale(dt)
-        record = solve(
-            self._evaluate,
-            y,
-            accelerator=self._accelerator,
-            stop=self._stop,
-            unknown=self.mean_field,
-            safeguard=self._safeguard,
-        )
-        return LangevinResult(
-            m=self._m,
+        self._start, self._dt, self._iterations, self.clipped = start, dt, 0, 0.0
+        if self._newton is not None:
+            self._newton.rescale(dt)
+        record = self._fixed_point.solve(self._evaluate, y, self.mean_field)
+        return StageResult(
+            value=self._m,
+            rate=(self._m - start) / dt,
             y=self._moments,
-            record=record,
+            iterations=record.iterations,
+            contraction=record.contraction,
             linear_iterations=self._iterations,
-            clipped=self._clipped,
         )
 
     def _evaluate(self, y: Array, previous: float) -> Array:
@@ -170,15 +131,15 @@ class LangevinStage:
             edges.assemble(inertia)
             self._assembled = self._dt
         if self._solver is None:
-            defaults = _defaults(problem, self._prefix, self._options)
-            self._solver = SpdSolver(edges.matrix, self._prefix, defaults, self._options)
+            defaults = _defaults(problem, _PREFIX, self._options)
+            self._solver = SpdSolver(edges.matrix, _PREFIX, defaults, self._options)
         solution.array[:] = self._start
-        self._iterations += self._solver.solve(self._right, solution, self._rtol)
+        self._iterations += self._solver.solve(self._right, solution, _RTOL)
         self._verify()
         m = owned_values(solution)
         # What is left of mⁿ when nothing comes in: an exact solution is never below.
         least = np.maximum(m, inertia * self._start / (inertia + edges.sum(edges.leave)))
-        self._clipped = discrete.dot(discrete.mass_diagonal, least - m)
+        self.clipped = discrete.dot(discrete.mass_diagonal, least - m)
         return least
 
     def _verify(self) -> None:
@@ -187,9 +148,9 @@ class LangevinStage:
         residual = np.abs(self._work.array - self._right.array).sum()
         scale = np.abs(self.edges.diagonal * owned_values(self._solution)).sum()
         residual, scale = global_sum(self.problem.comm, [residual, scale])
-        if not residual <= max(_UNSOLVED, 10.0 * self._rtol) * scale:
+        if not residual <= max(_UNSOLVED, 10.0 * _RTOL) * scale:
             raise ConvergenceError(
-                f"the linear solver {self._prefix} left a residual of {residual / scale:.1e}; "
+                f"the linear solver {_PREFIX} left a residual of {residual / scale:.1e}; "
                 "choose another solver (ksp_type and pc_type), or a smaller dt"
             )
 

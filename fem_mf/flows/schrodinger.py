@@ -4,16 +4,20 @@
     for state in flow.run(start, t_end=10.0):
         print(state.t, state.energy)
 
-Every stage of a step is a minimising movement (D7): it keeps the norm of ψ by a multiplier, and is
-solved by a fixed point on the mean field around linear solves, or by Newton's method on the sphere
-(:mod:`fem_mf.flows.schrodinger_stage`). Backward Euler is one movement: the energy falls by at
-least (2/dt)‖ψ⁺ − ψ‖² in a step of any length. A constant step too long for a scheme of order two
-is replaced by one movement, or several if that fails, of the same total length.
+Every stage of a scheme (:mod:`fem_mf.flows.tableau`) is a minimising movement (D7): it keeps the
+norm of ψ by a multiplier of its own, and is solved by a fixed point on the mean field around linear
+solves, or by Newton's method on the sphere (:mod:`fem_mf.flows.schrodinger_stage`). Backward Euler
+is one movement: the energy falls by at least (2/dt)‖ψ⁺ − ψ‖² in a step of any length. A stage
+minimises an energy convex in m only if its anchor r is that of a density: where more than 0.5 % of
+∫r² lies where r < 0, the step is too long for the scheme. A constant step that is too long is
+replaced by one movement, or several if that fails, of the same total length.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,20 +30,26 @@ from fem_mf.flows.flow import (
     State,
     Trajectory,
     check_scheme,
-    check_step,
     check_tolerances,
+    counts,
 )
-from fem_mf.flows.schemes import SCHEMES, Instant, TooLongError, backward_euler, resolved_step
-from fem_mf.flows.schrodinger_stage import ImplicitStage
-from fem_mf.mean_field.fixed_point import Accelerator, Anderson, StopTest
-from fem_mf.mean_field.moments import MeanField, Moments, mean_field_of
+from fem_mf.flows.schrodinger_stage import Guess, ImplicitStage, Movement
+from fem_mf.flows.tableau import SCHEMES, solve_stages
+from fem_mf.mean_field.fixed_point import Accelerator, Anderson
+from fem_mf.mean_field.moments import Moments
 from fem_mf.mean_field.newton import Newton
-from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError, warn
+from fem_mf.mpi import (
+    ConvergenceError,
+    LinearSolverError,
+    StagnationError,
+    global_sum,
+    warn,
+)
 from fem_mf.observables import hamiltonian
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
-from fem_mf.stationary.newton_cg import Guess, StageResult
+from fem_mf.stationary.newton_cg import Anchor
 from fem_mf.typing import Array
 
 __all__ = ["SchrodingerFlow"]
@@ -48,6 +58,38 @@ _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
 _ROUNDING = 1e-13  # relative error allowed in the energy inequality of a movement
 _MOST_MOVEMENTS = 64  # parts into which a step that fails is divided
+# 1 − ⟨r, |r|⟩/⟨r, r⟩, twice the share of r² that lies where r < 0, above which r is no amplitude.
+_NEGATIVE = 1e-2
+
+
+class TooLongError(ConvergenceError):
+    """A step is too long for its scheme, which is known before its last stage is solved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instant:
+    """ψ, its velocity and its numbers.
+
+    Attributes:
+        density: m = ψ².
+        value: owned values of ψ, of norm one, and of Mψ.
+        rate: owned values of ∂_tψ, orthogonal to ψ, and of M∂_tψ.
+        y: the mean field.
+        energy: F^σ(m).
+        eigenvalue: λ.
+    """
+
+    density: Density
+    value: Array
+    rate: Array
+    y: Array
+    energy: float
+    eigenvalue: float
+
+    @property
+    def psi(self) -> Array:
+        """ψ, owned values."""
+        return np.asarray(self.value[0])
 
 
 class SchrodingerFlow(Flow[State]):
@@ -91,29 +133,17 @@ class SchrodingerFlow(Flow[State]):
         safeguard: bool = True,
         petsc_options: Options | None = None,
     ) -> None:
-        check_step(problem, dt)
+        super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
         check_scheme(problem, scheme, sorted(SCHEMES))
-        check_tolerances(
-            problem,
-            max_iterations,
-            tolerance=tolerance,
-            fixed_point_tolerance=fixed_point_tolerance,
-        )
-        self.problem = problem
-        self._discrete = problem.discretisation
-        self.dt = float(dt)
+        check_tolerances(problem, max_iterations, tolerance=tolerance)
         self.scheme = scheme
         self.tolerance = tolerance
-        self.mean_field = mean_field_of(problem)
         self._stage = ImplicitStage(
-            problem,
-            self.mean_field,
-            accelerator=_default(self.mean_field) if accelerator is None else accelerator,
-            stop=StopTest(tolerance=fixed_point_tolerance, max_iterations=max_iterations),
-            safeguard=safeguard,
-            prefix=_PREFIX,
-            options=petsc_options,
+            problem, self.mean_field, self._fixed_point, prefix=_PREFIX, options=petsc_options
         )
+
+    def _default_accelerator(self) -> Accelerator:
+        return Newton() if isinstance(self.mean_field, Moments) else Anderson(depth=10)
 
     def _begin(self, start: Density | State, **options: Any) -> _Trajectory:
         self._stage.begin()
@@ -122,15 +152,42 @@ class SchrodingerFlow(Flow[State]):
     # -- one step -------------------------------------------------------------------------------
 
     def _scheme_step(
-        self, now: Instant, dt: float, guesses: list[Guess]
-    ) -> tuple[Instant, list[StageResult]]:
-        stages = SCHEMES[self.scheme](self._stage, now, dt, guesses)
+        self, now: Instant, dt: float, guesses: list[Guess], scheme: str
+    ) -> tuple[Instant, list[Movement]]:
+        tableau = SCHEMES[scheme]
+
+        def solve(start: Array, a: float, before: list[Movement]) -> Movement:
+            anchor = Anchor(*start)
+            if (before or tableau.explicit) and self._negative(anchor) > _NEGATIVE:
+                raise TooLongError(
+                    f"a stage would start from an amplitude that changes sign; dt = {dt:.3g} is "
+                    "too long for the scheme"
+                )
+            origin = before[-1].psi if before else now.psi
+            return self._stage.solve(anchor, guesses[len(before)], a, origin)
+
+        stages = solve_stages(tableau, now.value, now.rate, dt, solve)
         then = self._reached(stages[-1])
-        if self.scheme == "backward-euler":
+        if scheme == "backward-euler":
             self._check_descent(now, then, stages[0])
         return then, stages
 
-    def _movements(self, now: Instant, dt: float) -> tuple[Instant, list[StageResult]]:
+    def _negative(self, anchor: Anchor) -> float:
+        """1 − ⟨r, |r|⟩/⟨r, r⟩. Collective."""
+        local = [anchor.load @ np.abs(anchor.base), anchor.load @ anchor.base]
+        mixed, square = global_sum(self.problem.comm, local)
+        return float(1.0 - mixed / square)
+
+    def _resolved_step(self, now: Instant, dt: float) -> float:
+        """About the longest step, below dt, that the scheme resolves at an instant. Collective."""
+        reach = SCHEMES[self.scheme].reach
+        for _ in range(60):
+            dt *= 0.5
+            if self._negative(Anchor(*(now.value + reach * dt * now.rate))) <= _NEGATIVE:
+                break
+        return dt
+
+    def _movements(self, now: Instant, dt: float) -> tuple[Instant, list[Movement]]:
         """A step as one minimising movement, or as several that have its length together."""
         parts = 2 if self.scheme == "backward-euler" else 1
         while True:
@@ -138,9 +195,7 @@ class SchrodingerFlow(Flow[State]):
             try:
                 for _ in range(parts):
                     guess = Guess(then.psi, then.y, then.eigenvalue)
-                    (stage,) = backward_euler(self._stage, then, dt / parts, [guess])
-                    before, then = then, self._reached(stage)
-                    self._check_descent(before, then, stage)
+                    then, (stage,) = self._scheme_step(then, dt / parts, [guess], "backward-euler")
                     stages.append(stage)
                 return then, stages
             except ConvergenceError as error:
@@ -150,10 +205,10 @@ class SchrodingerFlow(Flow[State]):
                     ) from None
                 parts *= 2
 
-    def _check_descent(self, before: Instant, after: Instant, stage: StageResult) -> None:
+    def _check_descent(self, before: Instant, after: Instant, stage: Movement) -> None:
         """F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), which may fail where F is not convex. Collective."""
         problem, weight = self.problem, 2.0 / stage.length
-        moved = weight * stage.anchor.squared_distance(problem, after.psi, after.mass_psi)
+        moved = weight * stage.anchor.squared_distance(problem, *after.value)
         if after.energy + moved <= before.energy:
             return
         scale = max(1.0, abs(before.energy), abs(before.eigenvalue))
@@ -186,7 +241,7 @@ class SchrodingerFlow(Flow[State]):
             "movements of the same length, of order 1 (column 'replaced'; said once); %s resolves "
             "dt up to about %.2g there",
             *(t, dt, self.scheme, self.scheme),
-            resolved_step(self.problem, now, self.scheme, dt),
+            self._resolved_step(now, dt),
         )
 
     # -- instants -------------------------------------------------------------------------------
@@ -196,37 +251,23 @@ class SchrodingerFlow(Flow[State]):
         load = hamiltonian(self.problem, density)
         eigenvalue = self._discrete.dot(psi, load)
         velocity = -0.5 * (self._discrete.solve_mass(load) - eigenvalue * psi)
-        mass_velocity = -0.5 * (load - eigenvalue * mass_psi)
-        y = self.mean_field.evaluate(density)
-        return self._instant(density, psi, mass_psi, velocity, mass_velocity, y)
+        rate = np.stack((velocity, -0.5 * (load - eigenvalue * mass_psi)))
+        value = np.stack((psi, mass_psi))
+        return self._instant(density, value, rate, self.mean_field.evaluate(density))
 
-    def _reached(self, stage: StageResult) -> Instant:
+    def _reached(self, stage: Movement) -> Instant:
         """ψ at the end of a stage: the equation gives −½(H − λ)ψ = (⟨ψ, r⟩ψ − r)/a."""
-        psi, mass_psi, anchor = stage.psi, stage.mass_psi, stage.anchor
-        velocity = (stage.overlap * psi - anchor.base) / stage.length
-        mass_velocity = (stage.overlap * mass_psi - anchor.load) / stage.length
-        density = Density(self.problem, psi, normalised=True)
-        return self._instant(density, psi, mass_psi, velocity, mass_velocity, stage.y)
+        rate = stage.rate - (1.0 - stage.overlap) / stage.length * stage.value
+        density = Density(self.problem, stage.psi, normalised=True)
+        return self._instant(density, stage.value, rate, stage.y)
 
-    def _instant(
-        self,
-        density: Density,
-        psi: Array,
-        mass_psi: Array,
-        velocity: Array,
-        mass_velocity: Array,
-        y: Array,
-    ) -> Instant:
-        problem = self.problem
-        constant = problem.discretisation.dot(
-            psi, problem.discretisation.multiply(self._stage.operator.constant, psi)
-        )
+    def _instant(self, density: Density, value: Array, rate: Array, y: Array) -> Instant:
+        psi, discrete = value[0], self._discrete
+        constant = discrete.dot(psi, discrete.multiply(self._stage.operator.constant, psi))
         return Instant(
             density=density,
-            psi=psi,
-            mass_psi=mass_psi,
-            velocity=velocity,
-            mass_velocity=mass_velocity,
+            value=value,
+            rate=rate,
             y=y,
             energy=constant + self.mean_field.value(y, density),
             eigenvalue=constant + self.mean_field.work(y, density),
@@ -235,14 +276,14 @@ class SchrodingerFlow(Flow[State]):
     def _state(self, now: Instant, **numbers: float | int) -> State:
         problem = self.problem
         discrete = problem.discretisation
-        dissipation = 4.0 * discrete.dot(now.velocity, now.mass_velocity)
+        dissipation = 4.0 * discrete.dot(*now.rate)
         return State(
             density=now.density,
             energy=now.energy,
             eigenvalue=now.eigenvalue,
             residual=float(np.sqrt(max(dissipation, 0.0))),
             dissipation=dissipation,
-            mass=discrete.dot(now.psi, now.mass_psi),
+            mass=discrete.dot(*now.value),
             boundary_mass=discrete.boundary_mass(now.psi),
             **numbers,  # type: ignore[arg-type]
         )
@@ -252,7 +293,7 @@ class _Trajectory(Trajectory[State]):
     """One run: the instant, and the memory of the stages before it."""
 
     def __init__(self, flow: SchrodingerFlow, start: Density | State) -> None:
-        self._flow, self._memory = flow, _Memory(flow.problem, flow.mean_field)
+        self._flow, self._memory = flow, _Memory(flow)
         self._now = flow._start(start.density if isinstance(start, State) else start.copy())
         known = start if isinstance(start, State) else None
         self.state = known or flow._state(self._now, t=0.0, dt=0.0, next_dt=flow.dt, step=0)
@@ -260,21 +301,11 @@ class _Trajectory(Trajectory[State]):
 
     def advance(self, clock: Clock) -> State:
         """Take one step that the clock accepts. Collective."""
-        self._now, stages, counts = self._accepted_step(clock)
-        self.state = self._flow._state(
-            self._now,
-            t=clock.t,
-            dt=clock.last,
-            next_dt=clock.dt,
-            step=clock.step,
-            fixed_point_iterations=sum(s.iterations for s in stages),
-            linear_iterations=sum(s.linear_iterations for s in stages),
-            contraction=self._flow._stage.tolerance.contraction,
-            **counts,
-        )
+        self._now, stages, numbers = self._accepted_step(clock)
+        self.state = self._flow._state(self._now, **clock.numbers, **counts(stages), **numbers)
         return self.state
 
-    def _accepted_step(self, clock: Clock) -> tuple[Instant, list[StageResult], dict[str, int]]:
+    def _accepted_step(self, clock: Clock) -> tuple[Instant, list[Movement], dict[str, int]]:
         """The next instant, the stages that led there, and what is counted."""
         flow, now, memory = self._flow, self._now, self._memory
         rejected = 0
@@ -282,7 +313,9 @@ class _Trajectory(Trajectory[State]):
             dt = clock.next_step()
             replaced = 0
             try:
-                then, stages = flow._scheme_step(now, dt, memory.guesses(now, clock.t + dt))
+                then, stages = flow._scheme_step(
+                    now, dt, memory.guesses(now, clock.t + dt), flow.scheme
+                )
             except StagnationError:
                 raise
             except ConvergenceError as error:
@@ -303,9 +336,7 @@ class _Trajectory(Trajectory[State]):
                 clock.accept()
                 break
             # ½ dt |∂_tψ⁺ − ∂_tψ| is the error of the embedded first-order scheme, ~ dt².
-            error_of_step = (
-                0.5 * dt * flow.problem.discretisation.norm(then.velocity - now.velocity)
-            )
+            error_of_step = 0.5 * dt * flow._discrete.norm((then.rate - now.rate)[0])
             factor = 0.9 * np.sqrt(flow.tolerance / max(error_of_step, 1e-300))
             if error_of_step <= flow.tolerance or not clock.may_shrink:
                 clock.accept(float(np.clip(factor, 0.3, 3.0)))
@@ -326,30 +357,26 @@ class _Memory:
     stage has a past of its own.
     """
 
-    def __init__(self, problem: Problem, mean_field: MeanField) -> None:
-        self._problem, self._mean_field = problem, mean_field
-        self.warned = False
+    def __init__(self, flow: SchrodingerFlow) -> None:
+        self._flow, self.warned = flow, False
         self.forget()
 
     def forget(self) -> None:
         """Begin anew, after a step that was not the scheme's."""
-
-        def field_norm(psi: Array) -> float:
-            return float(np.sqrt(self._problem.discretisation.dot(psi, psi)))
-
-        def y_norm(y: Array) -> float:
-            return float(np.sqrt(self._mean_field.dot(y, y)))
-
         self._pasts = [
             (
-                Extrapolation(3, field_norm),
-                Extrapolation(4, y_norm),
-                Extrapolation(4, lambda s: float(abs(s[0]))),
+                self._extrapolation(3, self._flow._discrete.dot),
+                self._extrapolation(4, self._flow.mean_field.dot),
+                self._extrapolation(4, np.dot),
             )
-            for _ in range(2)
+            for _ in SCHEMES[self._flow.scheme].implicit
         ]
 
-    def add(self, t: float, stages: list[StageResult]) -> None:
+    @staticmethod
+    def _extrapolation(order: int, dot: Callable[[Array, Array], float]) -> Extrapolation:
+        return Extrapolation(order, lambda value: float(np.sqrt(dot(value, value))))
+
+    def add(self, t: float, stages: list[Movement]) -> None:
         """Learn the stages of a step that ends at t."""
         for past, stage in zip(self._pasts, stages, strict=False):
             known = stage.psi, stage.y, np.array([stage.shift])
@@ -370,7 +397,3 @@ class _Memory:
                 )
             )
         return guesses
-
-
-def _default(mean_field: MeanField) -> Accelerator:
-    return Newton() if isinstance(mean_field, Moments) else Anderson(depth=10)

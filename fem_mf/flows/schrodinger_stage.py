@@ -10,39 +10,45 @@ iteration does not contract, or its operator is not positive, by Newton's method
 (:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
 give the same ψ.
 
-    from fem_mf.mean_field import Anderson
-    settings = dict(prefix="fem_mf_schrodinger_", options=None)
-    stage = ImplicitStage(
-        problem, mean_field, accelerator=Anderson(), stop=StopTest(), safeguard=True, **settings
-    )
+    loop = FixedPoint(Anderson(), StopTest())
+    stage = ImplicitStage(problem, mean_field, loop, prefix="fem_mf_schrodinger_")
     psi = density.amplitude()
     anchor = Anchor(base=psi, load=density.mass_amplitude())
     result = stage.solve(anchor, Guess(psi, y, shift=0.0), a=0.05, origin=psi)
+
+Newton's method for the moments needs the response of the fixed point to the potential. With n = ‖ψ̂‖
+for the solution ψ̂ of (c + H[y]) ψ̂ = (2/a) r, a change Σ_j δw_j Q_j + δc of the operator, the
+constant being the feature Q_r = 1, changes ψ by −Σ_j δw_j (z_j − ⟨ψ, z_j⟩ψ), (c + H) z_j = Q_jψ,
+and the unknown by −R δw with the rows
+
+    R_ij = 2⟨Q_iψ, z_j⟩ − 2 y_i ⟨ψ, z_j⟩,
+    R_rj = ((2/a)(1 − 2/n)(⟨r, z_j⟩ − ⟨ψ, z_j⟩⟨ψ, r⟩) + Σ_i w_i R_ij)/unit.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from fem_mf.density import Density, WorkDensity
 from fem_mf.flows.minimising_movement import MovementUnknown
-from fem_mf.flows.newton_response import response
+from fem_mf.flows.tableau import StageResult
 from fem_mf.hamiltonian import MeanFieldHamiltonian
-from fem_mf.mean_field.fixed_point import Accelerator, InnerTolerance, StopTest, private, solve
+from fem_mf.mean_field.fixed_point import FixedPoint, InnerTolerance
 from fem_mf.mean_field.moments import MeanField, Moments
 from fem_mf.mean_field.newton import Newton
-from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError
+from fem_mf.mpi import ConvergenceError, LinearSolverError, StagnationError, global_sum
 from fem_mf.observables import flat_scale
 from fem_mf.petsc import Options, SpdSolver, default_options
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
-from fem_mf.stationary.newton_cg import Anchor, Descent, Guess, StageResult
+from fem_mf.stationary.newton_cg import Anchor, Descent
 from fem_mf.typing import Array
 
-__all__ = ["ImplicitStage"]
+__all__ = ["Guess", "ImplicitStage", "Movement"]
 
 _LOG = logging.getLogger(__name__)
 _RTOL = 1e-12  # of the last linear solves of a stage
@@ -52,6 +58,46 @@ _POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which ψ is an excited state, or 
 # evaluations: it costs about as much as thirty of them.
 _PATIENCE = 10
 _LONGEST_WAIT = 64  # stages solved by Newton's method before the fixed point is tried again
+_STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Initial guess of a stage.
+
+    Attributes:
+        psi: owned values of ψ, of any norm.
+        y: the mean field.
+        shift: the multiplier s.
+        predicted: whether s comes from stages before.
+    """
+
+    psi: Array
+    y: Array
+    shift: float
+    predicted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement(StageResult):
+    """A solved stage; its value is ψ and Mψ, ``(2, num_owned)``, and so is its rate.
+
+    Attributes:
+        anchor: r.
+        length: a.
+        overlap: ⟨ψ, r⟩.
+        shift: s, the multiplier of ‖ψ‖ = 1.
+    """
+
+    anchor: Anchor
+    length: float
+    overlap: float
+    shift: float
+
+    @property
+    def psi(self) -> Array:
+        """ψ, owned values."""
+        return np.asarray(self.value[0])
 
 
 class ImplicitStage:
@@ -60,9 +106,7 @@ class ImplicitStage:
     Args:
         problem: the problem.
         mean_field: the mean field.
-        accelerator: how the fixed-point iteration is accelerated.
-        stop: when to stop iterating; its limit holds for Newton steps as well.
-        safeguard: whether overshooting steps are shortened.
+        fixed_point: the fixed-point iteration; its limit holds for Newton steps as well.
         prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
@@ -71,12 +115,10 @@ class ImplicitStage:
         self,
         problem: Problem,
         mean_field: MeanField,
+        fixed_point: FixedPoint,
         *,
-        accelerator: Accelerator,
-        stop: StopTest,
-        safeguard: bool,
         prefix: str,
-        options: Options | None,
+        options: Options | None = None,
     ) -> None:
         self.problem = problem
         self._discrete = problem.discretisation
@@ -84,13 +126,16 @@ class ImplicitStage:
         self.operator = MeanFieldHamiltonian(problem, mean_field)
         self.density = WorkDensity(problem, np.ones(self._discrete.num_owned))
         self.unknown = MovementUnknown(mean_field)
-        if isinstance(accelerator, Newton) and not isinstance(mean_field, Moments):
-            raise ValueError(
-                "accelerator: Newton needs a functional whose every term is cylindrical; the "
-                "default for this one is Anderson()"
-            )
-        self._accelerator, self._safeguard = private(accelerator), safeguard
-        self.stop = replace(stop, patience=_PATIENCE)
+        self._fixed_point, self.stop = fixed_point, fixed_point.stop
+        newton = fixed_point.accelerator
+        self._newton = newton if isinstance(newton, Newton) else None
+        if self._newton is not None:
+            if not isinstance(mean_field, Moments):
+                raise ValueError(
+                    "accelerator: Newton needs a functional whose every term is cylindrical; the "
+                    "default for this one is Anderson()"
+                )
+            self._newton.bind(self._response, self._curvature)
         self.rtol, self._prefix, self._options = _RTOL, prefix, options
         self._stiffness = self.operator.largest_ratio()
         self._solver: SpdSolver | None = None
@@ -100,8 +145,6 @@ class ImplicitStage:
         self._evaluation: _Evaluation | None = None
         self._descent: Descent | None = None
         self.begin()
-        if isinstance(self._accelerator, Newton):
-            self._accelerator.bind(self._response, self._curvature)
 
     def begin(self) -> None:
         """Forget what was learnt of one run: another begins."""
@@ -121,7 +164,7 @@ class ImplicitStage:
             self._solver = SpdSolver(self.operator.matrix, self._prefix, defaults, self._options)
         return self._solver
 
-    def solve(self, anchor: Anchor, guess: Guess, a: float, origin: Array) -> StageResult:
+    def solve(self, anchor: Anchor, guess: Guess, a: float, origin: Array) -> Movement:
         """Solve one stage. Collective.
 
         Args:
@@ -161,11 +204,11 @@ class ImplicitStage:
                 "or allow more iterations (max_iterations)"
             ) from None
 
-    def by_fixed_point(self, anchor: Anchor, guess: Guess, a: float) -> StageResult:
+    def by_fixed_point(self, anchor: Anchor, guess: Guess, a: float) -> Movement:
         """Solve one stage by the fixed point on (y, c); see :meth:`solve`. Collective."""
         self.solution.array[:] = guess.psi
-        if isinstance(self._accelerator, Newton):
-            self._accelerator.rescale(a)
+        if self._newton is not None:
+            self._newton.rescale(a)
         if self._scale == 0.0:
             lowest = self._discrete.min(self.mean_field.potential(guess.y))
             self._scale = max(guess.shift - lowest, flat_scale(self.problem))
@@ -175,13 +218,11 @@ class ImplicitStage:
         # How fast a long step contracts, and what its solves do to y, says nothing of the next one.
         resolved = a * self._scale <= 1.0
         evaluation = self._evaluation = _Evaluation(self, anchor, a, inexact=resolved)
-        record = solve(
+        record = self._fixed_point.solve(
             evaluation,
             self.unknown.begin(guess.y, c, 2.0 / a + self._scale),
-            accelerator=self._accelerator,
-            stop=replace(self.stop, extrapolate=resolved),
-            unknown=self.unknown,
-            safeguard=self._safeguard,
+            self.unknown,
+            stop=replace(self.stop, patience=_PATIENCE, extrapolate=resolved),
             contraction=self.tolerance.expected_contraction,
             slow=self.unknown.slow,
         )
@@ -189,8 +230,8 @@ class ImplicitStage:
             self.tolerance.floor = max(1.0, self.mean_field.sensitivity(self.density))
         y = evaluation.polish()
         factor = record.contraction
-        if np.isnan(factor) and isinstance(self._accelerator, Newton):
-            factor = self._accelerator.radius
+        if np.isnan(factor) and self._newton is not None:
+            factor = self._newton.radius
         self.tolerance.learn(record, factor)
         return self._result(
             self.density,
@@ -203,7 +244,7 @@ class ImplicitStage:
             linear_iterations=evaluation.linear_iterations,
         )
 
-    def by_newton(self, anchor: Anchor, a: float, origin: Array) -> StageResult:
+    def by_newton(self, anchor: Anchor, a: float, origin: Array) -> Movement:
         """Solve one stage by Newton's method on the sphere; see :meth:`solve`. Collective."""
         if self._descent is None:
             moments = self.mean_field if isinstance(self.mean_field, Moments) else None
@@ -245,23 +286,24 @@ class ImplicitStage:
         y: Array,
         iterations: int,
         linear_iterations: int,
-    ) -> StageResult:
+    ) -> Movement:
         psi, mass_psi = density.amplitude(), density.mass_amplitude()
         if not self._discrete.dot(np.abs(psi), mass_psi) >= _POSITIVE:
             raise ConvergenceError(
                 "ψ changes sign: the mesh is too coarse for m; refine it (mass='lumped' with "
                 "degree 1 keeps ψ positive on coarse meshes)"
             )
-        return StageResult(
-            psi=psi,
-            mass_psi=mass_psi,
+        return Movement(
+            value=np.stack((psi, mass_psi)),
+            rate=np.stack((psi - anchor.base, mass_psi - anchor.load)) / a,
+            y=y,
+            iterations=iterations,
+            contraction=self.tolerance.contraction,
+            linear_iterations=linear_iterations,
             anchor=anchor,
             length=a,
             overlap=overlap,
             shift=eigenvalue + 2.0 / a * (1.0 - overlap),
-            y=y,
-            iterations=iterations,
-            linear_iterations=linear_iterations,
         )
 
     def _curvature(self, z: Array) -> Array:
@@ -269,23 +311,37 @@ class ImplicitStage:
         return self.unknown.curvature(z, self.mean_field.stiffness(z[:-1]))
 
     def _response(self, z: Array) -> Array:
-        """R at z: minus the derivative of an evaluation by the potential's coefficients and c."""
-        assert isinstance(self.mean_field, Moments) and self._solver is not None
-        assert self._evaluation is not None
-        self._evaluation(z, np.inf)
-        return response(
-            self.problem,
-            self.mean_field,
-            self.operator,
-            self.density,
-            self._solver,
-            (self.right, self.solution),
-            y=z[:-1],
-            a=self._evaluation.a,
-            anchor=self._evaluation.anchor.load,
-            norm=self._evaluation.norm,
-            unit=self.unknown.unit,
-        )
+        """R at z, ``(r + 1, r + 1)``; columns of features too weak to matter stay zero."""
+        assert isinstance(self.mean_field, Moments) and self._evaluation is not None
+        evaluation, y = self._evaluation, z[:-1]
+        evaluation(z, np.inf)
+        a, anchor = evaluation.a, evaluation.anchor.load
+        psi, mass_psi = self.density.amplitude(), self.density.mass_amplitude()
+        loads = [*self.operator.basis_loads(psi), mass_psi]
+        local = np.zeros((len(loads) + 1, len(loads)))
+        solution = self.solution.duplicate()
+        for j in [*self._strong(y, a), len(loads) - 1]:
+            self.right.array[:] = loads[j]
+            solution.set(0.0)
+            self.solver(a).solve(self.right, solution, 1e-3, typical=False)
+            values = owned_values(solution)
+            local[:-1, j] = [values @ load for load in loads]
+            local[-1, j] = values @ anchor
+        solution.destroy()
+        products = global_sum(self.problem.comm, local)
+        along = products[-2]
+        rows = 2.0 * (products[:-2] - np.outer(self.operator.evaluate(self.density), along))
+        across = products[-1] - along * self._discrete.dot(psi, anchor)
+        last = 2.0 / a * (1.0 - 2.0 / evaluation.norm) * across
+        last += self.mean_field.coefficients(y) @ rows
+        return np.vstack((rows, last / self.unknown.unit))
+
+    def _strong(self, y: Array, a: float) -> npt.NDArray[np.intp]:
+        """Features whose potential a step can feel: the others contract without Newton's help."""
+        assert isinstance(self.mean_field, Moments)
+        # R_jj is at most 2a ∫Q_j² dm where the operator is at least 1/a, as in resolved steps.
+        bound = 2.0 * a * self.mean_field.second_moments(self.density)
+        return np.flatnonzero(bound * np.abs(np.diag(self.mean_field.stiffness(y))) > _STRONG)
 
 
 def _reason(error: ConvergenceError) -> str:

@@ -34,11 +34,11 @@ from fem_mf.typing import Array
 __all__ = [
     "Accelerator",
     "Anderson",
+    "FixedPoint",
     "FixedPointRecord",
     "InnerTolerance",
     "Picard",
     "StopTest",
-    "private",
     "solve",
 ]
 
@@ -200,11 +200,6 @@ class FixedPointRecord:
         return len(self.residuals)
 
 
-def private(accelerator: Accelerator) -> Accelerator:
-    """A copy of an accelerator for one solver: what it learns there is of no use elsewhere."""
-    return copy.deepcopy(accelerator)
-
-
 def _contraction(residuals: list[float], floor: float) -> float:
     usable = [r for r in residuals if r > floor]
     if len(usable) < 2:
@@ -334,6 +329,42 @@ def solve(
         else float("nan"),
         shortened=shortened,
     )
+
+
+class FixedPoint:
+    """How one solver iterates; it has an accelerator of its own, which remembers.
+
+    Args:
+        accelerator: how the iteration is accelerated; it is copied.
+        stop: when to stop iterating.
+        safeguard: whether steps that overshoot are shortened.
+    """
+
+    def __init__(self, accelerator: Accelerator, stop: StopTest, safeguard: bool = True) -> None:
+        self.accelerator, self.stop = copy.deepcopy(accelerator), stop
+        self._safeguard = safeguard
+
+    def solve(
+        self,
+        evaluate: Callable[[Array, float], Array],
+        y: Array,
+        unknown: Unknown,
+        *,
+        stop: StopTest | None = None,
+        contraction: float = 1.0,
+        slow: Callable[[Array], float] | None = None,
+    ) -> FixedPointRecord:
+        """Solve y = T(y); see :func:`solve` for the arguments and errors."""
+        return solve(
+            evaluate,
+            y,
+            accelerator=self.accelerator,
+            stop=stop or self.stop,
+            unknown=unknown,
+            safeguard=self._safeguard,
+            contraction=contraction,
+            slow=slow,
+        )
 
 
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before

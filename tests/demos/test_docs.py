@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fem_mf
-from fem_mf.flows.schemes import SCHEMES
+from fem_mf.flows.tableau import SCHEMES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

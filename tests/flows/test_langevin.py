@@ -551,7 +551,7 @@ def test_bad_arguments(arguments, options, text):
         (1, {}, "degree=1, mass='lumped'.*; this problem has degree=1, mass='consistent'"),
         (2, {}, "this problem has degree=2, mass='consistent'"),
         (2, {"mass": "lumped"}, "this problem has degree=2, mass='lumped'"),
-        (1, {"mass": "lumped", "boundary": "dirichlet"}, "needs boundary='natural'"),
+        (1, {"mass": "lumped", "boundary": "dirichlet"}, "supports only boundary='natural'"),
     ],
 )
 def test_problems_of_another_kind(degree, options, text):

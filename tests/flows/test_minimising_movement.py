@@ -12,7 +12,8 @@ from scipy.linalg import eigh
 from scipy.optimize import brentq, minimize
 
 import fem_mf as mf
-from fem_mf.stationary.newton_cg import Anchor, Guess
+from fem_mf.flows.schrodinger_stage import Guess
+from fem_mf.stationary.newton_cg import Anchor
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD
@@ -140,7 +141,7 @@ def test_the_inequality_is_checked_with_the_distance_moved():
     density = mf.Density.from_function(problem, STARTS["far bump"])
     flow = mf.SchrodingerFlow(problem, 0.1)
     now = flow._start(density)
-    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    anchor = Anchor(*now.value)
     stage = flow._stage.by_newton(anchor, 0.1, now.psi)
     then = flow._reached(stage)
     fallen = mf.energy(problem, density) - mf.energy(problem, then.density)
@@ -160,7 +161,7 @@ def test_the_response_is_the_derivative_of_an_evaluation(length):
         problem, length, accelerator=mf.mean_field.Newton(), petsc_options={"ksp_rtol": 1e-13}
     )
     now, stage = flow._start(mf.Density.from_function(problem, STARTS["centred"])), flow._stage
-    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    anchor = Anchor(*now.value)
     stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
     evaluation = stage._evaluation
     evaluation._inexact = False
@@ -185,7 +186,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     density = mf.Density.from_function(problem, STARTS["centred"])
     flow = mf.SchrodingerFlow(problem, length, fixed_point_tolerance=1e-12)
     now, stage = flow._start(density), flow._stage
-    anchor = Anchor(base=now.psi, load=now.mass_psi)
+    anchor = Anchor(*now.value)
     newton = stage.by_newton(anchor, length, now.psi)
     assert newton.shift == pytest.approx(
         mf.eigenvalue(problem, mf.Density(problem, newton.psi, normalised=True))

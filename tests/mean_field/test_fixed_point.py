@@ -10,8 +10,9 @@ import pytest
 from scipy.optimize import brentq
 
 import fem_mf as mf
+from fem_mf.flows.schrodinger_stage import Guess
 from fem_mf.mean_field.fixed_point import StopTest, solve
-from fem_mf.stationary.newton_cg import Anchor, Guess
+from fem_mf.stationary.newton_cg import Anchor
 from tests.exact import gaussian, rate
 
 COMM = MPI.COMM_WORLD
@@ -293,7 +294,7 @@ def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
 
     flow = mf.SchrodingerFlow(problem, 100.0, accelerator=mf.mean_field.Picard(), safeguard=False)
     now = flow._start(narrow)
-    anchor, guess = Anchor(base=now.psi, load=now.mass_psi), Guess(now.psi, now.y, now.eigenvalue)
+    anchor, guess = Anchor(*now.value), Guess(now.psi, now.y, now.eigenvalue)
     with pytest.raises(mf.ConvergenceError, match=r"did not converge|not positive"):
         flow._stage.by_fixed_point(anchor, guess, 100.0)
     # In a flow Newton's method takes over.
