@@ -1,16 +1,16 @@
-"""Is everything here that the package needs? Each check names a remedy.
+"""Is everything here that the package needs? A table of (what, test, remedy).
 
 On the command line:
 
-    python -m fem_mf doctor            # a table; exit code 1 if a required item fails
-    python -m fem_mf doctor --clean    # first remove what a killed compilation left behind
+    python -m fem_mf doctor            # prints the table; exit code 1 if a required item fails
+    python -m fem_mf doctor --clean    # first removes what a killed compilation left behind
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import dolfinx.jit
@@ -34,20 +35,11 @@ from rich.table import Table
 __all__ = ["Check", "check", "doctor", "half_compiled", "mpi_launcher", "remove"]
 
 _OLD_ENOUGH = 60.0  # seconds: no form of the package takes as long to compile
-_WITH_WHEEL = "pip install 'fem_mf[wheel]'"
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
-
-    Attributes:
-        name: what was looked at.
-        passed: whether it is as it should be.
-        detail: what was found.
-        remedy: what to do if it did not pass.
-        required: whether the package is of no use without it.
-    """
+    """One item of the table: what was looked at, what was found, what to do if it failed."""
 
     name: str
     passed: bool
@@ -58,19 +50,15 @@ class Check:
 
 def check() -> list[Check]:
     """Look at everything the package needs. Not collective: each rank looks at its own machine."""
-    return [
-        _python(),
-        _dolfinx(),
-        _scalar_type(),
-        _direct_solver(),
-        _slepc(),
-        _launcher(),
-        _compiler(),
-        _cache_writable(_cache_dir()),
-        _cache_complete(_cache_dir()),
-        _module("gmsh", "meshes", "pip install 'fem_mf[mesh]'; Debian: libglu1-mesa libxft2"),
-        _module("pyvista", "pictures", "pip install 'fem_mf[plot]'; Debian: libegl1"),
-    ]
+    checks = []
+    for name, test, remedy in _REQUIRED + _OPTIONAL:
+        try:
+            passed, detail = test()
+        except Exception as error:
+            passed, detail = False, str(error)
+        required = (name, test, remedy) in _REQUIRED
+        checks.append(Check(name, passed, detail, remedy, required))
+    return checks
 
 
 def doctor(comm: MPI.Comm, clean: bool = False) -> bool:
@@ -88,9 +76,17 @@ def doctor(comm: MPI.Comm, clean: bool = False) -> bool:
         removed = remove(half_compiled(_cache_dir()))
         console.print(f"removed {len(removed)} files of killed compilations")
     comm.barrier()
-    checks = _worst(comm.allgather(check()))
-    console.print(_table(checks, f"fem_mf on {comm.size} rank{'s' * (comm.size > 1)}"))
-    return all(c.passed for c in checks if c.required)
+    title = f"fem_mf on {comm.size} rank{'s' * (comm.size > 1)}"
+    table = Table("", "", "found", "remedy", title=title, title_justify="left", box=None)
+    healthy = True
+    for on_ranks in zip(*comm.allgather(check()), strict=True):
+        rank = next((rank for rank, c in enumerate(on_ranks) if not c.passed), 0)
+        c = replace(on_ranks[rank], detail=f"rank {rank}: " * (rank > 0) + on_ranks[rank].detail)
+        mark = "[green]ok" if c.passed else "[red]FAILS" if c.required else "[yellow]warning"
+        table.add_row(mark, c.name, escape(c.detail), "" if c.passed else escape(c.remedy))
+        healthy = healthy and (c.passed or not c.required)
+    console.print(table)
+    return healthy
 
 
 def half_compiled(cache: Path, older_than: float = _OLD_ENOUGH) -> list[Path]:
@@ -102,12 +98,13 @@ def half_compiled(cache: Path, older_than: float = _OLD_ENOUGH) -> list[Path]:
         cache: folder of the compiled forms.
         older_than: seconds; younger ones may be being compiled by another job just now.
     """
-    limit = time.time() - older_than
-    return [
-        source
-        for source in sorted(cache.glob("libffcx_*.c"))
-        if not source.with_suffix(".c.cached").exists() and _modified(source) < limit
-    ]
+    found = []
+    for source in sorted(cache.glob("libffcx_*.c")):
+        with contextlib.suppress(FileNotFoundError):  # another job has just removed it
+            old = source.stat().st_mtime < time.time() - older_than
+            if old and not source.with_suffix(".c.cached").exists():
+                found.append(source)
+    return found
 
 
 def remove(sources: Iterable[Path]) -> list[Path]:
@@ -119,138 +116,80 @@ def remove(sources: Iterable[Path]) -> list[Path]:
 
 
 def mpi_launcher() -> Path | None:
-    """Find mpirun: beside the interpreter if it is there, else on PATH."""
-    for name in ("mpirun", "mpiexec"):
-        beside = Path(sys.prefix) / "bin" / name
-        if os.access(beside, os.X_OK):
-            return beside
-    found = shutil.which("mpirun") or shutil.which("mpiexec")
+    """Find mpirun, or else mpiexec: beside the interpreter if it is there, else on PATH."""
+    path = os.pathsep.join([str(Path(sys.prefix, "bin")), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
     return Path(found) if found else None
 
 
-def _python() -> Check:
-    name, version = "Python", platform.python_version()
-    return Check(name, sys.version_info >= (3, 12), version, "install Python >= 3.12")
+# Each test returns whether all is well and what it found; an exception means that it is not.
 
 
-def _dolfinx() -> Check:
-    version = dolfinx.__version__
-    recent = tuple(int(part) for part in version.split(".")[:2]) >= (0, 11)
-    return Check("DOLFINx", recent and dolfinx.has_petsc4py, version, _WITH_WHEEL)
-
-
-def _scalar_type() -> Check:
+def _dolfinx() -> tuple[bool, str]:
+    recent = tuple(int(part) for part in dolfinx.__version__.split(".")[:2]) >= (0, 11)
     scalar = np.dtype(dolfinx.default_scalar_type)
-    remedy = f"use a real build of PETSc: {_WITH_WHEEL}"
-    return Check("scalar type", np.issubdtype(scalar, np.floating), str(scalar), remedy)
+    suitable = recent and dolfinx.has_petsc4py and np.issubdtype(scalar, np.floating)
+    return bool(suitable), f"{dolfinx.__version__}, {scalar}"
 
 
-def _direct_solver() -> Check:
-    name, remedy = "direct solver MUMPS", f"use a PETSc built with MUMPS: {_WITH_WHEEL}"
-    try:
-        from petsc4py import PETSc
-    except ImportError as error:
-        return Check(name, False, str(error), remedy)
+def _mumps() -> tuple[bool, str]:
     version = "PETSc " + ".".join(map(str, PETSc.Sys.getVersion()))
-    return Check(name, PETSc.Sys.hasExternalPackage("mumps"), version, remedy)
+    return PETSc.Sys.hasExternalPackage("mumps"), version
 
 
-def _slepc() -> Check:
-    name = "eigenvalue solver SLEPc"
-    try:
-        from slepc4py import SLEPc
-    except ImportError as error:
-        return Check(name, False, str(error), _WITH_WHEEL)
-    return Check(name, True, ".".join(map(str, SLEPc.Sys.getVersion())))
-
-
-def _launcher() -> Check:
-    name, launcher = "MPI launcher", mpi_launcher()
-    if launcher is None:
-        return Check(name, False, "neither mpirun nor mpiexec", _WITH_WHEEL)
+def _launcher() -> tuple[bool, str]:
+    launcher = mpi_launcher()
     # The wheel brings its MPI along; any other launcher starts n jobs of one rank each.
-    foreign = "dolfinx_solver" in sys.modules and launcher.parent.parent != Path(sys.prefix)
-    remedy = f"{_WITH_WHEEL}, and call its mpirun by its path"
-    return Check(name, not foreign, str(launcher), remedy)
+    own = launcher is not None and launcher.parent.parent == Path(sys.prefix)
+    usable = launcher is not None and (own or "dolfinx_solver" not in sys.modules)
+    return usable, str(launcher or "neither mpirun nor mpiexec")
 
 
-def _compiler() -> Check:
+def _compiler() -> tuple[bool, str]:
     """Compile the smallest extension, with the command that the compilation of a form will use."""
-    name, remedy = "C compiler", "apt-get install gcc libc6-dev python3-dev, or set CC"
     words = shlex.split(os.environ.get("CC") or str(sysconfig.get_config_var("CC") or "cc"))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text("#include <Python.h>\n#include <math.h>\n")
         options = [f"-I{sysconfig.get_path('include')}", "-fPIC", "-shared", str(source)]
-        try:
-            run = subprocess.run(
-                [*words, *options, "-o", str(source.with_suffix(".so"))],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Check(name, False, str(error), remedy)
+        command = [*words, *options, "-o", str(source.with_suffix(".so"))]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip())
-    return Check(name, run.returncode == 0, said or shlex.join(words), remedy)
-
-
-def _cache_writable(cache: Path) -> Check:
-    name, remedy = "cache of compiled forms", "set XDG_CACHE_HOME to a folder you may write to"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError as error:
-        return Check(name, False, str(error), remedy)
-    return Check(name, True, str(cache))
-
-
-def _cache_complete(cache: Path) -> Check:
-    left = half_compiled(cache)
-    detail = "\n".join(map(str, left)) or "none"
-    remedy = "python -m fem_mf doctor --clean"
-    # Not required: it only stops the programs that need one of these forms.
-    return Check("killed compilations", not left, detail, remedy, required=False)
-
-
-def _module(module: str, purpose: str, remedy: str) -> Check:
-    name = f"{module} ({purpose})"
-    try:
-        found = importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a system library it needs is missing
-        return Check(name, False, str(error), remedy, required=False)
-    return Check(name, True, str(getattr(found, "__version__", "")), required=False)
+    return run.returncode == 0, said or shlex.join(words)
 
 
 def _cache_dir() -> Path:
     return Path(dolfinx.jit.get_options()["cache_dir"])
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # another job has just removed it
-        return time.time()
+def _cache() -> tuple[bool, str]:
+    _cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=_cache_dir()):
+        return True, str(_cache_dir())
 
 
-def _worst(per_rank: list[list[Check]]) -> list[Check]:
-    """One check of each kind: the first rank's that failed, else rank 0's."""
-
-    def worst(of_ranks: tuple[Check, ...]) -> Check:
-        for rank, found in enumerate(of_ranks):
-            if not found.passed:
-                where = f"rank {rank}: " if rank > 0 else ""
-                return replace(found, detail=where + found.detail)
-        return of_ranks[0]
-
-    return [worst(of_ranks) for of_ranks in zip(*per_rank, strict=True)]
+def _cache_complete() -> tuple[bool, str]:
+    left = half_compiled(_cache_dir())
+    return not left, "\n".join(map(str, left)) or "none"
 
 
-def _table(checks: list[Check], title: str) -> Table:
-    table = Table("", "", "found", "remedy", title=title, title_justify="left", box=None)
-    for c in checks:
-        mark = "[green]ok" if c.passed else "[red]FAILS" if c.required else "[yellow]warning"
-        table.add_row(mark, c.name, escape(c.detail), "" if c.passed else escape(c.remedy))
-    return table
+def _module(name: str) -> tuple[bool, str]:
+    return True, str(importlib.import_module(name).__version__)
+
+
+_WHEEL = "pip install 'fem_mf[wheel]'"
+_GMSH = "pip install 'fem_mf[mesh]'; Debian: libglu1-mesa libxft2"
+_PYVISTA = "pip install 'fem_mf[plot]'; Debian: libegl1"
+_REQUIRED = [
+    ("DOLFINx with real PETSc", _dolfinx, _WHEEL),
+    ("direct solver MUMPS", _mumps, f"use a PETSc built with MUMPS: {_WHEEL}"),
+    ("MPI launcher", _launcher, f"{_WHEEL}, and call its mpirun by its path"),
+    ("C compiler", _compiler, "apt-get install gcc libc6-dev python3-dev, or set CC"),
+    ("cache of compiled forms", _cache, "set XDG_CACHE_HOME to a folder you may write to"),
+]
+# The first only stops the programs that need one of these forms.
+_OPTIONAL = [
+    ("killed compilations", _cache_complete, "python -m fem_mf doctor --clean"),
+    ("gmsh (meshes)", lambda: _module("gmsh"), _GMSH),
+    ("pyvista (pictures)", lambda: _module("pyvista"), _PYVISTA),
+]

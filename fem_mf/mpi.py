@@ -18,7 +18,6 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from types import TracebackType
 from typing import Any
@@ -47,9 +46,10 @@ __all__ = [
 _HANDLER_NAME = "fem_mf rank 0"
 _RAISED_BY = "_fem_mf_raised_by"  # attribute of an exception that another rank passed on: its rank
 _TAG = 32_749  # of messages between failing ranks; MPI guarantees tags up to 32,767
+_SENT: list[MPI.Request] = []  # their buffers live as long as these
 _PATIENCE = 1.0  # seconds that a failing rank waits for the reports of the others
 _POLL = 2e-3  # seconds
-_TRAVEL = 0.2  # seconds for the output to arrive: the launcher drops what it has not forwarded
+_FLUSH = 0.4  # seconds for all output to arrive: the launcher drops what it has not forwarded
 
 
 def global_sum(comm: MPI.Comm, local: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -83,10 +83,10 @@ def all_ranks_agree(comm: MPI.Comm, error: Exception | None) -> None:
         error: this rank's error, or None.
     """
     if comm.size > 1:
-        errors = comm.allgather(None if error is None else (type(error), str(error)))
-        rank, first = next(((r, e) for r, e in enumerate(errors) if e is not None), (0, None))
+        mine = None if error is None else (comm.rank, type(error), str(error))
+        first = next((other for other in comm.allgather(mine) if other is not None), None)
         if error is None and first is not None:
-            kind, message = first
+            rank, kind, message = first
             error = kind(message)
             setattr(error, _RAISED_BY, rank)
     if error is not None:
@@ -98,7 +98,7 @@ def same_on_all_ranks(comm: MPI.Comm, **values: Any) -> None:
 
     Args:
         comm: the communicator.
-        values: by name; numbers, strings, None, or arrays, which are compared bit by bit.
+        values: numbers, strings, None, or arrays, which are compared bit by bit.
 
     Raises:
         ValueError: naming the first argument that differs.
@@ -171,14 +171,7 @@ def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
 
 
 def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a warning once, on rank 0, with that word, whatever the user's logging is.
-
-    Args:
-        comm: the communicator whose rank 0 speaks.
-        logger: of the module.
-        message: with ``%`` formats.
-        args: for the formats.
-    """
+    """Log a warning on rank 0; the word "warning" shows whatever the user's logging is."""
     if comm.rank == 0:
         logger.warning("warning: " + message, *args)
 
@@ -196,150 +189,56 @@ def install_abort_hook() -> None:
         return
 
     def abort(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-        def show() -> None:
-            # In one piece.
-            text = "".join(traceback.format_exception(kind, value, trace))
-            sys.stdout.flush()
-            sys.stderr.write(f"rank {MPI.COMM_WORLD.rank}: {text}")
-            sys.stderr.flush()
-
         try:
-            _print_once(MPI.COMM_WORLD, kind, value, show)
-        except Exception:
-            show()
-        finally:  # also when Ctrl-C interrupts the wait
             sys.stdout.flush()
-            time.sleep(_TRAVEL)
+            try:
+                mine = _is_printed_here(MPI.COMM_WORLD, kind, value)
+            except Exception:  # better twice than not at all
+                mine = True
+            if mine:
+                text = "".join(traceback.format_exception(kind, value, trace))
+                sys.stderr.write(f"rank {MPI.COMM_WORLD.rank}: {text}")  # in one piece
+                sys.stderr.flush()
+            # The rank that prints it may have failed later.
+            time.sleep(_FLUSH if mine else _FLUSH + _PATIENCE)
+        finally:  # also when Ctrl-C interrupts the wait
             MPI.COMM_WORLD.Abort(1)
 
     sys.excepthook = abort
 
 
-def _print_once(
-    comm: MPI.Comm, kind: type[BaseException], value: BaseException, show: Callable[[], None]
-) -> None:
-    """Show an uncaught exception unless another rank shows the same one; bounded in time."""
-    reports = _Reports(comm, kind, value)
-    if reports.mine_to_print():
-        show()
-        reports.tell_printed()
-    reports.wait_for_printers()
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What a rank tells the others of its uncaught exception.
-
-    Attributes:
-        error: type and a checksum of the message.
-        precedence: the lowest of the ranks that share an error prints it: (whether the exception
-            was passed on from another rank, rank).
-        printed: whether this rank has printed its traceback.
-    """
-
-    error: tuple[str, int]
-    precedence: tuple[bool, int]
-    printed: bool = False
-
-
-class _Reports:
-    """The uncaught exceptions of all ranks, as far as they are known to this one.
-
-    Ranks that have not failed may be inside any call and take part in nothing: there are only
-    messages that nobody has to receive, and every wait is bounded.
-    """
-
-    def __init__(self, comm: MPI.Comm, kind: type[BaseException], value: BaseException) -> None:
-        passed_on = getattr(value, _RAISED_BY, comm.rank) != comm.rank
-        self._comm = comm
-        error = kind.__qualname__, zlib.crc32(str(value).encode(errors="replace"))
-        self._mine = _Report(error, (passed_on, comm.rank))
-        self._known = {comm.rank: self._mine}
-        self._sent: list[MPI.Request] = []  # the buffers live as long as the requests
-        self._give_up = time.monotonic() + _PATIENCE
-        self._send()
-
-    def _send(self) -> None:
-        for rank in range(self._comm.size):
-            if rank != self._comm.rank:
-                self._sent.append(self._comm.isend(self._mine, rank, _TAG))
-
-    def _receive(self) -> None:
-        status = MPI.Status()
-        while self._comm.iprobe(tag=_TAG, status=status):
-            self._known[status.source] = self._comm.recv(source=status.source, tag=_TAG)
-
-    def _shared(self) -> list[_Report]:
-        return [report for report in self._known.values() if report.error == self._mine.error]
-
-    def _complete(self) -> bool:
-        return len(self._known) == self._comm.size
-
-    def _wait(self, done: Callable[[], bool]) -> None:
-        self._receive()
-        while not done() and time.monotonic() < self._give_up:
-            time.sleep(_POLL)
-            self._receive()
-
-    def mine_to_print(self) -> bool:
-        """Whether no other rank prints this error; known at once on rank 0, else after a wait."""
-        first = (False, 0)
-        self._wait(
-            lambda: (
-                self._complete() or any(r.printed or r.precedence == first for r in self._shared())
-            )
-        )
-        if any(report.printed for report in self._shared()):
-            return False
-        return min(report.precedence for report in self._shared()) == self._mine.precedence
-
-    def tell_printed(self) -> None:
-        """Say so to ranks that find out later that they failed alike."""
-        self._mine = replace(self._mine, printed=True)
-        self._known[self._comm.rank] = self._mine
-        self._send()
-
-    def wait_for_printers(self) -> None:
-        """Give the other failing ranks the time to print their errors."""
-        if not self._mine.printed:  # the rank that prints it may wait for as long itself
-            self._give_up = time.monotonic() + 2.0 * _PATIENCE
-
-        def done() -> bool:
-            printed = {report.error for report in self._known.values() if report.printed}
-            return self._complete() and printed >= {r.error for r in self._known.values()}
-
-        self._wait(done)
+def _is_printed_here(comm: MPI.Comm, kind: type[BaseException], value: BaseException) -> bool:
+    """Whether no other failing rank prints this uncaught exception; known within a second."""
+    # Ranks that have not failed may be inside any call, so nobody has to receive the messages.
+    error = zlib.crc32(f"{kind.__qualname__}: {value}".encode(errors="replace"))
+    passed_on = getattr(value, _RAISED_BY, comm.rank) != comm.rank
+    reports = {comm.rank: (error, passed_on, comm.rank)}
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    _SENT.extend(comm.isend(reports[comm.rank], rank, _TAG) for rank in others)
+    give_up, status = time.monotonic() + _PATIENCE, MPI.Status()
+    while len(reports) < comm.size and time.monotonic() < give_up:
+        while comm.iprobe(tag=_TAG, status=status):
+            reports[status.source] = comm.recv(source=status.source, tag=_TAG)
+        time.sleep(_POLL)
+    return min(r for r in reports.values() if r[0] == error) == reports[comm.rank]
 
 
 def number(name: str, value: Any) -> float:
-    """A real number.
-
-    Raises:
-        TypeError: it is none, naming the argument.
-    """
+    """A real number, or a TypeError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
     return float(value)
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite positive number.
-
-    Raises:
-        TypeError: it is no number, naming the argument.
-        ValueError: it is not positive or not finite.
-    """
+    """A finite positive number, or a TypeError or ValueError that names the argument."""
     if not (math.isfinite(number(name, value)) and value > 0):
         raise ValueError(f"{name} must be a positive number, not {value}")
     return float(value)
 
 
 def integer(name: str, value: Any) -> int:
-    """An integer.
-
-    Raises:
-        TypeError: it is none, naming the argument.
-    """
+    """An integer, or a TypeError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     return int(value)

@@ -15,20 +15,13 @@ A solver keeps its preconditioner while the matrix changes, and a preconditioner
     preconditioner = Preconditioner(matrix, "fem_mf_stationary_", defaults)
     preconditioner.apply(right, solution)
 
-One solver serves a whole run; its two callables use data that change from step to step:
+Newton's method, and the lowest eigenpairs of symmetric operators:
 
-    defaults = {"ksp_type": "preonly", "pc_type": "lu"}
-    solver = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", defaults)
-    steps = solver.solve(solution, tolerance=1e-12)
-
-The lowest eigenpairs of symmetric operators:
-
+    newton = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", {"pc_type": "lu"})
+    steps = newton.solve(solution, tolerance=1e-12)
     start = np.random.default_rng(0).standard_normal((2, problem.discretisation.num_owned))
     mass = problem.mass_matrix
     lowest_states(matrix, mass, preconditioner.apply, start, tolerance=1e-6).values
-
-LOBPCG (Knyazev 2001) with the caller's preconditioner and start: a block that contains a good
-approximation of the ground state costs a few applications of each operator, and no factorisation.
 """
 
 from __future__ import annotations
@@ -62,6 +55,13 @@ __all__ = [
 ]
 
 type Options = Mapping[str, str | int | float | bool | None]
+type _Defaults = dict[str, str | int | float]
+type _Action = Callable[[PETSc.Vec, PETSc.Vec], None]
+
+_LOG = logging.getLogger(__name__)
+_SYMMETRIC: Any = PETSc.Mat.Option.SYMMETRIC
+
+# --- options --------------------------------------------------------------------------------
 
 # Unpreconditioned condition number above which Jacobi needs more iterations than a factorisation
 # or multigrid costs (measured at 66k dofs: 15 iterations at 30, some 100 at 1e3).
@@ -69,7 +69,7 @@ _JACOBI_CONDITION = 1e3
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 40_000}
 # Half the time of multigrid at 185k dofs of degree 4 hexahedra; its iterations grow with 1/h.
 _INCOMPLETE_DOFS = {1: 0, 2: 0, 3: 400_000}
-_MULTIGRID: dict[str, str | int | float] = {
+_MULTIGRID: _Defaults = {
     "pc_type": "gamg",
     "mg_levels_ksp_type": "chebyshev",
     "mg_levels_pc_type": "jacobi",
@@ -89,7 +89,7 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     database = PETSc.Options(prefix)
     picked = database.getString("pc_type", str(chosen.get("pc_type", "")))
     if picked not in ("", defaults.get("pc_type"), "lu", "cholesky"):
-        # What belongs to the default preconditioner is no option of another one.
+        # Options of the default preconditioner are unknown to another one.
         defaults = {key: value for key, value in defaults.items() if key.startswith("ksp_")}
     options = {**defaults, **chosen}
     added = [key for key in options if not database.hasName(key)]
@@ -102,16 +102,15 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
         solver.setFromOptions()
         if isinstance(solver, PETSc.KSP):
             solver.setUp()  # reads the options of inner solvers
-            rtol, atol, divtol, max_it = solver.getTolerances()
-            values = {"rtol": rtol, "atol": atol, "divtol": divtol, "max_it": max_it}
-            tolerances = {k: v for k, v in values.items() if database.hasName(f"ksp_{k}")}
+            values = zip(("rtol", "atol", "divtol", "max_it"), solver.getTolerances(), strict=True)
+            tolerances = {k: v for k, v in values if database.hasName(f"ksp_{k}")}
         elif database.hasName("snes_atol"):
             tolerances = {"atol": solver.getTolerances()[1]}
         unknown = [k for k in chosen if k in added and not PETSc.Options().used(prefix + k)]
         if unknown:
             error = ValueError(
-                f"PETSc does not know the options {unknown} here: misspelt, or of a solver "
-                "that was not chosen"
+                f"PETSc does not know the options {unknown} here: they are misspelt, or belong to "
+                "a solver that was not chosen"
             )
     except PETSc.Error as caught:
         code = caught.ierr  # type: ignore[attr-defined]
@@ -126,9 +125,9 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     return tolerances
 
 
-def mumps(dim: int) -> dict[str, str | int | float]:
+def mumps(dim: int) -> _Defaults:
     """A factorisation by MUMPS, with the ordering that is fastest in this dimension."""
-    chosen: dict[str, str | int | float] = {"pc_factor_mat_solver_type": "mumps"}
+    chosen: _Defaults = {"pc_factor_mat_solver_type": "mumps"}
     if dim < 3:
         # Approximate minimum fill: analysis and factorisation together take 0.4 of the time that
         # they take with the default nested dissection (16k to 260k dofs, degree 2 triangles).
@@ -136,13 +135,13 @@ def mumps(dim: int) -> dict[str, str | int | float]:
     return chosen
 
 
-def default_options(condition: float, dofs: int, dim: int) -> dict[str, str | int | float]:
+def default_options(condition: float, dofs: int, dim: int) -> _Defaults:
     """CG with the preconditioner that is good at this condition number and size.
 
     Args:
-        condition: of the diagonally scaled matrix, an upper estimate.
-        dofs: global size.
-        dim: of the mesh.
+        condition: an upper estimate for the diagonally scaled matrix.
+        dofs: global number of unknowns.
+        dim: dimension of the mesh.
     """
     if condition <= _JACOBI_CONDITION and dim > 1:
         return {"ksp_type": "cg", "pc_type": "jacobi"}
@@ -151,14 +150,10 @@ def default_options(condition: float, dofs: int, dim: int) -> dict[str, str | in
     return {"ksp_type": "cg", **_MULTIGRID}
 
 
-def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
+def default_preconditioner(dofs: int, dim: int) -> _Defaults:
     """A preconditioner for an elliptic operator without a time step to tame it.
 
     A factorisation where it is affordable, an incomplete one in three dimensions, multigrid beyond.
-
-    Args:
-        dofs: global size.
-        dim: of the mesh.
     """
     if dofs <= _DIRECT_DOFS[dim]:
         # With approximate minimum fill MUMPS' Cholesky solves returned infinity on three ranks (3k
@@ -171,13 +166,14 @@ def default_preconditioner(dofs: int, dim: int) -> dict[str, str | int | float]:
     return {"ksp_type": "preonly", **_MULTIGRID}
 
 
-_LOG = logging.getLogger(__name__)
+def _reason(solver: PETSc.KSP | PETSc.SNES) -> str:
+    """PETSc's name of why an iteration ended."""
+    value: Any = solver.getConvergedReason()
+    names = vars(type(solver).ConvergedReason).items()
+    return next((name for name, number in names if number == value), str(value))
 
-_REASONS = {
-    value: name for name, value in vars(PETSc.KSP.ConvergedReason).items() if isinstance(value, int)
-}
-# What does not come from a matrix that is indefinite.
-_GAVE_UP = (PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT, PETSc.KSP.ConvergedReason.DIVERGED_DTOL)
+
+# --- linear systems -------------------------------------------------------------------------
 
 
 class Preconditioner:
@@ -189,12 +185,9 @@ class Preconditioner:
     def __init__(
         self, matrix: PETSc.Mat, prefix: str, defaults: Options, options: Options | None = None
     ) -> None:
-        symmetric: Any = PETSc.Mat.Option.SYMMETRIC
-        matrix.setOption(symmetric, True)
-        self.ksp = PETSc.KSP().create(matrix.comm)
-        self.ksp.setOptionsPrefix(prefix)
-        self.ksp.setOperators(matrix)
+        matrix.setOption(_SYMMETRIC, True)
         self._matrix = matrix
+        self.ksp = _ksp(matrix, prefix)
         configure(self.ksp, defaults, options or {})
         self.ksp.getPC().setReusePreconditioner(True)
         self.applications = 0
@@ -221,7 +214,7 @@ class SpdSolver:
 
     Args:
         matrix: assembled; the caller updates its values in place.
-        prefix: of the options, one per role.
+        prefix: prefix of its PETSc options, one for each role of a solver.
         defaults: options used when neither the user nor the command line says otherwise.
         options: the user's ``petsc_options``, keys without prefix.
 
@@ -233,19 +226,15 @@ class SpdSolver:
         self, matrix: PETSc.Mat, prefix: str, defaults: Options, options: Options | None = None
     ) -> None:
         self.prefix = prefix
-        self.ksp = PETSc.KSP().create(matrix.comm)
-        self.ksp.setOptionsPrefix(prefix)
-        self.ksp.setOperators(matrix)
-        self.ksp.setInitialGuessNonzero(True)
-        # They replace those that a solve is asked for.
-        self._chosen_tolerances = configure(self.ksp, defaults, options or {})
+        self.ksp = _ksp(matrix, prefix)
+        self._tolerances = {"atol": 1e-300, "divtol": 1e300, "max_it": 10_000}
+        self._chosen = configure(self.ksp, defaults, options or {})
         # A direct solver as the whole method would apply a stale factorisation as if it were exact:
         # it is always fresh, like a preconditioner that is free to build.
         direct = self.ksp.getType() == "preonly"
         self.ksp.setInitialGuessNonzero(not direct)
         self._free_setup = direct or self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
-        self._iterations_when_fresh = 0
-        self._fresh = True
+        self._rebuild_next()
 
     def solve(
         self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float, *, typical: bool = True
@@ -265,48 +254,38 @@ class SpdSolver:
             ConvergenceError: PETSc's reason and what to change; a ``LinearSolverError`` where the
                 matrix is not to blame.
         """
-        tolerances: dict[str, Any] = {
-            "rtol": rtol,
-            "atol": 1e-300,
-            "divtol": 1e300,
-            "max_it": 10_000,
-        }
-        self.ksp.setTolerances(**{**tolerances, **self._chosen_tolerances})
+        self.ksp.setTolerances(**{"rtol": rtol, **self._tolerances, **self._chosen})
         self.ksp.solve(right, solution)
-        reason: Any = self.ksp.getConvergedReason()
-        if reason < 0 and not self._fresh:
+        if self.ksp.is_diverged and not self._fresh:
             # Built for another matrix, the preconditioner may even be indefinite for this one.
             self._rebuild_next()
             solution.set(0.0)
             self.ksp.solve(right, solution)
-            reason = self.ksp.getConvergedReason()
         iterations = int(self.ksp.getIterationNumber())
-        if reason < 0:
+        if self.ksp.is_diverged:
             self._rebuild_next()
-            kind = LinearSolverError if reason in _GAVE_UP else ConvergenceError
-            raise kind(
-                f"the linear solver {self.prefix} stopped with {_REASONS.get(reason, reason)} "
+            reason = _reason(self.ksp)
+            # Neither of the two comes from a matrix that is indefinite.
+            gave_up = reason in ("DIVERGED_MAX_IT", "DIVERGED_DTOL")
+            raise (LinearSolverError if gave_up else ConvergenceError)(
+                f"the linear solver {self.prefix} stopped with {reason} "
                 f"after {iterations} iterations; try a smaller dt, or options such as "
                 f"-{self.prefix}pc_type lu -{self.prefix}pc_factor_mat_solver_type mumps"
             )
         if not self._free_setup:
-            self._decide_rebuild(iterations, typical)
+            self._keep_or_rebuild(iterations, typical)
         return iterations
 
     def _rebuild_next(self) -> None:
-        self._fresh = True
-        self._iterations_when_fresh = 0
+        self._fresh, self._iterations_when_fresh = True, 0
         self.ksp.getPC().setReusePreconditioner(False)
 
-    def _decide_rebuild(self, iterations: int, typical: bool) -> None:
-        if self._fresh:
-            self._fresh = False
-            self.ksp.getPC().setReusePreconditioner(True)
-        if not typical:
-            return
-        if self._iterations_when_fresh == 0:
+    def _keep_or_rebuild(self, iterations: int, typical: bool) -> None:
+        self._fresh = False
+        self.ksp.getPC().setReusePreconditioner(True)
+        if typical and self._iterations_when_fresh == 0:
             self._iterations_when_fresh = max(iterations, 1)
-        elif iterations > 2 * self._iterations_when_fresh + 4:
+        elif typical and iterations > 2 * self._iterations_when_fresh + 4:
             _LOG.debug("%s: %d iterations, preconditioner rebuilt", self.prefix, iterations)
             self._rebuild_next()
 
@@ -315,13 +294,17 @@ class SpdSolver:
         self.ksp.destroy()
 
 
-_ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
+def _ksp(matrix: PETSc.Mat, prefix: str) -> PETSc.KSP:
+    ksp = PETSc.KSP().create(matrix.comm)
+    ksp.setOptionsPrefix(prefix)
+    ksp.setOperators(matrix)
+    return ksp
 
-_SNES_REASONS = {
-    value: name
-    for name, value in vars(PETSc.SNES.ConvergedReason).items()
-    if isinstance(value, int)
-}
+
+# --- nonlinear systems ----------------------------------------------------------------------
+
+_MOST_STEPS = 25
+_ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
 
 
 class NewtonSolver:
@@ -331,7 +314,7 @@ class NewtonSolver:
         residual: ``(x, f)``, overwrites f with the residual at x. Collective.
         jacobian: ``(x, J)``, overwrites the matrix J with the derivative at x. Collective.
         matrix: J, assembled or not.
-        prefix: of the options, one per role.
+        prefix: prefix of its PETSc options, one for each role of a solver.
         defaults: options used when neither the user nor the command line says otherwise.
         options: the user's ``petsc_options``, keys without prefix.
 
@@ -341,7 +324,7 @@ class NewtonSolver:
 
     def __init__(
         self,
-        residual: Callable[[PETSc.Vec, PETSc.Vec], None],
+        residual: _Action,
         jacobian: Callable[[PETSc.Vec, PETSc.Mat], None],
         matrix: PETSc.Mat,
         prefix: str,
@@ -351,43 +334,23 @@ class NewtonSolver:
         self.prefix = prefix
         self.snes = PETSc.SNES().create(matrix.comm)
         self.snes.setOptionsPrefix(prefix)
-        self._work = matrix.createVecLeft()
         self._residual, self._jacobian = residual, jacobian
         # PETSc would keep alive what the callables belong to, which keeps this solver: a cycle that
         # the garbage collector cannot see. So PETSc gets a weak reference.
-        this = weakref.ref(self)
-
-        def evaluate(_: PETSc.SNES, x: PETSc.Vec, f: PETSc.Vec) -> None:
-            solver = this()
-            assert solver is not None
-            solver._residual(x, f)
-
-        def differentiate(_: PETSc.SNES, x: PETSc.Vec, j: PETSc.Mat, __: PETSc.Mat) -> None:
-            solver = this()
-            assert solver is not None
-            solver._jacobian(x, j)
-
-        self.snes.setFunction(evaluate, self._work)
-        self.snes.setJacobian(differentiate, matrix)
+        this = weakref.proxy(self)
+        self.snes.setFunction(lambda _, x, f: this._residual(x, f), matrix.createVecLeft())
+        self.snes.setJacobian(lambda _, x, j, __: this._jacobian(x, j), matrix)
         chosen = configure(self.snes, {"snes_type": "newtonls", **defaults}, options or {})
         self._chosen_tolerance = chosen.get("atol")
 
-    def solve(
-        self,
-        solution: PETSc.Vec,
-        tolerance: float,
-        *,
-        scale: float = 1.0,
-        max_iterations: int = 25,
-    ) -> int:
+    def solve(self, solution: PETSc.Vec, tolerance: float, *, scale: float = 1.0) -> int:
         """Solve to an absolute residual norm. Collective.
 
         Args:
             solution: the initial guess, overwritten.
-            tolerance: of the Euclidean norm of the residual over ``scale``, unless the user has
+            tolerance: for the Euclidean norm of the residual over ``scale``, unless the user has
                 chosen another one (``snes_atol``).
             scale: the Euclidean norm of a residual of norm one.
-            max_iterations: Newton steps.
 
         Returns:
             The number of Newton steps.
@@ -396,20 +359,21 @@ class NewtonSolver:
             ConvergenceError: PETSc's reason and what to change.
         """
         tolerance = scale * (self._chosen_tolerance or tolerance)
-        self.snes.setTolerances(rtol=1e-14, atol=tolerance, stol=1e-14, max_it=max_iterations)
+        self.snes.setTolerances(rtol=1e-14, atol=tolerance, stol=1e-14, max_it=_MOST_STEPS)
         self.snes.solve(None, solution)
-        reason: Any = self.snes.getConvergedReason()
-        iterations = int(self.snes.getIterationNumber())
-        stalled = reason == PETSc.SNES.ConvergedReason.DIVERGED_LINE_SEARCH
-        if stalled and self.snes.getFunctionNorm() <= _ROUNDING * tolerance:
-            return iterations  # nothing left to gain
-        if reason < 0:
+        reason, iterations = _reason(self.snes), int(self.snes.getIterationNumber())
+        # A line search that stalls at rounding has nothing left to gain.
+        stalled = reason == "DIVERGED_LINE_SEARCH"
+        done = stalled and self.snes.getFunctionNorm() <= _ROUNDING * tolerance
+        if self.snes.is_diverged and not done:
             raise ConvergenceError(
-                f"Newton's method {self.prefix} stopped with {_SNES_REASONS.get(reason, reason)} "
+                f"Newton's method {self.prefix} stopped with {reason} "
                 f"after {iterations} steps; use a smaller dt or a finer mesh"
             )
         return iterations
 
+
+# --- eigenvalue problems --------------------------------------------------------------------
 
 _MAX_ITERATIONS = 2000
 LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
@@ -422,7 +386,7 @@ class States:
     Attributes:
         values: Rayleigh quotients μ, each above the eigenvalue that it approximates.
         vectors: owned values of x, normalised to ⟨x, Bx⟩ = 1.
-        iterations: of LOBPCG.
+        iterations: iterations of LOBPCG.
     """
 
     values: list[float]
@@ -433,22 +397,15 @@ class States:
 class _Shell:
     """A Python function as a PETSc matrix or preconditioner."""
 
-    def __init__(self, apply: Callable[[PETSc.Vec, PETSc.Vec], None]) -> None:
-        self._apply = apply
-
-    def mult(self, matrix: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        self._apply(x, y)
-
-    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        self._apply(x, y)
+    def __init__(self, apply: _Action) -> None:
+        self.mult = self.apply = lambda _, x, y: apply(x, y)
 
 
-def shell_matrix(like: PETSc.Mat, apply: Callable[[PETSc.Vec, PETSc.Vec], None]) -> PETSc.Mat:
+def shell_matrix(like: PETSc.Mat, apply: _Action) -> PETSc.Mat:
     """A symmetric matrix known by its action, with the layout of another. Collective."""
     sizes: Any = like.getSizes()
     shell = PETSc.Mat().createPython(sizes, context=_Shell(apply), comm=like.comm)
-    symmetric: Any = PETSc.Mat.Option.SYMMETRIC
-    shell.setOption(symmetric, True)
+    shell.setOption(_SYMMETRIC, True)
     shell.setUp()
     return shell
 
@@ -456,21 +413,24 @@ def shell_matrix(like: PETSc.Mat, apply: Callable[[PETSc.Vec, PETSc.Vec], None])
 def lowest_states(
     matrix: PETSc.Mat,
     mass: PETSc.Mat,
-    precondition: Callable[[PETSc.Vec, PETSc.Vec], None],
+    precondition: _Action,
     start: Sequence[Any],
     *,
     tolerance: float,
     deflate: Sequence[Any] = (),
 ) -> States:
-    """The lowest eigenpairs of Ax = μBx. Collective.
+    """The lowest eigenpairs of Ax = μBx by LOBPCG (Knyazev 2001). Collective.
+
+    A start that contains a good approximation of the ground state costs a few applications of each
+    operator, and no factorisation.
 
     Args:
         matrix: A, symmetric.
         mass: B, symmetric and positive definite on the span of the start vectors.
         precondition: ``(r, z)``, overwrites z with an approximation of (A − s)⁻¹r.
-        start: owned values of one start vector per wanted pair; what they are orthogonal to is not
-            found, so they should be generic.
-        tolerance: absolute, of the Euclidean norm of the load vector Ax − μBx.
+        start: owned values of one start vector per wanted pair; states orthogonal to all of them
+            are not found, so they should be generic.
+        tolerance: absolute, for the Euclidean norm of the load vector Ax − μBx.
         deflate: owned values of vectors to whose B-orthogonal complement the search is confined.
 
     Returns:
@@ -480,49 +440,46 @@ def lowest_states(
         ValueError: a handful of unknowns, fewer than LOBPCG's own work space.
         ConvergenceError: LOBPCG did not reach the tolerance.
     """
-    size = matrix.getSize()[0]
-    if size < LEAST_UNKNOWNS * len(start):
+    size, count = matrix.getSize()[0], len(start)
+    if size < LEAST_UNKNOWNS * count:
         raise ValueError(
-            f"{size} degrees of freedom are too few for {len(start)} eigenpairs: refine the mesh"
+            f"{size} degrees of freedom are too few for {count} eigenpairs: refine the mesh"
         )
-    vectors = [_vector(matrix, values) for values in start]
-    others = [_vector(matrix, values) for values in deflate]
-    iterations = 0
-    # LOBPCG is the faster; where its block becomes singular, Davidson's method goes on without it.
+    vectors = [matrix.createVecRight() for _ in (*start, *deflate)]
+    for vector, values in zip(vectors, (*start, *deflate), strict=True):
+        vector.array[:] = values
+    found = iterations = 0
+    # LOBPCG is faster; where its block becomes singular, Davidson's method converges without it.
     for method in (SLEPc.EPS.Type.LOBPCG, SLEPc.EPS.Type.GD):
-        eps = _solver(matrix, mass, precondition, method, len(start), tolerance)
-        eps.setInitialSpace(vectors)
-        if others:
-            eps.setDeflationSpace(others)
+        eps = _eigensolver(matrix, mass, precondition, method, count, tolerance)
+        eps.setInitialSpace(vectors[:count])
+        if deflate:
+            eps.setDeflationSpace(vectors[count:])
         try:
             eps.solve()
             found, iterations = int(eps.getConverged()), int(eps.getIterationNumber())
         except (PETSc.Error, SystemError):
             found = 0
-        if found >= len(start):
+        if found >= count:
             break
         eps.destroy()
     else:
         raise ConvergenceError(
-            f"LOBPCG and Davidson's method found {found} of {len(start)} eigenpairs to "
+            f"LOBPCG and Davidson's method found {found} of {count} eigenpairs to "
             f"{tolerance:.1e} in {iterations} iterations; a stronger preconditioner helps "
             "(-fem_mf_stationary_pc_type cholesky "
             "-fem_mf_stationary_pc_factor_mat_solver_type mumps)"
         )
-    values, states = [], []
-    x = matrix.createVecRight()
-    for i in range(len(start)):
-        values.append(float(np.real(eps.getEigenpair(i, x))))
-        states.append(np.array(x.array, dtype=np.float64))
-    for item in (eps, x, *vectors, *others):
+    pairs = [(eps.getEigenpair(i, vectors[i]), vectors[i].array.copy()) for i in range(count)]
+    for item in (eps, *vectors):
         item.destroy()
-    return States(values, states, iterations)
+    return States([float(np.real(value)) for value, _ in pairs], [x for _, x in pairs], iterations)
 
 
-def _solver(
+def _eigensolver(
     matrix: PETSc.Mat,
     mass: PETSc.Mat,
-    precondition: Callable[[PETSc.Vec, PETSc.Vec], None],
+    precondition: _Action,
     method: str,
     count: int,
     tolerance: float,
@@ -535,16 +492,9 @@ def _solver(
     eps.setDimensions(count)
     eps.setTolerances(tolerance, _MAX_ITERATIONS)
     eps.setConvergenceTest(SLEPc.EPS.Conv.ABS)
-    transform = eps.getST()
-    transform.setType(SLEPc.ST.Type.PRECOND)
-    inner = transform.getKSP()
+    eps.getST().setType(SLEPc.ST.Type.PRECOND)
+    inner = eps.getST().getKSP()
     inner.setType(PETSc.KSP.Type.PREONLY)
     inner.getPC().setType(PETSc.PC.Type.PYTHON)
     inner.getPC().setPythonContext(_Shell(precondition))
     return eps
-
-
-def _vector(matrix: PETSc.Mat, values: Any) -> PETSc.Vec:
-    vector = matrix.createVecRight()
-    vector.array[:] = values
-    return vector
