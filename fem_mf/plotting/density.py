@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fem_mf.density import Density
 
-__all__ = ["Sampled", "frame", "gather", "plot_density"]
+__all__ = ["Sampled", "curve", "frame", "gather", "plot_density"]
 
 _LEFT_OUT = 1e-3  # share of the mass of a density outside its picture
 _BINS = 50  # per axis of a marginal
@@ -153,12 +153,17 @@ def _gather_m(density: Density, d: int) -> Sampled | None:
     return sample and Sampled(sample.points, sample.cells, sample.values**2)
 
 
+def curve(sample: Sampled) -> tuple[Array, Array]:
+    """The abscissae and ordinates of a sample for d = 1, from left to right."""
+    order = np.argsort(sample.points[:, 0])
+    return sample.points[order, 0], sample.values[order]
+
+
 def _curves(samples: Mapping[str, Sampled], points: Array, names: Sequence[str]) -> Figure:
     figure = make_figure(5.2, 3.4)
     axes = figure.subplots()
     for label, sample in samples.items():
-        order = np.argsort(sample.points[:, 0])
-        axes.plot(sample.points[order, 0], sample.values[order], label=label or None)
+        axes.plot(*curve(sample), label=label or None)
     axes.plot(points[:, 0], np.zeros(len(points)), "k|", markersize=8, alpha=0.4)
     axes.set(xlabel=names[0], ylabel=f"m({names[0]})", xlim=frame(samples.values())[0])
     axes.set_ylim(bottom=None if len(points) else 0.0)
