@@ -104,7 +104,7 @@ folder() {
 # complete: the demo wrote all it should to $results, and all of it belongs to $user.
 complete() {
   local name strangers
-  for name in series.xdmf series.h5 history.csv history.png fit.png neurons.png finite_networks.png; do
+  for name in series.xdmf series.bin history.csv history.png fit.png neurons.png finite_networks.png; do
     [ -s "$results/two_layer_network/$name" ] || fail "there is no $name"
   done
   strangers=$(find "$results" ! -user $user)

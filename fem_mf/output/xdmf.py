@@ -12,19 +12,15 @@ from __future__ import annotations
 import itertools
 import math
 import xml.etree.ElementTree as ET
-from typing import Any
+from pathlib import Path
 from xml.sax.saxutils import escape
-
-from mpi4py import MPI
 
 import basix
 import basix.ufl
 import numpy as np
 import numpy.typing as npt
-import ufl
-from dolfinx import fem, io
-from dolfinx.graph import adjacencylist
-from dolfinx.mesh import Mesh, create_mesh
+from dolfinx import fem
+from dolfinx.mesh import Mesh
 
 from fem_mf.density import Density
 from fem_mf.mpi import on_root
@@ -32,11 +28,13 @@ from fem_mf.output.history import Instant, RunFile, replace_file
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
-__all__ = ["XDMFSeries"]
+__all__ = ["XDMFSeries", "cut"]
 
 _HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
-_TAIL = "</Grid>\n</Domain>\n</Xdmf>\n"
-_FIELDS = ("m", "psi", "u", "V")
+_TAIL = "</Domain>\n</Xdmf>\n"
+_SHAPES = {"interval": "Polyline"}  # XDMF's names, where they are not those of basix
+_SIMPLICES = (basix.CellType.interval, basix.CellType.triangle, basix.CellType.tetrahedron)
+_CYCLIC = [0, 1, 3, 2, 4, 5, 7, 6]  # XDMF goes round the faces of quadrilaterals and hexahedra
 
 
 class XDMFSeries(RunFile):
@@ -45,12 +43,11 @@ class XDMFSeries(RunFile):
     XDMF knows only cells of low degree. Each edge of the mesh is therefore cut into ``subdivide``
     pieces, and each cell into straight cells of its kind; the values at their vertices are exact.
 
-    Three files of one name belong together: ``.h5`` is the mesh, ``.bin`` the values, and ``.xdmf``
-    the list of steps, the one to open. A run may be watched or killed at any moment: the mesh is
-    closed before the first step, values are only ever appended, and the list is replaced atomically
-    once a step is complete. (A kill while DOLFINx appends to its HDF5 file can lose older steps,
-    and its XML crashes pyvista.) ``dolfinx.io.XDMFFile(comm, path, "r").read_mesh()`` reads the cut
-    mesh (d = 1: in the plane).
+    Two files belong together: ``.bin`` holds the mesh and the values, ``.xdmf`` is the list of
+    steps, the one to open. A resumed run adds a file, ``-2.bin`` and so on. A run may be watched or
+    killed at any moment: data are only ever appended, and the list is replaced atomically once a
+    step is complete. (A kill while DOLFINx appends to its HDF5 file can lose older steps, and its
+    XML crashes pyvista.)
 
     Args:
         path: the ``.xdmf`` file; missing folders are created, old files replaced.
@@ -79,82 +76,87 @@ class XDMFSeries(RunFile):
             raise ValueError(f"every must be at least 1, not {every}")
         if subdivide is not None and subdivide < 1:
             raise ValueError(f"subdivide must be at least 1, not {subdivide}")
-        pieces = subdivide or max(problem.degree, problem.mesh.geometry.cmaps[0].degree)
         super().__init__(path, problem.comm, ".xdmf")
         self._problem = problem
         self._every = every
-        self._until = None if resume is None else resume.t  # earlier steps are kept
         self._calls = 0 if resume is None else resume.step
         self._last = -math.inf
         self._closed = False
-        self._values = self.path.with_suffix(".bin")
-        # The vertices of the pieces are equally spaced, whatever the nodes of ψ are.
-        cell, spacing = problem.mesh.basix_cell(), basix.LagrangeVariant.equispaced
-        element = basix.ufl.element("Lagrange", cell, pieces, spacing)
-        space = fem.functionspace(problem.mesh, element)
+        pieces = subdivide or max(problem.degree, problem.mesh.geometry.cmaps[0].degree)
+        space, points, cells = cut(problem.mesh, pieces)
         self._psi: fem.Function = fem.Function(space)
         self._potential: fem.Function = fem.Function(space)
-        self._num_nodes = int(space.dofmap.index_map.size_global)
-        self._steps: list[str] = on_root(self._comm, self._kept)
-        self._num_steps = len(self._steps)
-        self._mesh_xml = ""
-        self._write_mesh(pieces)
+        nodes = space.dofmap.index_map
+        self._owned = nodes.size_local
+        self._where = nodes.local_range[0], nodes.size_global
+        self._mesh = ""
+        self._steps: list[str] = on_root(self._comm, lambda: self._kept(resume))
+        # Another run has its nodes in another order. VTK reads a second mesh only if it is in a
+        # file of another name.
+        self._binary: Path = on_root(self._comm, lambda: self._free_file(resume))
+        self._end = 0  # of what is complete in it
 
-    def _kept(self) -> list[str]:
+        def begin() -> None:
+            if not self._steps:
+                self.path.unlink(missing_ok=True)  # it points to what is overwritten
+            self._binary.write_bytes(b"")
+
+        self._on_disk(begin)
+        self._append_mesh(points, cells)
+        self._on_disk(self._publish)
+
+    def _kept(self, resume: Instant | None) -> list[str]:
         """The steps of an older run from before the time at which this one resumes."""
-        if self._until is None or not self.path.exists():
+        if resume is None or not self.path.exists():
             return []
         steps = []
         for grid in ET.parse(self.path).iterfind(".//Grid/Grid"):
             (values,) = {item.get("Dimensions") for item in grid.iterfind("Attribute/DataItem")}
-            if values != f"{self._num_nodes} 1":
+            if values != f"{self._where[1]} 1":
                 what = "is a series on another mesh or of another subdivision"
                 raise ValueError(f"'{self.path}' {what}; choose another path")
-            if float(grid.find("Time").attrib["Value"]) < self._until:  # type: ignore[union-attr]
+            if float(grid.find("Time").attrib["Value"]) < resume.t:  # type: ignore[union-attr]
                 steps.append(ET.tostring(grid, encoding="unicode"))
         return steps
 
-    def _write_mesh(self, pieces: int) -> None:
-        """Write the cut mesh, and note which node of ψ is at each of its vertices. Collective."""
-        mesh = _cut(self._psi.function_space, pieces)
-        vertices = mesh.geometry.index_map()
-        numbers = mesh.geometry.input_global_indices[: vertices.size_local]
-        nodes = self._psi.function_space.dofmap.index_map
-        self._nodes = nodes.global_to_local(numbers)
-        self._first = vertices.local_range[0]
-        # Another run has its nodes in another order, and steps that are kept need theirs. DOLFINx
-        # replaces the suffix by .h5, too, and leaves our .xdmf alone.
-        stem = on_root(self._comm, self._free_stem)
-        draft = self.path.with_name(f"{stem}.xdmf-mesh")
+    def _free_file(self, resume: Instant | None) -> Path:
+        """The file of the values, numbered if an earlier run, which is resumed, has used it."""
+        names = itertools.chain([".bin"], (f"-{number}.bin" for number in itertools.count(2)))
+        files = (self.path.with_name(self.path.stem + name) for name in names)
+        return next(file for file in files if resume is None or not file.exists())
 
-        def clear() -> None:
-            if not self._steps:
-                # First the list: an older series must not point into new files.
-                self.path.unlink(missing_ok=True)
-                self._values.write_bytes(b"")
-            draft.write_bytes(b"")
+    def _append_mesh(self, points: Array, cells: npt.NDArray[np.int64]) -> None:
+        """Append the mesh and note its description. Collective."""
+        cell = self._problem.mesh.topology.cell_name()
+        if basix.CellType[cell] not in _SIMPLICES:
+            cells = cells[:, _CYCLIC[: cells.shape[1]]]
+        counts = self._comm.allgather(len(cells))
+        first, count = sum(counts[: self._comm.rank]), sum(counts)
+        points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])  # XDMF has no line
+        items = self._append([(points, *self._where), (cells, first, count)])
+        kind = f'TopologyType="{_SHAPES.get(cell, cell.capitalize())}"'
+        size = f'NumberOfElements="{count}" NodesPerElement="{cells.shape[1]}"'
+        self._mesh = (
+            f"<Topology {kind} {size}>\n{items[1]}</Topology>\n"
+            f'<Geometry GeometryType="{"XYZ"[: points.shape[1]]}">\n{items[0]}</Geometry>\n'
+        )
 
-        def publish() -> None:
-            grid = next(ET.fromstring(draft.read_bytes()).iter("Grid"))
-            for item in grid.iterfind("Geometry/DataItem"):
-                # Without it readers round the coordinates to single precision.
-                item.attrib |= {"NumberType": "Float", "Precision": "8"}
-            self._mesh_xml = "".join(ET.tostring(part, encoding="unicode") for part in grid)
-            draft.unlink()
-            self._publish()
-
-        self._on_disk(clear)
-        with io.XDMFFile(self._comm, draft, "w") as file:
-            file.write_mesh(mesh)
-        self._on_disk(publish)
-
-    def _free_stem(self) -> str:
-        """The name of the series, numbered if an earlier run, which is resumed, has used it."""
-        stem, number = self.path.stem, 1
-        while self._until is not None and self.path.with_name(f"{stem}.h5").exists():
-            number += 1
-            stem = f"{self.path.stem}-{number}"
-        return stem
+    def _append(self, tables: list[tuple[npt.NDArray[np.generic], int, int]]) -> list[str]:
+        """Append tables: rows of this rank, number of the first, number of all. Collective."""
+        parts, items = [], []
+        for rows, first, count in tables:
+            columns = rows.shape[1]
+            data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+            parts.append((self._end + 8 * columns * first, data))
+            number = "Int" if rows.dtype.kind == "i" else "Float"
+            items.append(
+                f'<DataItem Format="Binary" NumberType="{number}" Precision="8" Endian="Little" '
+                f'Dimensions="{count} {columns}" Seek="{self._end}">'
+                f"{escape(self._binary.name)}</DataItem>\n"
+            )
+            self._end += 8 * columns * count
+        self._write_parts(self._binary, parts, sync=False)
+        return items
 
     def write(self, t: float, density: Density, force: bool = False) -> bool:
         """Write the fields of one density, if this call is one of each ``every``. Collective.
@@ -180,82 +182,79 @@ class XDMFSeries(RunFile):
             raise ValueError(f"'{self.path}': time {t} must be later than {self._last}")
         self._calls += 1
         if due:
-            self._write_values(density)
-            self._on_disk(lambda: self._append(float(t)))
-            self._num_steps += 1
+            self._write(float(t), density)
             self._last = float(t)
         return due
 
-    def _write_values(self, density: Density) -> None:
-        """Append each field, in the order of the vertices in the mesh file. Collective."""
+    def _write(self, t: float, density: Density) -> None:
         self._psi.interpolate(density.psi)
         self._potential.interpolate(self._problem.functional.derivative(density))
-        psi, potential = (f.x.array[self._nodes] for f in (self._psi, self._potential))
+        psi, potential = (f.x.array[: self._owned] for f in (self._psi, self._potential))
         u = -2.0 * np.log(np.maximum(np.abs(psi), np.finfo(float).tiny))  # finite where ψ = 0
-        parts = [
-            (self._offset(i) + 8 * self._first, values.astype("<f8"))
-            for i, values in enumerate((psi**2, psi, u, potential))
-        ]
-        self._write_parts(self._values, parts, sync=False)
-
-    def _offset(self, field: int) -> int:
-        """First byte of a field of the step about to be written."""
-        return 8 * self._num_nodes * (len(_FIELDS) * self._num_steps + field)
-
-    def _append(self, t: float) -> None:
-        fields = "".join(
-            f'<Attribute Name="{name}" AttributeType="Scalar" Center="Node">\n'
-            f'<DataItem Format="Binary" NumberType="Float" Precision="8" Endian="Little" '
-            f'Dimensions="{self._num_nodes} 1" Seek="{self._offset(i)}">'
-            f"{escape(self._values.name)}</DataItem>\n</Attribute>\n"
-            for i, name in enumerate(_FIELDS)
+        fields = {"m": psi**2, "psi": psi, "u": u, "V": potential}
+        items = self._append([(values[:, None], *self._where) for values in fields.values()])
+        attributes = "".join(
+            f'<Attribute Name="{name}" AttributeType="Scalar" Center="Node">\n{item}</Attribute>\n'
+            for name, item in zip(fields, items, strict=True)
         )
-        self._steps.append(
-            f'<Grid Name="mesh" GridType="Uniform">\n<Time Value="{t!r}"/>\n'
-            f"{self._mesh_xml}{fields}</Grid>\n"
-        )
-        self._publish()
+        self._steps.append(self._grid(f'<Time Value="{t!r}"/>\n{attributes}'))
+        self._on_disk(self._publish)
 
     def _publish(self) -> None:
-        series = 'GridType="Collection" CollectionType="Temporal"'
-        kind = series if self._steps else 'GridType="Uniform"'
-        # Viewers take the mesh from each step; the copy outside them is for DOLFINx's read_mesh.
-        head = f'{_HEAD}<Grid Name="mesh" {kind}>\n{self._mesh_xml}'
-        replace_file(self.path, "".join([head, *self._steps, _TAIL]))
+        series = '<Grid Name="series" GridType="Collection" CollectionType="Temporal">\n'
+        # Without a step, the mesh alone: VTK crashes on an empty collection.
+        grids = [series, *self._steps, "</Grid>\n"] if self._steps else [self._grid("")]
+        replace_file(self.path, "".join([_HEAD, *grids, _TAIL]))
+
+    def _grid(self, content: str) -> str:
+        return f'<Grid Name="mesh" GridType="Uniform">\n{self._mesh}{content}</Grid>\n'
 
     def close(self) -> None:
         """Write no more. Calling it again does nothing."""
         self._closed = True
 
 
-def _cut(space: fem.FunctionSpace, pieces: int) -> Mesh:
-    """The mesh of straight cells between the equally spaced nodes of a space. Collective."""
-    mesh, index_map = space.mesh, space.dofmap.index_map
-    table = _pieces(mesh.basix_cell(), pieces, space.element.interpolation_points)
-    local = space.dofmap.list[: mesh.topology.index_map(mesh.topology.dim).size_local]
-    cells = local[:, table].reshape(-1, table.shape[1])
-    numbers = index_map.local_to_global(cells.ravel()).reshape(cells.shape).astype(np.int64)
-    points = space.tabulate_dof_coordinates()[: index_map.size_local, : mesh.geometry.dim]
-    element = basix.ufl.element("Lagrange", mesh.basix_cell(), 1, shape=(mesh.geometry.dim,))
+def cut(
+    mesh: Mesh, pieces: int, simplices: bool = False
+) -> tuple[fem.FunctionSpace, Array, npt.NDArray[np.int64]]:
+    """Cut every edge of a mesh into equal pieces, and every cell into straight ones. Collective.
 
-    def stay(comm: MPI.Comm, parts: int, types: Any, cells: Any) -> Any:
-        """A partitioner that leaves every cell where it is: this rank has the values there."""
-        return adjacencylist(np.full((len(numbers), 1), comm.rank, dtype=np.int32))._cpp_object
+    The vertices are the nodes of a Lagrange space with equally spaced nodes, so that interpolation
+    into this space gives the values at the vertices, of which each rank has those it owns.
 
-    return create_mesh(mesh.comm, numbers, ufl.Mesh(element), points, stay)
+    Args:
+        mesh: the mesh.
+        pieces: of each edge.
+        simplices: cut quadrilaterals and hexahedra into simplices, too.
 
-
-def _pieces(cell: basix.CellType, pieces: int, nodes: Array) -> npt.NDArray[np.int64]:
-    """Vertices ``(cells, corners)``, as numbers of nodes, of the pieces of a reference cell.
-
-    Simplices are cut as Kuhn does: in the coordinates y_i = x_i + ... + x_d, where they are
-    y_1 ≥ ... ≥ y_d, walk one step along each axis, in every order.
+    Returns:
+        The space, the ``(n, d)`` vertices this rank owns, and its ``(c, corners)`` cells with the
+        global numbers of their vertices, in which the ranks follow one another.
     """
+    equispaced = basix.LagrangeVariant.equispaced
+    element = basix.ufl.element("Lagrange", mesh.basix_cell(), pieces, equispaced)
+    space = fem.functionspace(mesh, element)
+    nodes, dofs = space.dofmap.index_map, space.dofmap.list
+    table = _pieces(mesh.basix_cell(), pieces, element.basix_element.points, simplices)
+    num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
+    local = dofs[:num_cells][:, table].reshape(-1, table.shape[1])
+    cells = nodes.local_to_global(local.ravel()).reshape(local.shape).astype(np.int64)
+    points = space.tabulate_dof_coordinates()[: nodes.size_local, : mesh.geometry.dim]
+    return space, points, cells
+
+
+def _pieces(
+    cell: basix.CellType, pieces: int, nodes: Array, simplices: bool
+) -> npt.NDArray[np.int64]:
+    """Cut a reference cell: ``(pieces, corners)`` numbers of its nodes."""
+    # Kuhn: from each node of the lattice walk one step along each axis, in every order. Simplices
+    # are what the walks fill that stay in y₁ ≥ ... ≥ y_d, with y_i = x_i + ... + x_d.
     d = nodes.shape[1]
     lattice = np.rint(nodes * pieces).astype(int)
     shapes = [basix.geometry(cell).astype(int)]
-    if cell in (basix.CellType.triangle, basix.CellType.tetrahedron):
+    if cell in _SIMPLICES:
         lattice = np.cumsum(lattice[:, ::-1], axis=1)[:, ::-1]
+    if simplices or cell in _SIMPLICES:
         steps = [np.eye(d, dtype=int)[list(order)] for order in itertools.permutations(range(d))]
         shapes = [np.vstack([np.zeros(d, dtype=int), np.cumsum(s, axis=0)]) for s in steps]
         for shape, step in zip(shapes, steps, strict=True):

@@ -13,19 +13,18 @@ subdivides the cells:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import basix
-import basix.ufl
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
 from scipy.ndimage import gaussian_filter
 
 from fem_mf.mpi import on_root
+from fem_mf.output.xdmf import cut
 from fem_mf.plotting.style import COLOURS, axis_names, make_figure, save
 from fem_mf.typing import Array, PathLike
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from fem_mf.density import Density
 
-__all__ = ["Sampled", "frame", "gather", "plot_density"]
+__all__ = ["Sampled", "curve", "frame", "gather", "plot_density"]
 
 _LEFT_OUT = 1e-3  # share of the mass of a density outside its picture
 _BINS = 50  # per axis of a marginal
@@ -70,25 +69,18 @@ def frame(samples: Iterable[Sampled], whole: bool = False, margin: float = 0.05)
     Along each axis, the same share of the mass is left out at both ends. The margin is in lengths
     of the longest edge.
     """
-    # Upper ends with the sign changed: all ends are minima.
-    boxes, meshes = [], []
+    low, high, mesh = [], [], []
     for sample in samples:
         corners, masses = sample.points[sample.cells], sample.cell_masses()
-        boxes.append([_below(ends, masses) for ends in (corners.min(axis=1), -corners.max(axis=1))])
-        meshes.append((sample.points.min(axis=0), -sample.points.max(axis=0)))
-    box, mesh = np.min(boxes, axis=0), np.min(meshes, axis=0)
-    if not whole:
-        room = margin * float(np.max(-box[1] - box[0]))
-        mesh = np.maximum(mesh, box - room)
-    return np.stack([mesh[0], -mesh[1]], axis=1)
-
-
-def _below(positions: Array, masses: Array) -> Array:
-    """Along each axis, the position below which there is the share that is left out."""
-    order = np.argsort(positions, axis=0)
-    tail = 0.5 * _LEFT_OUT / positions.shape[1] * masses.sum()
-    first = np.sum(np.cumsum(masses[order], axis=0) < tail, axis=0)
-    return np.asarray(np.take_along_axis(np.sort(positions, axis=0), first[None], axis=0)[0])
+        tail = 0.5 * _LEFT_OUT / corners.shape[2]
+        quantile = partial(np.quantile, axis=0, weights=masses, method="inverted_cdf")
+        low.append(quantile(corners.min(axis=1), tail))
+        high.append(quantile(corners.max(axis=1), 1.0 - tail))
+        mesh += [corners.min(axis=(0, 1)), corners.max(axis=(0, 1))]
+    box, hull = np.array([np.min(low, axis=0), np.max(high, axis=0)]), np.array(mesh)
+    room = np.inf if whole else margin * float(np.ptp(box, axis=0).max())
+    box += [[-room], [room]]
+    return np.asarray(np.clip(box, hull.min(axis=0), hull.max(axis=0)).T)
 
 
 def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | None:
@@ -102,47 +94,11 @@ def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | Non
     Returns:
         The sampled function on rank 0, None elsewhere.
     """
-    mesh = function.function_space.mesh
-    equispaced = basix.LagrangeVariant.equispaced
-    element = basix.ufl.element("P", mesh.basix_cell(), degree, lagrange_variant=equispaced)
-    space = fem.functionspace(mesh, element)
+    space, points, cells = cut(function.function_space.mesh, degree, simplices=True)
     nodal: fem.Function[np.float64] = fem.Function(space)
     nodal.interpolate(function)
-    index_map = space.dofmap.index_map
-    num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
-    pieces = _subdivision(mesh.basix_cell(), degree, element.basix_element.points)
-    local_cells = space.dofmap.list[:num_cells][:, pieces].reshape(-1, pieces.shape[1])
-    num_owned = index_map.size_local
-    local = (
-        space.tabulate_dof_coordinates()[:num_owned, : mesh.geometry.dim],
-        index_map.local_to_global(local_cells.ravel().astype(np.int32)).reshape(local_cells.shape),
-        nodal.x.array[:num_owned],
-    )
-    # Global numbers follow the ranks, so owned points stacked by rank are in global order.
-    parts = mesh.comm.gather(local, root=0)
-    if parts is None:
-        return None
-    points, cells, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Sampled(points, cells, values)
-
-
-def _subdivision(cell: basix.CellType, degree: int, nodes: Array) -> npt.NDArray[np.int64]:
-    """Kuhn's subdivision of a cell with equally spaced nodes: ``(pieces, d + 1)`` node numbers."""
-    # From each corner of the lattice walk one step along each axis, in every order. The walks that
-    # keep x₁ ≥ x₂ ≥ ... cut a simplex, after a change of coordinates.
-    d = nodes.shape[1]
-    lattice = np.rint(nodes * degree).astype(int)
-    if cell in (basix.CellType.triangle, basix.CellType.tetrahedron):
-        lattice = np.cumsum(lattice[:, ::-1], axis=1)[:, ::-1]
-    number = {tuple(position): i for i, position in enumerate(lattice.tolist())}
-    steps = np.eye(d, dtype=int)
-    pieces = []
-    for corner in itertools.product(range(degree), repeat=d):
-        for order in itertools.permutations(range(d)):
-            walk = np.cumsum([corner, *steps[list(order)]], axis=0).tolist()
-            if all(tuple(position) in number for position in walk):
-                pieces.append([number[tuple(position)] for position in walk])
-    return np.array(pieces)
+    parts = space.mesh.comm.gather((points, cells, nodal.x.array[: len(points)]), root=0)
+    return parts and Sampled(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def plot_density(
@@ -197,12 +153,17 @@ def _gather_m(density: Density, d: int) -> Sampled | None:
     return sample and Sampled(sample.points, sample.cells, sample.values**2)
 
 
+def curve(sample: Sampled) -> tuple[Array, Array]:
+    """The abscissae and ordinates of a sample for d = 1, from left to right."""
+    order = np.argsort(sample.points[:, 0])
+    return sample.points[order, 0], sample.values[order]
+
+
 def _curves(samples: Mapping[str, Sampled], points: Array, names: Sequence[str]) -> Figure:
     figure = make_figure(5.2, 3.4)
     axes = figure.subplots()
     for label, sample in samples.items():
-        order = np.argsort(sample.points[:, 0])
-        axes.plot(sample.points[order, 0], sample.values[order], label=label or None)
+        axes.plot(*curve(sample), label=label or None)
     axes.plot(points[:, 0], np.zeros(len(points)), "k|", markersize=8, alpha=0.4)
     axes.set(xlabel=names[0], ylabel=f"m({names[0]})", xlim=frame(samples.values())[0])
     axes.set_ylim(bottom=None if len(points) else 0.0)

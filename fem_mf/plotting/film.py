@@ -15,6 +15,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import unescape
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +27,20 @@ import numpy.typing as npt
 
 from fem_mf.mpi import on_root
 from fem_mf.output.history import History
-from fem_mf.plotting.density import Sampled, frame
+from fem_mf.plotting.density import Sampled, curve, frame
 from fem_mf.plotting.history import plot_convergence
 from fem_mf.plotting.style import COLOURS, INSTALL, axis_names, make_figure
 from fem_mf.stationary.limit import Limit
 from fem_mf.typing import Array, PathLike
 
 if TYPE_CHECKING:
-    import pyvista
     from matplotlib.figure import Figure
 
 __all__ = ["FORMATS", "Look", "film", "film_of_figures", "picture", "render"]
 
 FORMATS = (".mp4", ".gif")
 _SYMBOLS = {"psi": "ψ", "V": "V[m]"}
+_DATA = r'Dimensions="(\d+) (\d+)" Seek="(\d+)">([^<]+)<'
 _SHELLS = (0.9, 0.6, 0.3)  # of the mass inside each isosurface of m
 _LINE = "#31688e"  # a curve, in a colour of the map
 
@@ -122,7 +124,7 @@ def picture(
 
     Args:
         path: the ``.xdmf`` file of an ``XDMFSeries``.
-        out: the picture (png, jpg, ...); missing folders are created.
+        out: the picture (png, jpg, ...).
         field: the name of the field.
         time: the nearest step is drawn; the last one if not given.
         look: size, colours, frame and names of the axes.
@@ -231,30 +233,28 @@ class _Series:
         if "<Time" not in text:
             raise ValueError(f"nothing written yet to '{path}'")
         # In place of values that are not there, VTK shows those of another step.
-        ends = re.findall(r'Dimensions="(\d+) 1" Seek="(\d+)"', text)
-        values, size = self.path.with_suffix(".bin"), max(8 * int(n) + int(at) for n, at in ends)
-        if not values.exists() or values.stat().st_size < size:
-            raise OSError(f"'{values}', a part of '{path}', is missing or cut short")
+        for rows, columns, start, name in re.findall(_DATA, text):
+            file = self.path.with_name(unescape(name))
+            end = int(start) + 8 * int(rows) * int(columns)
+            if not file.exists() or file.stat().st_size < end:
+                raise OSError(f"'{file}', a part of '{path}', is missing or cut short")
         self._reader: Any = pyvista.XdmfReader(str(self.path))
         self.times = [float(t) for t in self._reader.time_values]
         first = self._reader.read()
-        if first.n_cells == 0:
-            raise OSError(f"the mesh of '{path}' is missing or damaged")
         self.dim, self.fields = int(first.get_cell(0).dimension), list(first.point_data)
 
     def nearest(self, time: float) -> int:
-        """Return the number of the step nearest to a time."""
+        """The number of the step nearest to a time."""
         return int(np.argmin(np.abs(np.array(self.times) - time)))
 
-    def read(self, step: int) -> pyvista.UnstructuredGrid:
-        """Read a step as linear simplices."""
+    def read(self, step: int) -> Any:
+        """A step as linear simplices."""
         self._reader.set_active_time_point(step)
-        grid: pyvista.UnstructuredGrid = self._reader.read().triangulate()
-        return grid
+        return self._reader.read().triangulate()
 
     def sample(self, step: int, field: str) -> Sampled:
-        """Read one field of a step."""
-        grid: Any = self.read(step)
+        """One field of a step."""
+        grid = self.read(step)
         (cells,) = grid.cells_dict.values()
         return Sampled(grid.points[:, : self.dim], cells, grid.point_data[field])
 
@@ -282,41 +282,38 @@ class _Scene:
         self._series, self._field, self._look = series, field, look or Look()
         self._names = axis_names(self._look.names, series.dim)
         self._symbol = _SYMBOLS.get(field, field)
-        all_steps = sorted(set(steps))
-        self._first = all_steps[0]
+        shown = sorted(set(steps))
+        self._first = shown[0]
         # The titles of all images have the same number of digits, so that they do not jump.
-        last = series.times[all_steps[-1]]
-        self._digits = max(0, 2 - int(np.floor(np.log10(abs(last) or 1.0))))
-        by = "m" if "m" in series.fields else field
-        samples = (series.sample(step, by) for step in all_steps)
+        digits = max(0, 2 - int(np.floor(np.log10(abs(series.times[shown[-1]]) or 1.0))))
+        self._titles = [f"t = {t:.{digits}f}" for t in series.times]
         # Round numbers at the ends of the axes leave a margin of their own.
         margin = 0.05 if series.dim == 1 else 0.0
-        self.box = frame(samples, self._look.whole or by != "m", margin)
-        self.limits = self._look.limits or self._find_limits(all_steps)
+        self.box = frame((series.sample(step, "m") for step in shown), self._look.whole, margin)
+        self.limits = self._look.limits or self._range(shown)
         self._drawn: list[Any] = []
         if series.dim > 1:
             self.box = np.array([_ticks(*ends)[[0, -1]] for ends in self.box])
             self._plotter = self._prepare()
 
-    def _find_limits(self, steps: Sequence[int]) -> tuple[float, float]:
+    def _range(self, steps: Sequence[int]) -> tuple[float, float]:
         """The range of the field where the mass is, between round numbers."""
-        values = []
+        ends = []
         for step in steps:
             sample = self._series.sample(step, self._field)
             inside = (sample.points >= self.box[:, 0]) & (sample.points <= self.box[:, 1])
-            values.append(sample.values[inside.all(axis=1)])
-        low, high = min(v.min() for v in values), max(v.max() for v in values)
-        ticks = _ticks(0.0 if self._field in ("m", "psi") and low > 0.0 else low, high)
-        # An even number of steps: the axis of heights has a number at every second one.
-        return float(ticks[0]), float(ticks[-1] + (len(ticks) + 1) % 2 * (ticks[1] - ticks[0]))
+            values = sample.values[inside.all(axis=1)]
+            ends += [values.min(), values.max()]
+        low = 0.0 if self._field in ("m", "psi") and min(ends) > 0.0 else min(ends)
+        ticks = _ticks(low, max(ends))
+        return float(ticks[0]), float(ticks[-1])
 
     def images(self, steps: Iterable[int]) -> Iterable[Image]:
         """Draw steps, one after the other; a repeated one only once."""
-        last, image = -1, np.empty(0, dtype=np.uint8)
-        for step in steps:
-            if step != last:
-                last, image = step, self.image(step)
-            yield image
+        for step, repeats in groupby(steps):
+            image = self.image(step)
+            for _ in repeats:
+                yield image
 
     def save(self, step: int, out: Path) -> None:
         """Draw one step and write the picture."""
@@ -327,39 +324,34 @@ class _Scene:
 
     def image(self, step: int) -> Image:
         """Draw one step."""
-        title = f"t = {self._series.times[step]:.{self._digits}f}"
         if self._series.dim == 1:
-            return self._curve(step, title)
+            return self._curve(step)
         self._plotter.remove_actor(self._drawn, render=False)
-        grid = self._series.read(step)
-        self._drawn = [self._text(title, 0.02, 0.93)]
-        (self._add_shells if self._series.dim == 3 else self._add_surface)(grid)
+        self._drawn = [self._text(self._titles[step], 0.02, 0.93)]
+        (self._add_shells if self._series.dim == 3 else self._add_surface)(self._series.read(step))
         self._plotter.render()
         return np.array(self._plotter.screenshot(return_img=True), dtype=np.uint8)
 
-    def _curve(self, step: int, title: str) -> Image:
+    def _curve(self, step: int) -> Image:
         """Draw d = 1, in front of a pale curve of the first step."""
         width, height = self._look.size
         dpi = height / 4.8  # letters keep their share of the picture, whatever its size
         figure = make_figure(width / dpi, height / dpi, dpi)
         axes = figure.subplots()
         for which, colour in ((self._first, "0.7"), (step, _LINE)):
-            sample = self._series.sample(which, self._field)
-            order = np.argsort(sample.points[:, 0])
-            x, y = sample.points[order, 0], sample.values[order]
-            label = f"t = {self._series.times[which]:.{self._digits}f}"
-            axes.plot(x, y, color=colour, linewidth=2.0, label=label)
+            x, y = curve(self._series.sample(which, self._field))
+            axes.plot(x, y, color=colour, linewidth=2.0, label=self._titles[which])
         axes.fill_between(x, y, self.limits[0], color=_LINE, alpha=0.15, linewidth=0)
         axes.set(xlim=self.box[0], ylim=self.limits, xlabel=self._names[0], ylabel=self._symbol)
-        axes.set_title(title, loc="left")
+        axes.set_title(self._titles[step], loc="left")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="upper right")
         return _pixels(figure)
 
-    def _add_surface(self, grid: pyvista.UnstructuredGrid) -> None:
+    def _add_surface(self, grid: Any) -> None:
         """Add the graph of the field over the plane, with contour lines."""
         (low, high), height = self.limits, self._space[2, 1]
-        part: Any = grid.clip_box([*self.box.ravel(), -1.0, 1.0], invert=False)
+        part = grid.clip_box([*self.box.ravel(), -1.0, 1.0], invert=False)
         part["height"] = np.clip(part[self._field], low, high) - low
         surface = part.extract_surface(algorithm="dataset_surface")
         surface = surface.warp_by_scalar("height", factor=height / (high - low))
@@ -368,7 +360,7 @@ class _Scene:
         lines.translate((0.0, 0.0, 0.004 * height), inplace=True)  # above the surface
         self._add(lines, 0.4, color="white")
 
-    def _add_shells(self, grid: pyvista.UnstructuredGrid) -> None:
+    def _add_shells(self, grid: Any) -> None:
         """Add isosurfaces: of m around shares of the mass, of others at parts of the scale."""
         levels = self.limits[0] + np.array([0.25, 0.5, 0.75]) * np.ptp(self.limits)
         if self._field == "m":
@@ -415,7 +407,7 @@ class _Scene:
             bounds=space.ravel().tolist(), axes_ranges=shown.ravel().tolist(),
             xtitle=" ", ytitle=" ", ztitle=" ", fmt="%.4g", font_size=letter, bold=False,
             n_xlabels=len(_ticks(*shown[0])), n_ylabels=len(_ticks(*shown[1])),
-            n_zlabels=len(bar) // 2 + 1 if flat else len(_ticks(*shown[2])), use_3d_text=False,
+            n_zlabels=len(_ticks(*shown[2])), use_3d_text=False,
             grid="back", location="outer", ticks="outside", color="black",
         )  # fmt: skip
         plotter.add_scalar_bar(
@@ -447,11 +439,11 @@ def _ticks(low: float, high: float) -> Array:
 
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    slack = 1e-9 * (high - low)
     locators = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]) for count in (8, 7, 6, 5, 4)]
+    slack = 1e-9 * (high - low)
     ticks = [np.asarray(locator.tick_values(low + slack, high - slack)) for locator in locators]
     # VTK replaces more than nine numbers by fewer, which are not round.
-    return min((t for t in ticks if len(t) <= 9), key=lambda numbers: float(np.ptp(numbers)))
+    return min((t for t in ticks if len(t) <= 9), key=np.ptp)
 
 
 def _font() -> str:

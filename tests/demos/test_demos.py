@@ -26,7 +26,7 @@ from demos.networks import cross_validate
 from tests.exact import moving_gaussian
 
 DEMOS = Path(__file__).resolve().parents[2] / "demos"
-SERIES = {"series.xdmf", "series.h5", "series.bin"}
+SERIES = {"series.xdmf", "series.bin"}
 NETWORK = {"h": 0.7, "t_end": 2.0, "tolerance": 5e-3}
 WINES = {"h": 4.4, "t_end": 1.0, "tolerance": 2e-2}
 
