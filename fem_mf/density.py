@@ -109,7 +109,7 @@ class Density:
             return LogDensity.from_function(problem, u)
         if u.x.array.size != problem.discretisation.nodes.shape[1]:
             raise ValueError("u must be a function of the problem's space")
-        return LogDensity(problem, u.x.array[: problem.discretisation.num_owned].copy())
+        return LogDensity(problem, u.x.array[: problem.discretisation.num_owned])
 
     @classmethod
     def from_function(cls, problem: Problem, m: SpaceFunction) -> Density:
@@ -123,9 +123,7 @@ class Density:
         Raises:
             ValueError: m is negative, zero everywhere, not finite or of the wrong shape.
         """
-        values = evaluate(problem.comm, m, problem.discretisation.nodes, "the density m")[
-            : problem.discretisation.num_owned
-        ]
+        values = evaluate(problem.comm, m, problem.discretisation.owned_nodes, "the density m")
         error = None
         if values.size and values.min() < 0:
             error = ValueError(f"the density m is negative: its minimum is {values.min():.3e}")
@@ -148,9 +146,8 @@ class Density:
             return self
         if problem.space is self.problem.space:
             return Density(problem, self.amplitude())
-        return Density(
-            problem, interpolate_between(self.psi, problem.discretisation.new_amplitude())
-        )
+        target = problem.discretisation.new_amplitude()
+        return Density(problem, interpolate_between(self.psi, target))
 
     def copy(self) -> Density:
         """An independent density with the same values."""
@@ -195,10 +192,7 @@ class Density:
 
     def points(self) -> Array:
         """The points x_i of the nodal measure, ``(3, n)``, this rank's own."""
-        problem = self.problem
-        return problem.discretisation.potential_nodes[
-            :, : problem.discretisation.num_potential_owned
-        ]
+        return self._discrete.potential_nodes[:, : self._discrete.num_potential_owned]
 
     def weights(self) -> Array:
         """Its weights b_i, ``(n,)``: ∫f dm = Σ_i b_i f(x_i) over all ranks. Collective once."""
@@ -206,10 +200,8 @@ class Density:
 
     def values(self) -> Array:
         """m(x_i), ``(n,)``. Collective."""
-        problem = self.problem
-        return problem.discretisation.square_on_potential_space(self.psi)[
-            : problem.discretisation.num_potential_owned
-        ]
+        squares = self._discrete.square_on_potential_space(self.psi)
+        return squares[: self._discrete.num_potential_owned]
 
     def expect(self, values: npt.ArrayLike) -> float:
         """∫f dm = Σ_i b_i f(x_i) over all ranks, of the values f(x_i), ``(n,)``. Collective."""
@@ -236,26 +228,18 @@ class Density:
 
     def mean(self) -> Array:
         """∫x dm, ``(d,)``. Collective."""
-        local = self._points() @ self.measure()
-        return global_sum(self.problem.comm, local)
+        return global_sum(self.problem.comm, self.points()[: self.problem.dim] @ self.measure())
 
     def covariance(self) -> Array:
         """∫(x − mean)(x − mean)ᵀ dm, ``(d, d)``. Collective."""
-        centred = self._points() - self.mean()[:, None]
+        centred = self.points()[: self.problem.dim] - self.mean()[:, None]
         return global_sum(self.problem.comm, (centred * self.measure()) @ centred.T)
 
     def moment(self, p: float) -> float:
         """∫|x|^p dm, p ≥ 0. Collective."""
         if not p >= 0:
             raise ValueError(f"the order of a moment is not negative: {p}")
-        radius = np.linalg.norm(self._points(), axis=0)
-        return self._discrete.dot(self.measure(), radius**p)
-
-    def _points(self) -> Array:
-        problem = self.problem
-        return problem.discretisation.potential_nodes[
-            : problem.dim, : problem.discretisation.num_potential_owned
-        ]
+        return self.expect(np.linalg.norm(self.points(), axis=0) ** p)
 
     def fisher_information(self) -> float:
         """I(m) = ∫|∇log m|² dm = 4∫|∇ψ|² dx. Collective."""
@@ -274,6 +258,9 @@ class Density:
         """
         if other.psi.function_space is not self.psi.function_space:
             raise ValueError("relative_entropy needs two densities of the same problem")
+        return self._relative_entropy(other)
+
+    def _relative_entropy(self, other: Density) -> float:
         return self._discrete.entropy(self.psi, other.psi)
 
     def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
@@ -286,16 +273,14 @@ class Density:
         Returns:
             ``(n,)`` values.
         """
-        return self._filled(evaluate_at(self.psi, self._on_all_ranks(points)) ** 2, fill)
-
-    def _on_all_ranks(self, points: npt.ArrayLike) -> Array:
         array = np.asarray(points, dtype=np.float64)
         same_on_all_ranks(self.problem.comm, points=array)
-        return array
-
-    @staticmethod
-    def _filled(values: Array, fill: float) -> Array:
+        values = self._values_at(array)
         return np.where(np.isnan(values), fill, values)
+
+    def _values_at(self, points: Array) -> Array:
+        """m at points, NaN outside the mesh. Collective."""
+        return evaluate_at(self.psi, points) ** 2
 
     def sample(self, n: int, seed: int) -> Array:
         """n independent points of law m, ``(n, d)``, the same on every rank. Collective.
@@ -377,9 +362,8 @@ class LogDensity(Density):
 
     def __init__(self, problem: Problem, u: Array) -> None:
         discrete = problem.discretisation
-        lowest = discrete.min(u)
-        finite = discrete.max(0.0 if np.isfinite(u).all() else 1.0) == 0.0
-        if not finite:
+        lowest = discrete.min(u if np.isfinite(u).all() else np.array([np.nan]))
+        if not np.isfinite(lowest):
             raise ValueError("u = −log m is not finite")
         self._log: fem.Function = discrete.new_amplitude()
         self._log.name = "u"
@@ -407,8 +391,9 @@ class LogDensity(Density):
         Raises:
             ValueError: u is not finite or of the wrong shape.
         """
-        values = evaluate(problem.comm, u, problem.discretisation.nodes, "u = −log m")
-        return cls(problem, values[: problem.discretisation.num_owned])
+        return cls(
+            problem, evaluate(problem.comm, u, problem.discretisation.owned_nodes, "u = −log m")
+        )
 
     def copy(self) -> LogDensity:
         """An independent density with the same values."""
@@ -444,10 +429,7 @@ class LogDensity(Density):
         """∫m log m dx = −∫u dm. Collective."""
         return -self.expectation(self.log_values())
 
-    def relative_entropy(self, other: Density) -> float:
-        """H(m|m') = ∫(u' − u) dm. Collective."""
-        if other.psi.function_space is not self.psi.function_space:
-            raise ValueError("relative_entropy needs two densities of the same problem")
+    def _relative_entropy(self, other: Density) -> float:
         return self.expectation(log_density(other).log_values() - self.log_values())
 
     def expectation(self, values: Array) -> float:
@@ -473,9 +455,8 @@ class LogDensity(Density):
         """
         return sample_exponential(self._log, n, seed)
 
-    def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
-        """m at points, ``fill`` outside the mesh; the same on every rank. Collective."""
-        return self._filled(np.exp(-evaluate_at(self._log, self._on_all_ranks(points))), fill)
+    def _values_at(self, points: Array) -> Array:
+        return np.exp(-evaluate_at(self._log, points))
 
 
 def log_density(density: Density) -> LogDensity:

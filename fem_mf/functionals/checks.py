@@ -44,14 +44,20 @@ def _mixture(first: Density, second: Density, weight: float) -> Density:
     return Density(first.problem, np.sqrt((1.0 - weight) * a**2 + weight * b**2))
 
 
+def _potential(functional: FunctionalLike, density: Density) -> Array:
+    """V[m] at the points of the density. Collective."""
+    problem = density.problem
+    values = problem.on_potential_space(functional.derivative(density))
+    return values[: problem.discretisation.num_potential_owned]
+
+
 def _random_density(density: Density, seed: int) -> Density:
     """m times a smooth positive random factor, the same at any number of ranks."""
     rng = np.random.default_rng(seed)
     problem = density.problem
-    discrete = problem.discretisation
-    x = discrete.nodes[: problem.dim, : discrete.num_owned]
+    x = problem.discretisation.owned_nodes[: problem.dim]
     width = np.sqrt(np.trace(density.covariance()))
-    exponent = np.zeros(discrete.num_owned)
+    exponent = np.zeros(x.shape[1])
     for _ in range(3):
         direction = rng.normal(size=problem.dim) / width
         exponent += rng.normal() * np.sin(direction @ x + rng.uniform(0, 2 * np.pi))
@@ -72,17 +78,15 @@ def check_derivative(
     Returns:
         Remainders and their order; see :class:`DerivativeCheck`.
     """
-    problem = density.problem
+    dot = density.problem.discretisation.dot
     other = _random_density(density, seed)
-    value = float(functional.value(density))
-    potential = problem.on_potential_space(functional.derivative(density))
-    potential = potential[: problem.discretisation.num_potential_owned]
+    value, potential = float(functional.value(density)), _potential(functional, density)
     steps = 0.25 * 0.5 ** np.arange(levels, dtype=np.float64)
     remainders = np.empty(levels)
     largest = abs(value)
     for i, step in enumerate(steps):
         moved = _mixture(density, other, float(step))
-        change = problem.discretisation.dot(potential, moved.measure() - density.measure())
+        change = dot(potential, moved.measure() - density.measure())
         moved_value = float(functional.value(moved))
         largest = max(largest, abs(moved_value), abs(change))
         remainders[i] = abs(moved_value - value - change)
@@ -133,17 +137,12 @@ def probe_convexity(
     Returns:
         The minimum over the pairs, divided by ∫|V[m'] − V[m]| d(m' + m); 0 for a linear F.
     """
-    problem = density.problem
-    discrete = problem.discretisation
-    own = discrete.num_potential_owned
+    dot = density.problem.discretisation.dot
     smallest = np.inf
     for i in range(samples):
         a, b = (_random_density(density, seed + 2 * i + j) for j in range(2))
-        difference = (
-            problem.on_potential_space(functional.derivative(b))[:own]
-            - problem.on_potential_space(functional.derivative(a))[:own]
-        )
-        change = discrete.dot(difference, b.measure() - a.measure())
-        scale = discrete.dot(np.abs(difference), np.abs(b.measure()) + np.abs(a.measure()))
+        difference = _potential(functional, b) - _potential(functional, a)
+        change = dot(difference, b.measure() - a.measure())
+        scale = dot(np.abs(difference), np.abs(b.measure()) + np.abs(a.measure()))
         smallest = min(smallest, change / scale if scale > 0 else 0.0)
     return smallest

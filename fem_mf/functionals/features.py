@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from mpi4py import MPI
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from fem_mf.mpi import global_sum
 from fem_mf.typing import Array
@@ -39,30 +40,21 @@ class FeatureMatrix:
     of a large data set never exists. Q holds singular directions, the strongest first, so that few
     of them matter to a mean field even where the rank is full. The rank is decided on all ranks
     together; truncation is at 1e-14 of the largest singular value, which no result can see.
+
+    Args:
+        comm: the communicator of the mesh.
+        num_owned: how many of the leading rows this rank owns; the others are ghosts.
+        blocks: arrays ``(n, k_i)`` of feature values, owned nodes first.
     """
 
     def __init__(self, comm: MPI.Comm, num_owned: int, blocks: Iterable[Array]) -> None:
-        """Compress the blocks one after the other.
-
-        Args:
-            comm: the communicator of the mesh.
-            num_owned: how many of the leading rows this rank owns; the others are ghosts.
-            blocks: arrays ``(n, k_i)`` of feature values, owned nodes first.
-        """
         self.comm = comm
         self.num_owned = num_owned
         basis: Array | None = None
         coordinates = np.empty((0, 0))
         for block in blocks:
-            if basis is None:
-                basis, coordinates = block, np.eye(block.shape[1])
-            else:
-                basis = np.hstack((basis, block))
-                zeros = np.zeros((coordinates.shape[0], block.shape[1]))
-                lower = np.hstack(
-                    (np.zeros((block.shape[1], coordinates.shape[1])), np.eye(block.shape[1]))
-                )
-                coordinates = np.vstack((np.hstack((coordinates, zeros)), lower))
+            basis = block if basis is None else np.hstack((basis, block))
+            coordinates = block_diag(coordinates, np.eye(block.shape[1]))
             if basis.shape[1] >= _WORTH_COMPRESSING:
                 basis, coordinates = self._compress(basis, coordinates)
         if basis is None:

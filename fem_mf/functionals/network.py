@@ -106,17 +106,10 @@ class NetworkLoss(Cylindrical):
         """
         if z is None:
             return self.moments(density)
-        problem, measure = density.problem, density.measure()
-        points = problem.discretisation.potential_nodes[
-            :, : problem.discretisation.num_potential_owned
-        ]
-        local = np.array(
-            [
-                measure @ evaluate(problem.comm, _neuron_at(self.neuron, d), points, "neuron")
-                for d in np.asarray(z, dtype=np.float64)
-            ]
-        )
-        return global_sum(problem.comm, local)
+        comm, points, weights = density.problem.comm, density.points(), density.weights()
+        neurons = (_neuron_at(self.neuron, datum) for datum in np.asarray(z, dtype=np.float64))
+        local = [weights @ evaluate(comm, neuron, points, "neuron") for neuron in neurons]
+        return global_sum(comm, local)
 
 
 def _neuron_at(neuron: Neuron, datum: Any) -> SpaceFunction:

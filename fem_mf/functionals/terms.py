@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import batched
 from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,12 +93,7 @@ class Functional(ABC):
 class _Callables(Functional):
     """F and V as two callables of a density."""
 
-    def __init__(
-        self,
-        value: Callable[[Any], float],
-        derivative: Callable[[Any], npt.ArrayLike | fem.Function],
-        convex: bool | None,
-    ) -> None:
+    def __init__(self, value: Any, derivative: Any, convex: bool | None) -> None:
         self._value, self._derivative, self.convex = value, derivative, convex
 
     def value(self, density: Any) -> float:
@@ -211,12 +207,12 @@ def convexity_of(functional: FunctionalLike) -> bool | None:
         for factor, term in flatten(functional)
         if factor != 0.0 and not getattr(term, "linear", False)
     ]
-    if all(factor > 0 and getattr(term, "convex", None) for factor, term in terms):
+    known = [(factor, getattr(term, "convex", None)) for factor, term in terms]
+    if all(factor > 0 and convex for factor, convex in known):
         return True
-    if len(terms) == 1:
-        ((factor, term),) = terms
-        known = getattr(term, "convex", None)
-        if (factor > 0 and known is False) or (factor < 0 and known is True):
+    if len(known) == 1:
+        ((factor, convex),) = known
+        if convex is not None and (factor > 0) != convex:
             return False
     return None
 
@@ -233,6 +229,7 @@ class Cylindrical(Functional):
     """
 
     linear = False  # whether V does not depend on m
+    _label = "feature"
 
     def __init__(
         self,
@@ -244,9 +241,7 @@ class Cylindrical(Functional):
     ) -> None:
         if len(features) == 0:
             raise ValueError("Cylindrical needs at least one feature")
-        self._features = list(features)
-        self._phi = phi
-        self._gradient = gradient
+        self._features, self._phi, self._gradient = list(features), phi, gradient
         self.convex = convex
         self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
 
@@ -277,23 +272,22 @@ class Cylindrical(Functional):
         discrete = problem.discretisation
         if discrete not in self._matrices:
             same_on_all_ranks(problem.comm, **self._data())
-            functions = self.feature_functions(problem.dim)
+            features = enumerate(self.feature_functions(problem.dim))
             largest: list[float] = []
 
+            def values(number: int, feature: SpaceFunction | Expr) -> Array:
+                name = f"{self._label} number {number}"
+                return np.asarray(discrete.potential_values(feature, name))
+
             def blocks() -> Iterator[Array]:
-                for first in range(0, len(functions), _BLOCK):
-                    chunk = functions[first : first + _BLOCK]
-                    block = np.column_stack(
-                        [
-                            discrete.potential_values(f, f"{self._label} number {first + i}")
-                            for i, f in enumerate(chunk)
-                        ]
-                    )
+                for chunk in batched(features, _BLOCK):
+                    block = np.column_stack([values(*numbered) for numbered in chunk])
                     largest.extend(np.abs(block).max(axis=0, initial=0.0))
                     yield block
 
             matrix = FeatureMatrix(problem.comm, discrete.num_potential_owned, blocks())
-            self._check_not_zero(problem, largest)
+            if not self.linear:
+                self._check_not_zero(problem, largest)
             self._matrices[discrete] = matrix
         return self._matrices[discrete]
 
@@ -302,14 +296,7 @@ class Cylindrical(Functional):
         return {}
 
     def _check_not_zero(self, problem: Any, largest: list[float]) -> None:
-        """Refuse features that all vanish, and name those that do. Collective.
-
-        Args:
-            problem: the problem.
-            largest: largest modulus of each at this rank's nodes.
-        """
-        if self.linear:
-            return
+        """Refuse features that all vanish at the nodes, and name those that do. Collective."""
         zero = np.flatnonzero(np.max(problem.comm.allgather(largest), axis=0) == 0.0)
         if len(zero) == len(largest):
             raise ValueError(
@@ -324,8 +311,6 @@ class Cylindrical(Functional):
                 "%d of %d features vanish at all nodes of the mesh, the first is %s number %d",
                 *(zero.size, len(largest), self._label, zero[0]),
             )
-
-    _label = "feature"
 
     def moments(self, density: Any) -> Array:
         """y_j = ∫φ_j dm, ``(K,)``. Collective."""
@@ -412,16 +397,11 @@ class Contact(Functional):
 
     def value(self, density: Any) -> float:
         """(β/2) ∫m² dx. Collective."""
-        problem = density.problem
-        m = problem.discretisation.square_on_potential_space(density.psi)[
-            : problem.discretisation.num_potential_owned
-        ]
-        return 0.5 * self.beta * float(global_sum(problem.comm, density.measure() @ m))
+        return 0.5 * self.beta * float(density.expect(density.values()))
 
     def derivative(self, density: Any) -> fem.Function:
         """β m. Collective."""
-        potential: fem.Function = density.problem.new_potential()
-        potential.x.array[:] = self.beta * density.problem.discretisation.square_on_potential_space(
-            density.psi
-        )
+        discrete: Discretisation = density.problem.discretisation
+        potential = discrete.new_potential()
+        potential.x.array[:] = self.beta * discrete.square_on_potential_space(density.psi)
         return potential

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _LEAST = 1e-12  # contraction factors below mean nothing
+_ROUNDING = 1e-13  # residuals below this multiple of ‖y‖ say nothing of a contraction
 
 
 class Unknown(Protocol):
@@ -176,6 +177,15 @@ class StopTest:
         wanted = np.log(self.tolerance * max(1.0, size) / residuals[0])
         return not gained < 0.0 or bool(wanted / gained > 3 * self.patience)
 
+    def failure(self, residuals: list[float], last: float) -> ConvergenceError:
+        """The error of an iteration that was given up, its last accepted residual being given."""
+        return ConvergenceError(
+            f"the mean-field fixed point did not converge: residual {last:.1e} after "
+            f"{len(residuals)} iterations (tolerance {self.tolerance:.1e}); use a smaller dt, more "
+            "iterations (max_iterations), a looser fixed_point_tolerance, or the default "
+            "accelerator and safeguard"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPointRecord:
@@ -184,8 +194,8 @@ class FixedPointRecord:
     Attributes:
         y: the last iterate evaluated.
         residuals: ‖T(y_k) − y_k‖ of every evaluation.
-        contraction: ratio of the first two (slow) residuals, of T when the first step was plain;
-            else NaN.
+        contraction: that of T, the ratio of the first two (slow) residuals when the first step was
+            plain; else NaN.
         shortened: steps that the safeguard shortened.
     """
 
@@ -198,47 +208,6 @@ class FixedPointRecord:
     def iterations(self) -> int:
         """Evaluations of T."""
         return len(self.residuals)
-
-
-def _contraction(residuals: list[float], floor: float) -> float:
-    usable = [r for r in residuals if r > floor]
-    if len(usable) < 2:
-        return float("nan")
-    # The first ratio, of a plain step: later ones are the accelerator's, or of rounding size.
-    return usable[1] / usable[0]
-
-
-class _Residual:
-    """T(y) − y, its norm and its slow norm; every evaluation is recorded."""
-
-    def __init__(
-        self,
-        evaluate: Callable[[Array, float], Array],
-        accelerator: Accelerator,
-        unknown: Unknown,
-        slow: Callable[[Array], float] | None,
-    ) -> None:
-        self._evaluate, self._accelerator, self._unknown = evaluate, accelerator, unknown
-        self._slow = slow
-        self.norms: list[float] = []
-        self.slow_norms: list[float] = []
-
-    def __call__(self, point: Array) -> tuple[Array, float, float]:
-        residual = self._evaluate(point, self.norms[-1] if self.norms else np.inf) - point
-        norm = float(np.sqrt(self._unknown.dot(residual, residual)))
-        slow = norm if self._slow is None else self._slow(residual)
-        self.norms.append(norm)
-        self.slow_norms.append(slow)
-        self._accelerator.record(point, residual)
-        return residual, norm, slow
-
-
-def _failure(norms: list[float], norm: float, stop: StopTest) -> ConvergenceError:
-    return ConvergenceError(
-        f"the mean-field fixed point did not converge: residual {norm:.1e} after {len(norms)} "
-        f"iterations (tolerance {stop.tolerance:.1e}); use a smaller dt, more iterations "
-        "(max_iterations), a looser fixed_point_tolerance, or the default accelerator and safeguard"
-    )
 
 
 def solve(
@@ -273,36 +242,46 @@ def solve(
         ConvergenceError: no convergence in ``stop.max_iterations`` evaluations.
     """
     accelerator.reset()
-    residual_at = _Residual(evaluate, accelerator, unknown, slow)
-    norms = residual_at.norms
-    plain_steps: list[bool] = []
-    shortened = 0
+    norms: list[float] = []
+    slow_norms: list[float] = []
 
-    residual, norm, part = residual_at(y)
-    size = float(np.sqrt(unknown.dot(y, y)))
-    damping, factor = 1.0, contraction
+    def norm_of(z: Array) -> float:
+        return float(np.sqrt(unknown.dot(z, z)))
+
+    def residual_at(point: Array) -> Array:
+        found = evaluate(point, norms[-1] if norms else np.inf) - point
+        norms.append(norm_of(found))
+        slow_norms.append(norms[-1] if slow is None else slow(found))
+        accelerator.record(point, found)
+        return found
+
+    residual, size = residual_at(y), norm_of(y)
+    norm, part = norms[-1], slow_norms[-1]
+    damping, factor, shortened = 1.0, contraction, 0
+    measured: float | None = None
     while not stop(norm, size, factor):
         coefficients = unknown.coefficients(y)
         step = accelerator.step(y, residual, unknown.dot)
         rejections = 0
         while True:
-            plain, damping_used = step is residual, damping
+            plain = step is residual
+            undamped = plain and damping == 1.0
             if plain:
                 step = damping * residual
             if stop.hopeless(norms, size):
-                raise _failure(norms, norm, stop)
-            trial_residual, trial_norm, trial_part = residual_at(y + step)
-            enough = accelerator.trusted_ratio * norm
+                raise stop.failure(norms, norm)
+            trial = residual_at(y + step)
+            trial_norm, trial_part = norms[-1], slow_norms[-1]
             # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
-            if plain and damping == 1.0 and part > 0.0:
+            factor = contraction
+            if undamped and part > 0.0:
                 factor = trial_part / part
                 contraction = max(3.0 * factor, _LEAST)
-            else:
-                factor = contraction
-            if not safeguard or trial_norm < enough or stop(trial_norm, size, factor):
+            enough = trial_norm < accelerator.trusted_ratio * norm
+            if not safeguard or enough or stop(trial_norm, size, factor):
                 break
             moved = unknown.coefficients(y + step) - coefficients
-            start, end = unknown.dot(residual, moved), unknown.dot(trial_residual, moved)
+            start, end = unknown.dot(residual, moved), unknown.dot(trial, moved)
             if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
                 break
             rejections, shortened = rejections + 1, shortened + 1
@@ -310,23 +289,19 @@ def solve(
             if plain:
                 damping *= fraction
                 step = accelerator.step(y, residual, unknown.dot)
-            elif rejections < 4:
-                step = fraction * step
             else:
-                step = residual
+                step = fraction * step if rejections < 4 else residual
+        if measured is None:  # later factors are the accelerator's, or of rounding size
+            seen = undamped and min(part, trial_part) > _ROUNDING * max(1.0, size)
+            measured = trial_part / part if seen else np.nan
         if plain and trial_norm < 0.5 * norm:
             damping = min(1.0, 2.0 * damping)
         y = y + step
-        plain_steps.append(plain and damping_used == 1.0)
-        residual, norm, part = trial_residual, trial_norm, trial_part
-        size = float(np.sqrt(unknown.dot(y, y)))
-    floor = 1e-13 * max(1.0, size)
+        residual, norm, part, size = trial, trial_norm, trial_part, norm_of(y)
     return FixedPointRecord(
         y=y,
         residuals=tuple(norms),
-        contraction=_contraction(residual_at.slow_norms, floor)
-        if plain_steps[:1] == [True]
-        else float("nan"),
+        contraction=np.nan if measured is None else measured,
         shortened=shortened,
     )
 
@@ -374,15 +349,19 @@ class InnerTolerance:
     """Tolerance of the linear solves inside a fixed point, learnt from stage to stage.
 
     An evaluation of T need be no more accurate than a tenth of the residual it will leave, unless
-    it will be the last; the error in y of a solve of relative tolerance 1 (``gain``) is measured
-    at the end of each stage.
+    it will be the last; the error in y of a solve of relative tolerance 1 (the gain) is measured at
+    the end of each stage.
+
+    Attributes:
+        contraction: the last measured factor of T; NaN without one.
+        floor: a lower bound of the gain, which exact norms of the features give.
     """
 
     def __init__(self, rtol: float, stop: StopTest) -> None:
         self._rtol, self._stop = rtol, stop
         self.contraction, self._first_residual, self._gain = np.nan, 0.0, np.inf
         self._since_measured = 0
-        self.floor = 0.0  # of the gain: what exact norms of the features say
+        self.floor = 0.0
 
     def __call__(self, previous: float, size: float) -> float:
         """Relative tolerance after a residual norm (inf: the first evaluation)."""

@@ -11,7 +11,6 @@ holds the nodal values of m itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -26,36 +25,20 @@ __all__ = ["MeanField", "Moments", "NodalDensity", "mean_field_of"]
 
 _ROWS = 8192  # nodes at a time, so that products of features need no second copy of them
 
+type MeanField = Moments | NodalDensity
 
-class MeanField(Protocol):
-    """The unknown of the fixed point and the potential it gives."""
 
-    base: Array  # V_0, the part of V that never changes, owned and ghosts
-    basis: Array | None  # (n, r): V − V_0 = basis @ coefficients(y), None when V is a general field
+def _cylindrical(problem: Problem) -> list[tuple[float, Cylindrical]]:
+    return [(c, f) for c, f in flatten(problem.functional) if isinstance(f, Cylindrical)]
 
-    def evaluate(self, density: Density) -> Array:
-        """y of a density."""
 
-    def gauge(self, y: Array, at: Array) -> float:
-        """∫(V(y) − V_0) dm for the m of the mean field ``at``; 0 where that is not free."""
-
-    def potential(self, y: Array) -> Array:
-        """V on the potential space, owned and ghosts."""
-
-    def value(self, y: Array, density: Density) -> float:
-        """F(m) − ∫V_0 dm."""
-
-    def work(self, y: Array, density: Density) -> float:
-        """∫(V[m] − V_0) dm."""
-
-    def sensitivity(self, density: Density) -> float:
-        """A bound of ‖δy‖ / ‖δψ‖."""
-
-    def dot(self, a: Array, b: Array) -> float:
-        """Inner product of two y."""
-
-    def coefficients(self, y: Array) -> Array:
-        """V as numbers dual to y under ``dot``."""
+def _fixed_potential(problem: Problem) -> Array:
+    """V_0, that of the linear terms, which never changes; owned and ghosts. Collective."""
+    base = np.zeros(problem.discretisation.potential_nodes.shape[1])
+    for factor, term in _cylindrical(problem):
+        if term.linear:
+            base += factor * term.matrix(problem).combine(np.ones(1))
+    return base
 
 
 class Moments:
@@ -63,16 +46,20 @@ class Moments:
 
     With features Φ ≈ Q R (:class:`fem_mf.functionals.features.FeatureMatrix`), y = ∫Q dm has r
     components; the K moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
+
+    Args:
+        problem: the problem; terms of its functional that are not cylindrical are left out.
+
+    Attributes:
+        base: V_0 on the potential space, owned and ghosts.
+        basis: Q, ``(n, r)``.
     """
 
-    def __init__(self, problem: Problem, terms: list[tuple[float, Cylindrical]]) -> None:
-        self.base = np.zeros(problem.discretisation.potential_nodes.shape[1])
-        for factor, term in terms:
-            if term.linear:
-                self.base += factor * term.matrix(problem).combine(np.ones(1))
-        self._terms = [(c, t, t.matrix(problem)) for c, t in terms if not t.linear]
+    def __init__(self, problem: Problem) -> None:
+        self.base = _fixed_potential(problem)
+        self._terms = [(c, t, t.matrix(problem)) for c, t in _cylindrical(problem) if not t.linear]
         columns = [np.empty((self.base.size, 0)), *(m.basis for _, _, m in self._terms)]
-        self.basis: Array | None = np.ascontiguousarray(np.hstack(columns))
+        self.basis: Array = np.ascontiguousarray(np.hstack(columns))
         self._splits = np.cumsum([m.rank for _, _, m in self._terms])[:-1]
         self._comm, self._owned = problem.comm, problem.discretisation.num_potential_owned
 
@@ -83,7 +70,6 @@ class Moments:
 
     def evaluate(self, density: Density) -> Array:
         """∫Q dm. Collective."""
-        assert self.basis is not None
         return global_sum(self._comm, density.measure() @ self.basis[: self._owned])
 
     def coefficients(self, y: Array) -> Array:
@@ -95,20 +81,19 @@ class Moments:
         return np.concatenate([np.zeros(0), *weights])
 
     def potential(self, y: Array) -> Array:
-        """V_0 + Q w."""
-        assert self.basis is not None
+        """V = V_0 + Q w on the potential space, owned and ghosts."""
         return self.base + self.basis @ self.coefficients(y)
 
     def value(self, y: Array, density: Density) -> float:
-        """Σ c Φ(Rᵀy) over the nonlinear terms."""
+        """F(m) − ∫V_0 dm = Σ c Φ(Rᵀy) over the nonlinear terms."""
         return sum(factor * term.phi(moments) for factor, term, _, moments in self._parts(y))
 
     def work(self, y: Array, density: Density) -> float:
-        """w·y."""
+        """∫(V[m] − V_0) dm = w·y."""
         return self.gauge(y, y)
 
     def gauge(self, y: Array, at: Array) -> float:
-        """w(y)·at."""
+        """∫(V(y) − V_0) dm = w(y)·at, for the m whose moments are ``at``."""
         return float(self.coefficients(y) @ at)
 
     def stiffness(self, y: Array) -> Array:
@@ -122,18 +107,16 @@ class Moments:
         return np.column_stack([np.empty((y.size, 0)), *columns])
 
     def sensitivity(self, density: Density) -> float:
-        """2 (Σ_j ∫Q_j² dm)^½. Collective."""
+        """A bound of ‖δy‖ / ‖δψ‖: 2 (Σ_j ∫Q_j² dm)^½. Collective."""
         return 2.0 * float(np.sqrt(self.second_moments(density).sum()))
 
     def second_moments(self, density: Density) -> Array:
         """∫Q_j² dm, ``(r,)``. Collective."""
-        assert self.basis is not None
         squares = density.measure() @ self.basis[: self._owned] ** 2
         return np.abs(global_sum(self._comm, squares))
 
     def covariance(self, density: Density) -> Array:
         """∫(Q − y)(Q − y)ᵀ dm, ``(r, r)``. Collective."""
-        assert self.basis is not None
         basis, measure = self.basis[: self._owned], density.measure()
         total = np.zeros((basis.shape[1] + 1, basis.shape[1]))
         for first in range(0, len(basis), _ROWS):
@@ -151,18 +134,15 @@ class Moments:
 class NodalDensity:
     """ψ|ψ| at the nodes of ψ's space, distributed; for contact terms and users' functionals.
 
-    It is m, with the sign of ψ where a coarse mesh leaves ψ negative.
+    It is m, with the sign of ψ where a coarse mesh leaves ψ negative. The methods are those of
+    :class:`Moments`.
     """
 
-    basis: Array | None = None
+    basis = None
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self._discrete = problem.discretisation
-        self.base = np.zeros(self._discrete.potential_nodes.shape[1])
-        for factor, term in flatten(problem.functional):
-            if isinstance(term, Cylindrical) and term.linear:
-                self.base += factor * term.matrix(problem).combine(np.ones(1))
+        self.problem, self._discrete = problem, problem.discretisation
+        self.base = _fixed_potential(problem)
         self._density = WorkDensity(problem, np.ones(self._discrete.num_owned))
 
     def evaluate(self, density: Density) -> Array:
@@ -182,14 +162,13 @@ class NodalDensity:
 
     def value(self, y: Array, density: Density) -> float:
         """F(m) − ∫V_0 dm. Collective."""
-        own = self._discrete.num_potential_owned
-        linear = self._discrete.dot(self.base[:own], density.measure())
+        linear = density.expect(self.base[: self._discrete.num_potential_owned])
         return float(self.problem.functional.value(density)) - linear
 
     def work(self, y: Array, density: Density) -> float:
         """∫(V[m] − V_0) dm. Collective."""
-        own = self._discrete.num_potential_owned
-        return self._discrete.dot((self.potential(y) - self.base)[:own], density.measure())
+        varying = self.potential(y) - self.base
+        return density.expect(varying[: self._discrete.num_potential_owned])
 
     def coefficients(self, y: Array) -> Array:
         """V[m] at the owned nodes of ψ's space. Collective."""
@@ -206,8 +185,6 @@ class NodalDensity:
 
 def mean_field_of(problem: Problem) -> MeanField:
     """Moments when every term of the functional is cylindrical, else the field m. Collective."""
-    terms = flatten(problem.functional)
-    cylindrical = [(c, term) for c, term in terms if isinstance(term, Cylindrical)]
-    if len(cylindrical) == len(terms):
-        return Moments(problem, cylindrical)
+    if all(isinstance(term, Cylindrical) for _, term in flatten(problem.functional)):
+        return Moments(problem)
     return NodalDensity(problem)

@@ -7,7 +7,7 @@ The bound includes the error of the eigenvalue.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from typing import Any
 
 from petsc4py import PETSc
@@ -22,15 +22,24 @@ from fem_mf.petsc import (
     LEAST_UNKNOWNS,
     Options,
     Preconditioner,
+    States,
     default_preconditioner,
     lowest_states,
 )
 from fem_mf.problem import Problem
+from fem_mf.spaces import owned_values
 from fem_mf.typing import Array
 
-__all__ = ["LowestPairs", "Metric", "aij_mass", "certify_gap", "gap", "prepare", "smooth_guess"]
+__all__ = [
+    "LowestPairs",
+    "Metric",
+    "certify_gap",
+    "gap",
+    "kinetic_rounding",
+    "prepare",
+    "smooth_guess",
+]
 
-_LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_stationary_"
 # A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
 _SIGN = 1e-3
@@ -85,14 +94,13 @@ class Metric:
             assembled = self._operator
             assembled.update(potential)
         self._operator.shifted(assembled, min(lowest - margin * spread, shift))
-        if self._preconditioner is None:
-            dofs = problem.space.dofmap.index_map.size_global
-            defaults = default_preconditioner(dofs, problem.dim)
-            self._preconditioner = Preconditioner(
-                self._operator.matrix, _PREFIX, defaults, self._options
-            )
-        else:
+        if self._preconditioner is not None:
             self._preconditioner.rebuild()
+            return
+        dofs = problem.space.dofmap.index_map.size_global
+        self._preconditioner = Preconditioner(
+            self._operator.matrix, _PREFIX, default_preconditioner(dofs, problem.dim), self._options
+        )
 
     def apply(self, right: PETSc.Vec, solution: PETSc.Vec) -> None:
         """Overwrite ``solution`` with P⁻¹ times ``right``. Collective."""
@@ -134,106 +142,132 @@ def certify_gap(
     Raises:
         ConvergenceError: the eigensolver failed, or its lowest state is not positive.
     """
+    operator = Hamiltonian(problem) if operator is None else operator
+    operator.update(condition.potential)
+    pairs = LowestPairs(
+        metric, operator.matrix, [density.amplitude(), smooth_guess(problem, metric, 1)]
+    )
     spread = energy_scale(problem, condition)
     tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
-    pairs = LowestPairs(problem, density, condition, metric, operator)
     # The excited state only has to be known roughly, and the ground state is often known already.
     sharp = float(np.sqrt(tolerance * spread))
-    lowest, error, cluster = pairs.bounded(0.02 * spread)
+    pairs.solve(0.02 * spread)
+    error, cluster = pairs.lowest_error()
     for _ in range(_MOST_STATES - 1):
         for i in range(_TIGHTER):
             if error <= tolerance:
                 break
-            lowest, error, cluster = pairs.bounded(sharp * 0.1**i)
+            pairs.solve(sharp * 0.1**i)
+            error, cluster = pairs.lowest_error()
         if error <= tolerance or not pairs.grow():
             break
     if error > tolerance:
         raise ConvergenceError(
             f"λ₀ is only known to {error:.1e}, not to {tolerance:.1e}; choose a larger tol"
         )
-    if pairs.sign(cluster) < 1.0 - _SIGN:
+    if _sign(density, pairs.states[:cluster]) < 1.0 - _SIGN:
         raise ConvergenceError(
             "the lowest eigenfunction of H[m] changes sign: the mesh is too coarse for the ground "
             "state; refine it"
         )
     rounding = _ROUNDING * max(abs(condition.eigenvalue), spread)
-    return max(condition.eigenvalue - lowest, 0.0) + error + rounding
+    return max(condition.eigenvalue - pairs.values[0], 0.0) + error + rounding
+
+
+def _sign(density: Density, states: list[Array]) -> float:
+    """⟨ψ̂, |ψ̂|⟩/‖ψ̂‖², ψ̂ the lowest state, or the projection of ψ on several. Collective."""
+    discrete, ground = density.problem.discretisation, states[0]
+    if len(states) > 1:
+        load = density.mass_amplitude()
+        ground = np.sum([state * discrete.dot(state, load) for state in states], axis=0)
+    mass = discrete.apply_mass(ground)
+    return abs(discrete.dot(np.abs(ground), mass)) / discrete.dot(ground, mass)
 
 
 class LowestPairs:
-    """The lowest eigenpairs of a frozen H[m], two at first, to one tolerance after the other."""
+    """The lowest eigenpairs of a symmetric matrix, to one tolerance after the other.
+
+    Args:
+        metric: a preconditioner of the matrix.
+        matrix: its values must not change.
+        states: owned values of one start vector per pair.
+        deflate: the search is confined to the complement of these.
+
+    Attributes:
+        values: Rayleigh quotients, ascending.
+        residuals: L² norms of their residuals.
+        states: owned values of the states, of norm one.
+    """
 
     def __init__(
-        self,
-        problem: Problem,
-        density: Density,
-        condition: FirstOrder,
-        metric: Metric,
-        operator: Hamiltonian | None = None,
+        self, metric: Metric, matrix: PETSc.Mat, states: list[Array], deflate: Sequence[Array] = ()
     ) -> None:
-        self.problem, self._metric, self._density = problem, metric, density
-        self._discrete = problem.discretisation
-        self._operator = Hamiltonian(problem) if operator is None else operator
-        self._operator.update(condition.potential)
-        self._mass = aij_mass(problem)
-        self._states = [density.amplitude(), smooth_guess(problem, metric, 1)]
+        self.problem, self._metric, self._matrix = metric.problem, metric, matrix
+        self._mass = _aij_mass(metric.problem)
+        self.states, self._deflate = states, list(deflate)
+        self.values: list[float] = []
+        self.residuals: list[float] = []
 
     def grow(self) -> bool:
         """Add a state to those that are computed, if the space has room for it. Collective."""
-        states = len(self._states) + 1
+        states = len(self.states) + 1
         if self.problem.space.dofmap.index_map.size_global < LEAST_UNKNOWNS * states:
             return False
-        self._states.append(smooth_guess(self.problem, self._metric, states - 1))
+        self.states.append(smooth_guess(self.problem, self._metric, states - 1))
         return True
 
-    def bounded(self, residual: float) -> tuple[float, float, int]:
-        """λ₀, a bound of its error, and how many states share it. Collective.
+    def solve(self, residual: float) -> None:
+        """Compute the pairs to residuals of about ``residual`` or smaller. Collective."""
+        discrete = self.problem.discretisation
+        found = self._lowest(self.states, residual, self._deflate)
+        self.values, self.states, self.residuals = found.values, found.vectors, []
+        x, y = self._matrix.createVecRight(), self._matrix.createVecLeft()
+        for value, state in zip(found.values, found.vectors, strict=True):
+            x.array[:] = state
+            self._matrix.mult(x, y)
+            load = owned_values(y) - value * discrete.apply_mass(state)
+            load[discrete.constrained] = 0.0
+            self.residuals.append(dual_norm(self.problem, load))
+
+    def another(self, residual: float, number: int) -> States:
+        """The lowest state beside those that are known, from another start. Collective."""
+        start = smooth_guess(self.problem, self._metric, number)
+        return self._lowest([start], residual, [*self._deflate, *self.states])
+
+    def _lowest(self, start: list[Array], residual: float, deflate: list[Array]) -> States:
+        euclidean = residual * float(np.sqrt(self.problem.discretisation.mean_mass))
+        return lowest_states(
+            *(self._matrix, self._mass, self._metric.apply, start),
+            tolerance=euclidean,
+            deflate=deflate,
+        )
+
+    def error(self, k: int) -> float:
+        """A bound of the error of the k-th value (Weinstein, or Kato and Temple)."""
+        values, residuals = self.values, self.residuals
+        error = residuals[k]
+        if k + 1 < len(values):
+            separation = values[k + 1] - residuals[k + 1] - values[k]
+            if separation > 0.0:
+                error = min(error, residuals[k] ** 2 / separation)
+        return error
+
+    def lowest_error(self) -> tuple[float, int]:
+        """A bound of the error of λ₀, and how many states share it.
 
         The first j Ritz values are exact up to the sum of their squared residuals divided by their
         distance from the rest of the spectrum (Kato and Temple for j = 1; Parlett 1998, ch. 11),
         which is at least θ_j minus its own residual (Weinstein). The best j counts.
         """
-        values, residuals = self.to(residual)
         best = np.inf, 1
-        for j in range(1, len(values)):
-            separation = values[j] - residuals[j] - values[j - 1]
+        for j in range(1, len(self.values)):
+            separation = self.values[j] - self.residuals[j] - self.values[j - 1]
             if separation > 0:
-                best = min(best, (sum(r**2 for r in residuals[:j]) / separation, j))
-        return values[0], float(best[0]), best[1]
-
-    def to(self, residual: float) -> tuple[list[float], list[float]]:
-        """Rayleigh quotients and L² residuals, these about ``residual`` or smaller. Collective."""
-        problem, matrix = self.problem, self._operator.matrix
-        discrete = problem.discretisation
-        euclidean = residual * float(np.sqrt(discrete.mean_mass))
-        found = lowest_states(
-            matrix, self._mass, self._metric.apply, self._states, tolerance=euclidean
-        )
-        self._states = found.vectors
-        residuals = []
-        for value, state in zip(found.values, found.vectors, strict=True):
-            load = discrete.multiply(matrix, state) - value * discrete.apply_mass(state)
-            load[discrete.constrained] = 0.0
-            residuals.append(dual_norm(problem, load))
-        return found.values, residuals
-
-    def sign(self, cluster: int = 1) -> float:
-        """⟨ψ̂, |ψ̂|⟩, 1 where ψ̂ is positive. Collective.
-
-        Args:
-            cluster: ψ̂ is the lowest state, or the projection of ψ on so many lowest states.
-        """
-        problem, ground = self.problem, self._states[0]
-        discrete = problem.discretisation
-        if cluster > 1:
-            load = self._density.mass_amplitude()
-            parts = [state * discrete.dot(state, load) for state in self._states[:cluster]]
-            ground = np.sum(parts, axis=0)
-        mass = discrete.apply_mass(ground)
-        return abs(discrete.dot(np.abs(ground), mass)) / discrete.dot(ground, mass)
+                best = min(best, (sum(r**2 for r in self.residuals[:j]) / separation, j))
+        return float(best[0]), best[1]
 
 
-def aij_mass(problem: Problem) -> PETSc.Mat:
+def _aij_mass(problem: Problem) -> PETSc.Mat:
     """The mass matrix in the format that SLEPc needs, also when it is diagonal. Collective."""
     if not problem.lumped:
         return problem.mass_matrix
@@ -249,13 +283,21 @@ def smooth_guess(problem: Problem, metric: Metric, number: int) -> Array:
 
     It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
     """
-    discrete = problem.discretisation
-    dim, x = problem.dim, discrete.nodes[: problem.dim, : discrete.num_owned]
+    discrete, dim = problem.discretisation, problem.dim
+    x = discrete.owned_nodes[:dim]
     low = np.array([discrete.min(row) for row in x])
     high = np.array([-discrete.min(-row) for row in x])
     phase = _DIRECTION[:dim] @ ((x.T - low) / (high - low)).T
     wave = 1.0 + np.cos(3.1 * number * phase + 0.4) + np.sin(7.3 * number * phase + 1.7 * number)
     return metric.solve(discrete.apply_mass(wave))
+
+
+def kinetic_rounding(density: Density) -> float:
+    """Rounding error of σ²⟨ψ, Aψ⟩, whose sums cancel on fine meshes. Collective."""
+    problem, psi = density.problem, density.amplitude()
+    diagonal = owned_values(problem.stiffness.getDiagonal())
+    sums = problem.sigma**2 * problem.discretisation.dot(diagonal * psi, psi)
+    return float(np.finfo(float).eps * sums)
 
 
 def prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:

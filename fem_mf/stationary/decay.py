@@ -17,17 +17,12 @@ from petsc4py import PETSc
 import numpy as np
 
 from fem_mf.density import Density
+from fem_mf.hamiltonian import Hamiltonian
 from fem_mf.mpi import ConvergenceError, warn
-from fem_mf.observables import FirstOrder, dual_norm, energy_scale
-from fem_mf.petsc import (
-    LEAST_UNKNOWNS,
-    States,
-    lowest_states,
-    shell_matrix,
-)
+from fem_mf.observables import FirstOrder, energy_scale
+from fem_mf.petsc import LEAST_UNKNOWNS, shell_matrix
 from fem_mf.problem import Problem
-from fem_mf.spaces import owned_values
-from fem_mf.stationary.certificate import LowestPairs, aij_mass, prepare, smooth_guess
+from fem_mf.stationary.certificate import LowestPairs, kinetic_rounding, prepare, smooth_guess
 from fem_mf.stationary.hessian import Hessian
 from fem_mf.typing import Array
 
@@ -51,17 +46,17 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
         tolerance: relative, of the eigenvalues.
     """
     condition, metric = prepare(problem, density, tolerance)
-    spread = energy_scale(problem, condition)
-    pairs = LowestPairs(problem, density, condition, metric)
+    operator = Hamiltonian(problem)
+    operator.update(condition.potential)
+    start = [density.amplitude(), smooth_guess(problem, metric, 1)]
+    pairs = LowestPairs(metric, operator.matrix, start)
     pairs.grow()  # the state above tells how well the second is separated
 
     def measure(residual: float) -> tuple[float, float]:
-        values, residuals = pairs.to(residual)
-        first, second = (_error(values, residuals, k) for k in (0, 1))
-        return values[1] - values[0], first + second + rounding
+        pairs.solve(residual)
+        return pairs.values[1] - pairs.values[0], pairs.error(0) + pairs.error(1)
 
-    rounding = _rounding(problem, density, condition)
-    return _sharpened(problem, measure, tolerance, spread, "spectral gap")
+    return _sharpened(density, condition, measure, tolerance, "spectral gap")
 
 
 def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
@@ -111,86 +106,52 @@ def lowest_curvature(
         load = hessian.apply(v)
         y.array[:] = load - mass_psi * discrete.dot(psi, load)
 
-    shell, mass = shell_matrix(hessian.sparse.matrix, apply), aij_mass(problem)
-    spread = energy_scale(problem, condition)
-    rounding = _rounding(problem, density, condition)
     few = problem.space.dofmap.index_map.size_global < 2 * LEAST_UNKNOWNS
-    states = [smooth_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
-
-    def residual_of(value: float, state: Array) -> float:
-        v = state - psi * discrete.dot(mass_psi, state)
-        load = hessian.apply(v) - value * discrete.apply_mass(v)
-        load -= mass_psi * discrete.dot(psi, load)
-        load[discrete.constrained] = 0.0
-        return dual_norm(problem, load)
-
-    def lowest(start: list[Array], residual: float, above: list[Array]) -> States:
-        euclidean = residual * float(np.sqrt(discrete.mean_mass))
-        return lowest_states(
-            shell, mass, metric.apply, start, tolerance=euclidean, deflate=[psi, *above]
-        )
+    start = [smooth_guess(problem, metric, k) for k in range(1, 2 if few else 3)]
+    shell = shell_matrix(hessian.sparse.matrix, apply)
+    pairs = LowestPairs(metric, shell, start, deflate=[psi])
+    rough = 0.1 * energy_scale(problem, condition)
 
     def measure(residual: float) -> tuple[float, float]:
-        nonlocal states
         for attempt in range(_SEARCHES):
-            found = lowest(states, residual, [])
-            states = found.vectors
+            pairs.solve(residual)
             # A block that starts elsewhere finds what the first one may have missed.
-            other = lowest([smooth_guess(problem, metric, 5 + attempt)], 0.1 * spread, states)
-            if other.values[0] > found.values[0] - residual:
+            other = pairs.another(rough, 5 + attempt)
+            if other.values[0] > pairs.values[0] - residual:
                 break
-            states = [*other.vectors, *states][: len(states)]
-        residuals = [residual_of(*pair) for pair in zip(found.values, states, strict=True)]
-        return found.values[0], _error(found.values, residuals, 0) + rounding
+            pairs.states = [*other.vectors, *pairs.states][: len(start)]
+        return pairs.values[0], pairs.error(0)
 
-    value = _sharpened(problem, measure, tolerance, spread, name)
-    slowest = states[0] - psi * discrete.dot(mass_psi, states[0])
+    value = _sharpened(density, condition, measure, tolerance, name)
+    slowest = pairs.states[0] - psi * discrete.dot(mass_psi, pairs.states[0])
     return value, slowest / discrete.norm(slowest)
 
 
-def _rounding(problem: Problem, density: Density, condition: FirstOrder) -> float:
-    """Rounding of two Rayleigh quotients: of their values, and of the sums Aψ on fine meshes."""
-    psi, diagonal = density.amplitude(), owned_values(problem.stiffness.getDiagonal())
-    sums = problem.sigma**2 * problem.discretisation.dot(diagonal * psi, psi) + abs(
-        condition.eigenvalue
-    )
-    return 4.0 * np.finfo(float).eps * float(sums)
-
-
-def _error(values: list[float], residuals: list[float], k: int) -> float:
-    """A bound of the error of the k-th Ritz value (Weinstein, or Kato and Temple)."""
-    error = residuals[k]
-    if k + 1 < len(values):
-        separation = values[k + 1] - residuals[k + 1] - values[k]
-        if separation > 0.0:
-            error = min(error, residuals[k] ** 2 / separation)
-    return error
-
-
 def _sharpened(
-    problem: Problem,
+    density: Density,
+    condition: FirstOrder,
     measure: Callable[[float], tuple[float, float]],
     tolerance: float,
-    spread: float,
     name: str,
 ) -> float:
     """A number whose error is below tolerance times itself, from residuals that are tightened."""
+    spread = energy_scale(density.problem, condition)
+    # Of two Rayleigh quotients: the rounding of their values, and of the sums Aψ on fine meshes.
+    rounding = 4.0 * (kinetic_rounding(density) + np.finfo(float).eps * abs(condition.eigenvalue))
     value, error = measure(0.02 * spread)
     residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))
     for _ in range(_TIGHTER):
-        if error <= tolerance * abs(value):
+        if error + rounding <= tolerance * abs(value):
             return value
         try:
             value, error = measure(max(residual, 10.0 * _ROUNDING * spread))
         except ConvergenceError:
             break
         residual *= 0.1
-    if error > tolerance * abs(value):
-        warn(
-            problem.comm,
-            _LOG,
+    if error + rounding > tolerance * abs(value):
+        message = (
             "the %s is %.6g with an error of up to %.1e: the lowest states cannot be separated "
-            "further",
-            *(name, value, error),
+            "further"
         )
+        warn(density.problem.comm, _LOG, message, *(name, value, error + rounding))
     return value

@@ -16,10 +16,6 @@ quotient of V. None of them ever forms a dense matrix.
 
 from __future__ import annotations
 
-from typing import Any
-
-from petsc4py import PETSc
-
 import numpy as np
 
 from fem_mf.density import Density
@@ -33,7 +29,6 @@ from fem_mf.typing import Array
 
 __all__ = ["Hessian"]
 
-_SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _REDUNDANT = 1e-13  # variance of a combination of features, relative: it is rounding
 _DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error its square
 
@@ -61,8 +56,7 @@ class Hessian:
         self.problem, self._negligible = problem, negligible
         self._discrete = problem.discretisation
         terms = flatten(problem.functional)
-        cylindrical = [(c, f) for c, f in terms if isinstance(f, Cylindrical)]
-        self._moments = Moments(problem, cylindrical) if moments is None else moments
+        self._moments = Moments(problem) if moments is None else moments
         self._beta = sum(c * f.beta for c, f in terms if isinstance(f, Contact))
         self._others: list[tuple[float, FunctionalLike]] = [
             (c, f) for c, f in terms if not isinstance(f, (Cylindrical, Contact))
@@ -85,11 +79,14 @@ class Hessian:
         self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue - shift
         self.potential = condition.potential
         if self._beta:
-            m = problem.discretisation.square_on_potential_space(density.psi)
+            m = self._discrete.square_on_potential_space(density.psi)
             self.potential = condition.potential + 2.0 * self._beta * m
         self.sparse.update(self.potential)
-        scale = energy_scale(problem, condition) + shift
-        self._update_moments(density, self._negligible * scale)
+        negligible = self._negligible * (energy_scale(problem, condition) + shift)
+        self._curvatures, combinations = self._diagonalise(density, negligible)
+        features = np.ascontiguousarray((self._moments.basis @ combinations).T)
+        loads = [self._discrete.apply_potential(feature, self._psi) for feature in features]
+        self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
 
     @property
     def directions(self) -> int:
@@ -101,35 +98,22 @@ class Hessian:
         return self._diagonalise(density, 0.0)[0]
 
     def _diagonalise(self, density: Density, smallest: float) -> tuple[Array, Array]:
-        """s_j, and the φ_j as combinations of the features, orthonormal in L²(m) up to constants.
-
-        Redundant features and a curvature that sees few of them leave a handful of directions.
-        """
-        assert self._moments.basis is not None
+        """The few s_j that count; the φ_j as combinations of the features, orthogonal in L²(m)."""
         variances, frame = np.linalg.eigh(self._moments.covariance(density))
         seen = variances > _REDUNDANT * variances.max(initial=0.0)
-        deviations, frame = np.sqrt(variances[seen]), frame[:, seen]
+        frame = frame[:, seen] * np.sqrt(variances[seen])
         stiffness = self._moments.stiffness(self._moments.evaluate(density))
-        scaled = frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame
-        values, directions = np.linalg.eigh(scaled * np.outer(deviations, deviations))
+        values, directions = np.linalg.eigh(frame.T @ (0.5 * (stiffness + stiffness.T)) @ frame)
         keep = np.abs(values) > max(smallest, _REDUNDANT * np.abs(values).max(initial=0.0))
-        return values[keep], frame @ (directions[:, keep] / deviations[:, None])
-
-    def _update_moments(self, density: Density, smallest: float) -> None:
-        assert self._moments.basis is not None
-        self._curvatures, combinations = self._diagonalise(density, smallest)
-        features = np.ascontiguousarray((self._moments.basis @ combinations).T)
-        loads = [self._discrete.apply_potential(feature, self._psi) for feature in features]
-        self._loads = np.column_stack([np.empty((self._psi.size, 0)), *loads])
+        return values[keep], (frame / variances[seen]) @ directions[:, keep]
 
     def apply(self, v: Array) -> Array:
         """J v, an owned load vector, for owned values of v ⊥ ψ. Collective."""
-        problem = self.problem
-        discrete = problem.discretisation
+        discrete = self._discrete
         result = discrete.multiply(self.sparse.matrix, v)
         result -= self._eigenvalue * discrete.apply_mass(v)
         if self._curvatures.size:
-            along = global_sum(problem.comm, v @ self._loads)
+            along = global_sum(self.problem.comm, v @ self._loads)
             result += self._loads @ (2.0 * self._curvatures * along)
         if self._others:
             result += self._difference_quotient(v)
@@ -138,15 +122,14 @@ class Hessian:
 
     def _difference_quotient(self, v: Array) -> Array:
         """(∂V[m]·2ψv)ψ of the functionals of which only V is known. Collective."""
-        problem = self.problem
-        size = problem.discretisation.norm(v)
+        size = self._discrete.norm(v)
         if size == 0.0:
             return np.zeros_like(v)
         step = _DIFFERENCE / size
         change = np.zeros_like(self.potential)
         for sign in (1.0, -1.0):
-            moved = Density(problem, self._psi + sign * step * v)
+            moved = Density(self.problem, self._psi + sign * step * v)
             for factor, functional in self._others:
-                value = problem.on_potential_space(functional.derivative(moved))
+                value = self.problem.on_potential_space(functional.derivative(moved))
                 change += (sign * factor / (2.0 * step)) * value
-        return problem.discretisation.apply_potential(change, self._psi)
+        return self._discrete.apply_potential(change, self._psi)

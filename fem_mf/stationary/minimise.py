@@ -184,8 +184,11 @@ def minimise(
         ValueError: an argument is out of range.
         ConvergenceError: a tolerance was not reached; the message says what to change.
     """
+    if starts is not None and start is not None:
+        raise ValueError("give start or starts, not both")
     check_problem(problem)
-    for density in [start] if starts is None else starts:
+    given = [start] if starts is None else list(starts)
+    for density in given:
         if density is not None:
             check_density(problem, density)
     numbers = [("tol", tol), *(("each sigma of the continuation", s) for s in continuation)]
@@ -195,92 +198,13 @@ def minimise(
         positive(name, value)
     if integer("max_iterations", max_iterations) < 1:
         raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
-    if starts is not None:
-        if start is not None:
-            raise ValueError("give start or starts, not both")
-        options: dict[str, Any] = {
-            "tol": tol,
-            "residual_tol": residual_tol,
-            "max_iterations": max_iterations,
-            "continuation": continuation,
-            "track_gap": track_gap,
-            "petsc_options": petsc_options,
-        }
-        return _distinct([minimise(problem, density, **options) for density in starts])
     residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
-    density = _start(problem, start, continuation, max_iterations)
-    search = _Search(problem, max_iterations, track_gap, petsc_options)
-    for _ in range(_ROUNDS):
-        best = search.to(density, residual_tol, tol)
-        if np.isnan(best.gap) and best.residual > 2.0 * residual_tol:
-            raise ConvergenceError(
-                f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
-                f"{residual_tol:.1e}): refine the mesh; if the residual does not fall, F may have "
-                "no minimum that a mesh can resolve"
-            )
-        if not best.gap > tol:
-            break
-        if best.residual > 2.0 * residual_tol:
-            raise ConvergenceError(
-                f"ψ changes sign where it is small, and |ψ| has a gap of {best.gap:.1e} (asked "
-                f"for: {tol:.1e}): refine the mesh, or choose a larger tol"
-            )
-        density, residual_tol = best.density, 0.1 * residual_tol * np.sqrt(tol / best.gap)
-    else:
-        raise ConvergenceError(
-            f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
-        )
-    if best.convexity is not Convexity.PROVED:
-        best = _descended(search, best, residual_tol, tol)
-    warn_if_truncated(problem, best.density)
-    _LOG.info("%s", best)
-    return best
-
-
-def _descended(search: _Search, best: Minimum, residual_tol: float, tol: float) -> Minimum:
-    """A critical point with its curvature, after saddles were left for lower ones. Collective."""
-    problem = search.problem
-    for departure in range(_DEPARTURES + 1):
-        curvature, direction = lowest_curvature(problem, best.density, _CURVATURE)
-        scale = energy_scale(problem, first_order(problem, best.density))
-        if curvature >= -_CURVATURE * scale:
-            certified = best.convexity is Convexity.PROBED
-            kind = "global minimum" if certified else "local minimum"
-            return replace(best, kind=kind, curvature=curvature)
-        if departure == _DEPARTURES:
-            break
-        _LOG.info("F = %.12g is a saddle (curvature %.3g): leaving it", best.energy, curvature)
-        psi = best.density.amplitude()
-        lower = [
-            search.to(
-                Density(problem, np.cos(_ANGLE) * psi + sign * np.sin(_ANGLE) * direction),
-                residual_tol,
-                tol,
-            )
-            for sign in (1.0, -1.0)
-        ]
-        found = min(lower, key=lambda minimum: minimum.energy)
-        if not found.energy < best.energy:
-            break
-        best = found
-    warn(
-        problem.comm,
-        _LOG,
-        "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
-        "starts (starts=[...])",
-        *(best.energy, curvature),
-    )
-    return replace(best, kind="saddle", curvature=curvature)
-
-
-def _distinct(minima: list[Minimum]) -> list[Minimum]:
-    """The critical points that differ, the lowest first. Collective."""
-    kept: list[Minimum] = []
-    for minimum in sorted(minima, key=lambda m: m.energy):
-        problem, psi = minimum.density.problem, minimum.density.amplitude()
-        if all(problem.discretisation.norm(psi - m.density.amplitude()) > _SAME for m in kept):
-            kept.append(minimum)
-    return kept
+    minima = []
+    for density in given:
+        search = _Search(problem, tol, max_iterations, track_gap, petsc_options)
+        first = _start(problem, density, continuation, max_iterations)
+        minima.append(search.certified(first, residual_tol))
+    return minima[0] if starts is None else _distinct(minima)
 
 
 def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **options: Any) -> Minimum:
@@ -298,52 +222,141 @@ def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **option
         raise ValueError("minimise_nested needs at least one problem")
     density: Density | None = None
     for problem in problems[:-1]:
-        if density is None:
-            density = _start(problem, None, (), 200)
-        density = _rough(problem, density.on(problem), 200)
+        density = _rough(problem, _start(problem, density))
     return minimise(problems[-1], density, tol=tol, **options)
+
+
+def _distinct(minima: list[Minimum]) -> list[Minimum]:
+    """The critical points that differ, the lowest first. Collective."""
+    kept: list[Minimum] = []
+    for minimum in sorted(minima, key=lambda m: m.energy):
+        problem, psi = minimum.density.problem, minimum.density.amplitude()
+        if all(problem.discretisation.norm(psi - m.density.amplitude()) > _SAME for m in kept):
+            kept.append(minimum)
+    return kept
+
+
+def _start(
+    problem: Problem,
+    start: Density | None,
+    continuation: Sequence[float] = (),
+    max_iterations: int = 200,
+) -> Density:
+    """Where to begin here, after the coarse box and the larger values of σ. Collective."""
+    coarse = coarse_problem(problem) if start is None else None
+    there = problem if coarse is None else coarse
+    if start is None:
+        start = Density(there, np.ones(there.discretisation.num_owned))
+    sigmas = sorted(continuation, reverse=True)
+    for sigma in sigmas if coarse is None else [*sigmas, problem.sigma]:
+        start = _rough(there.with_sigma(sigma), start, max_iterations)
+    return start.on(problem) if coarse is None else from_grid(start, problem)
+
+
+def _rough(problem: Problem, start: Density, max_iterations: int = 200) -> Density:
+    """A minimiser good enough to start from. Collective."""
+    density = start.on(problem)
+    residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
+    run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
+    return Density(problem, list(run)[-1].density.amplitude())
 
 
 class _Search:
     """Newton iterations and their certificate; what is kept between rounds of tolerances."""
 
     def __init__(
-        self, problem: Problem, max_iterations: int, track_gap: bool, options: Options | None
+        self,
+        problem: Problem,
+        tol: float,
+        max_iterations: int,
+        track_gap: bool,
+        options: Options | None,
     ) -> None:
-        self.problem, self._max_iterations, self._track = problem, max_iterations, track_gap
+        self.problem, self._tol = problem, tol
+        self._max_iterations, self._track = max_iterations, track_gap
         self._descent = Descent(problem, options)
         self._history: list[Iteration] = []
 
-    def to(self, start: Density, residual: float, tol: float) -> Minimum:
-        """The minimum to a residual, and its gap."""
-        iterate: Iterate | None = None
+    def certified(self, density: Density, residual: float) -> Minimum:
+        """A minimum with a proof where F is convex; with a smaller residual if need be."""
+        tol = self._tol
+        for _ in range(_ROUNDS):
+            best = self._reached(density, residual)
+            if np.isnan(best.gap) and best.residual > 2.0 * residual:
+                raise ConvergenceError(
+                    f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
+                    f"{residual:.1e}): refine the mesh; if the residual does not fall, F may have "
+                    "no minimum that a mesh can resolve"
+                )
+            if not best.gap > tol:
+                break
+            if best.residual > 2.0 * residual:
+                raise ConvergenceError(
+                    f"ψ changes sign where it is small, and |ψ| has a gap of {best.gap:.1e} (asked "
+                    f"for: {tol:.1e}): refine the mesh, or choose a larger tol"
+                )
+            density, residual = best.density, 0.1 * residual * np.sqrt(tol / best.gap)
+        else:
+            raise ConvergenceError(
+                f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
+            )
+        if best.convexity is not Convexity.PROVED:
+            best = self._below_saddles(best, residual)
+        warn_if_truncated(self.problem, best.density)
+        _LOG.info("%s", best)
+        return best
+
+    def _below_saddles(self, best: Minimum, residual: float) -> Minimum:
+        """A critical point with its curvature, after saddles were left for lower ones."""
+        problem = self.problem
+        for departure in range(_DEPARTURES + 1):
+            curvature, direction = lowest_curvature(problem, best.density, _CURVATURE)
+            scale = energy_scale(problem, first_order(problem, best.density))
+            if curvature >= -_CURVATURE * scale:
+                certified = best.convexity is Convexity.PROBED
+                kind = "global minimum" if certified else "local minimum"
+                return replace(best, kind=kind, curvature=curvature)
+            if departure == _DEPARTURES:
+                break
+            _LOG.info("F = %.12g is a saddle (curvature %.3g): leaving it", best.energy, curvature)
+            across, along = np.cos(_ANGLE) * best.density.amplitude(), np.sin(_ANGLE) * direction
+            both = (Density(problem, psi) for psi in (across + along, across - along))
+            lower = [self._reached(density, residual) for density in both]
+            found = min(lower, key=lambda minimum: minimum.energy)
+            if not found.energy < best.energy:
+                break
+            best = found
+        message = (
+            "F = %.12g is a saddle of F^σ, not a minimum: its lowest curvature is %.3g; give other "
+            "starts (starts=[...])"
+        )
+        warn(problem.comm, _LOG, message, *(best.energy, curvature))
+        return replace(best, kind="saddle", curvature=curvature)
+
+    def _reached(self, start: Density, residual: float) -> Minimum:
+        """The critical point of a residual, and its gap."""
         run = self._descent.run(start, residual=residual, max_iterations=self._max_iterations)
         for step, iterate in enumerate(run):
             if step > 0 or not self._history:
-                self._history.append(self._line(iterate, tol))
-        assert iterate is not None
-        return self._minimum(iterate, residual, tol)
+                tracked = self._gap(iterate.density, iterate.condition) if self._track else np.nan
+                self._history.append(
+                    Iteration(
+                        energy=iterate.energy,
+                        eigenvalue=iterate.condition.eigenvalue,
+                        residual=iterate.residual,
+                        gap=tracked,
+                        angle=iterate.angle,
+                        linear_iterations=iterate.linear_iterations,
+                    )
+                )
+        return self._minimum(iterate, residual)
 
-    def _line(self, iterate: Iterate, tol: float) -> Iteration:
-        bound = np.nan
-        if self._track:
-            condition = iterate.condition
-            bound = self._gap(iterate.density, condition, tol)
-        return Iteration(
-            energy=iterate.energy,
-            eigenvalue=iterate.condition.eigenvalue,
-            residual=iterate.residual,
-            gap=float(bound),
-            angle=iterate.angle,
-            linear_iterations=iterate.linear_iterations,
-        )
-
-    def _gap(self, density: Density, condition: FirstOrder, tol: float) -> float:
+    def _gap(self, density: Density, condition: FirstOrder) -> float:
         descent = self._descent
         metric, operator = descent.frozen_metric(condition), descent.hessian.sparse
-        return certify_gap(self.problem, density, condition, metric, 0.1 * tol, operator)
+        return certify_gap(self.problem, density, condition, metric, 0.1 * self._tol, operator)
 
-    def _minimum(self, last: Iterate, residual: float, tol: float) -> Minimum:
+    def _minimum(self, last: Iterate, residual: float) -> Minimum:
         problem = self.problem
         density = Density(problem, last.density.amplitude())  # positive
         condition = first_order(problem, density)
@@ -351,51 +364,20 @@ class _Search:
             _LOG.info(
                 "the discrete minimiser changes sign below what the mesh resolves: residual %.1e "
                 "with signs, %.1e without",
-                last.residual,
-                condition.residual,
+                *(last.residual, condition.residual),
             )
         shape = convexity(problem.functional, density)
         curvatures = self._descent.hessian.curvatures_at(density)
         if curvatures.min(initial=0.0) < -1e-6 * np.abs(curvatures).max(initial=0.0):
             shape = Convexity.REFUTED
-        bound = float("nan")
-        if shape is not Convexity.REFUTED:
-            bound = self._gap(density, condition, tol)
         return Minimum(
             density=density,
             energy=energy(problem, density),
             eigenvalue=condition.eigenvalue,
             residual=condition.residual,
-            gap=bound,
+            gap=np.nan if shape is Convexity.REFUTED else self._gap(density, condition),
             convexity=shape,
             iterations=len(self._history) - 1,
             linear_iterations=sum(line.linear_iterations for line in self._history),
             history=tuple(self._history),
         )
-
-
-def _start(
-    problem: Problem, start: Density | None, continuation: Sequence[float], max_iterations: int
-) -> Density:
-    """Where to begin on this problem, after the coarse box and the larger values of σ."""
-    if start is not None:
-        density = start.on(problem)
-        for sigma in sorted(continuation, reverse=True):
-            density = _rough(problem.with_sigma(sigma), density, max_iterations)
-        return density.on(problem)
-    coarse = coarse_problem(problem)
-    if coarse is None:
-        density = Density(problem, np.ones(problem.discretisation.num_owned))
-        return _start(problem, density, continuation, max_iterations)
-    density = Density(coarse, np.ones(coarse.discretisation.num_owned))
-    for sigma in [*sorted(continuation, reverse=True), problem.sigma]:
-        density = _rough(coarse.with_sigma(sigma), density, max_iterations)
-    return from_grid(density, problem)
-
-
-def _rough(problem: Problem, start: Density, max_iterations: int) -> Density:
-    """A minimiser good enough to start from."""
-    density = start.on(problem)
-    residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
-    run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
-    return Density(problem, list(run)[-1].density.amplitude())

@@ -8,18 +8,16 @@ The same method computes a minimising movement (D7), argmin F^σ(ψ²) + (2/τ)�
 anchor r adds to energy and gradient, and (2/τ)⟨ψ, r⟩ to the second derivative.
 
 Each step solves with the Hessian by truncated conjugate gradients in the energy-adaptive metric
-P = H[m] − s and searches along the great circle that starts in the
-direction found: the angle is halved until the energy falls, and doubled while a step that was cut
-short pays; where ψ changes sign and |ψ| has less energy, |ψ| is taken. P is kept while it serves.
+P = H[m] − s and searches along the great circle that starts in the direction found: the angle is
+halved until the energy falls, and doubled while a step that was cut short pays; where ψ changes
+sign and |ψ| has less energy, |ψ| is taken. P is kept while it serves.
 
 The truncated solver can be used on its own:
 
-    step = newton_direction(
-        problem, hessian.apply, psi, mass_psi, gradient, precondition, tolerance=0.1
-    )
+    step = newton_direction(density, gradient, hessian.apply, precondition, tolerance=0.1)
     step.direction, step.iterations, step.truncated
 
-Solves J δ = −r for δ ⊥ ψ, J symmetric but only known to be positive near a minimiser: where a
+It solves J δ = −r for δ ⊥ ψ, J symmetric but only known to be positive near a minimiser: where a
 direction of negative curvature turns up, what has been found so far is returned, which is a
 direction of descent in any case (Dembo and Steihaug 1983). Its first iterate is the
 preconditioned, energy-adaptive Riemannian gradient, so that far from the minimiser the method is
@@ -40,8 +38,7 @@ from fem_mf.mpi import ConvergenceError, StagnationError
 from fem_mf.observables import FirstOrder, dual_norm, energy, energy_scale, first_order
 from fem_mf.petsc import Options
 from fem_mf.problem import Problem
-from fem_mf.spaces import owned_values
-from fem_mf.stationary.certificate import Metric
+from fem_mf.stationary.certificate import Metric, kinetic_rounding
 from fem_mf.stationary.hessian import Hessian
 from fem_mf.typing import Array
 
@@ -110,7 +107,6 @@ class Descent:
         self._discrete = problem.discretisation
         self.hessian = Hessian(problem, 1e-4, moments)
         self.metric = Metric(problem, options)
-        self._diagonal = owned_values(problem.stiffness.getDiagonal()).copy()
         self._iterations_when_fresh: int | None = None
         self._stale = True
         self._frozen = False  # whether the metric is that of H[m] alone
@@ -170,12 +166,11 @@ class Descent:
 
     def _measured(self, psi: Array) -> tuple[Density, float]:
         """ψ normalised, signs and all, and its energy. Collective."""
-        problem = self.problem
-        density = Density(problem, psi / problem.discretisation.norm(psi), normalised=True)
-        value = energy(problem, density)
+        density = Density(self.problem, psi / self._discrete.norm(psi), normalised=True)
+        value = energy(self.problem, density)
         if self._anchor is not None:
             value += self._weight * self._anchor.squared_distance(
-                problem, density.amplitude(), density.mass_amplitude()
+                self.problem, density.amplitude(), density.mass_amplitude()
             )
         return density, value
 
@@ -183,8 +178,12 @@ class Descent:
         self, density: Density, value: float, angle: float = 0.0, linear_iterations: int = 0
     ) -> Iterate:
         condition = first_order(self.problem, density)
-        if self._anchor is not None:
-            condition = self._pulled(density, condition)
+        if self._anchor is not None:  # it adds −(2/τ)(r − ⟨ψ, r⟩ψ) to the gradient
+            across = self._anchor.load - self._overlap(density) * density.mass_amplitude()
+            gradient = condition.gradient - self._weight * across
+            gradient[self._discrete.constrained] = 0.0
+            residual = dual_norm(self.problem, gradient)
+            condition = replace(condition, gradient=gradient, residual=residual)
         return Iterate(
             density=density,
             condition=condition,
@@ -193,27 +192,16 @@ class Descent:
             linear_iterations=linear_iterations,
         )
 
-    def _pulled(self, density: Density, condition: FirstOrder) -> FirstOrder:
-        """First-order data with the part −(2/τ)(r − ⟨ψ, r⟩ψ) of the anchor in the gradient."""
-        assert self._anchor is not None
-        problem, load = self.problem, self._anchor.load
-        across = (
-            load - problem.discretisation.dot(density.amplitude(), load) * density.mass_amplitude()
-        )
-        gradient = condition.gradient - self._weight * across
-        gradient[problem.discretisation.constrained] = 0.0
-        residual = dual_norm(problem, gradient)
-        return replace(condition, gradient=gradient, residual=residual)
-
-    def _pull(self, now: Iterate) -> float:
-        """(2/τ)⟨ψ, r⟩, what the anchor adds to the second derivative. Collective."""
+    def _overlap(self, density: Density) -> float:
+        """⟨ψ, r⟩, 0 without an anchor; (2/τ) times it is added to the Hessian. Collective."""
         if self._anchor is None:
             return 0.0
-        return self._weight * self._discrete.dot(now.density.amplitude(), self._anchor.load)
+        return self._discrete.dot(density.amplitude(), self._anchor.load)
 
     def _step(self, now: Iterate, residual: float) -> Iterate:
         if self._outdated:
-            self.hessian.update(now.density, now.condition, self._pull(now))
+            pull = self._weight * self._overlap(now.density)
+            self.hessian.update(now.density, now.condition, pull)
         step = self._direction(now, residual)
         found = self._search(now, step, "newton")
         if found is None and not self._outdated:  # the Hessian was kept for too long
@@ -244,11 +232,9 @@ class Descent:
         while True:
             try:
                 step = newton_direction(
-                    self.problem,
-                    self.hessian.apply,
-                    now.density.amplitude(),
-                    now.density.mass_amplitude(),
+                    now.density,
                     now.condition.gradient,
+                    self.hessian.apply,
                     self.metric.solve,
                     tolerance=float(tolerance),
                 )
@@ -273,7 +259,9 @@ class Descent:
         if self._discrete.min(potential - now.condition.potential) < 0.0:
             potential = now.condition.potential
         eigenvalue = now.condition.eigenvalue
-        shift = np.inf if self._anchor is None else eigenvalue - self._pull(now)
+        shift = np.inf
+        if self._anchor is not None:
+            shift = eigenvalue - self._weight * self._overlap(now.density)
         self.metric.rebuild(potential, eigenvalue, margin, self.hessian.sparse, shift)
         self._stale, self._iterations_when_fresh = False, None
         self._frozen = potential is now.condition.potential
@@ -292,27 +280,20 @@ class Descent:
         dot = self._discrete.dot
         return np.asarray(normal * (dot(mass_psi, z) / dot(mass_psi, normal)) - z)
 
-    def _noise(self, now: Iterate, psi: Array) -> float:
-        """Rounding error of an energy: that of its value, and of the sums Aψ on fine meshes."""
-        problem = self.problem
-        sums = problem.sigma**2 * problem.discretisation.dot(self._diagonal * psi, psi)
-        value = max(1.0, abs(now.energy), abs(now.condition.eigenvalue))
-        return float(max(_ROUNDING * value, np.finfo(float).eps * sums))
-
     # -- search ---------------------------------------------------------------------------------
 
     def _search(
         self, now: Iterate, step: TangentStep, kind: str
     ) -> tuple[Density, float, float] | None:
         """A density on the great circle along the step, its energy and angle; None: no descent."""
-        problem, psi = self.problem, now.density.amplitude()
-        discrete = problem.discretisation
+        discrete, psi = self._discrete, now.density.amplitude()
         length = discrete.norm(step.direction)
         if length == 0.0:
             return now.density, now.energy, 0.0
         tangent = step.direction / length
         slope = 2.0 * discrete.dot(now.condition.gradient, tangent)
-        noise = self._noise(now, psi)
+        noise = max(1.0, abs(now.energy), abs(now.condition.eigenvalue))
+        noise = max(_ROUNDING * noise, kinetic_rounding(now.density))
 
         def at(angle: float) -> tuple[Density, float]:
             moved = np.cos(angle) * psi + np.sin(angle) * tangent
@@ -362,11 +343,9 @@ class TangentStep:
 
 
 def newton_direction(
-    problem: Problem,
-    apply: Callable[[Array], Array],
-    psi: Array,
-    mass_psi: Array,
+    density: Density,
     gradient: Array,
+    apply: Callable[[Array], Array],
     precondition: Callable[[Array], Array],
     *,
     tolerance: float,
@@ -375,11 +354,9 @@ def newton_direction(
     """Solve J δ = −r on the tangent space. Collective.
 
     Args:
-        problem: the problem.
-        apply: v ↦ Jv, a load vector.
-        psi: owned values of ψ, of norm one.
-        mass_psi: Mψ.
+        density: ψ, of norm one.
         gradient: r, a load vector.
+        apply: v ↦ Jv, a load vector.
         precondition: load vector ↦ owned values, symmetric positive definite.
         tolerance: relative, of the residual in the norm of the preconditioner.
         max_iterations: products with J.
@@ -387,7 +364,8 @@ def newton_direction(
     Raises:
         NotPositiveError: the preconditioner is not positive definite.
     """
-    dot = problem.discretisation.dot
+    dot = density.problem.discretisation.dot
+    psi, mass_psi = density.amplitude(), density.mass_amplitude()
     normal = precondition(mass_psi)
     length = dot(normal, mass_psi)
 

@@ -378,17 +378,14 @@ def small(functional, mean=0.4):
 
 
 def solve(density, condition, hessian, precondition=None, **options):
-    problem = density.problem
     if precondition is None:
-        metric = Metric(problem)
+        metric = Metric(density.problem)
         metric.rebuild(condition.potential, condition.eigenvalue)
         precondition = metric.solve
     return newton_direction(
-        problem,
-        hessian.apply,
-        density.amplitude(),
-        density.mass_amplitude(),
+        density,
         condition.gradient,
+        hessian.apply,
         precondition,
         **({"tolerance": 1e-5} | options),
     )
