@@ -61,6 +61,8 @@ from fem_mf.mpi import ConvergenceError, install_abort_hook, setup_logging
 from fem_mf.observables import dissipation, eigenvalue, energy, residual
 from fem_mf.output import History, XDMFSeries, progress
 from fem_mf.output.checkpoint import Checkpoint
+from fem_mf.output.results import open_results
+from fem_mf.output.run import Run
 from fem_mf.problem import Problem
 from fem_mf.stationary.certificate import gap
 from fem_mf.stationary.decay import decay_rate, spectral_gap
@@ -87,6 +89,7 @@ __all__ = [
     "Potential",
     "Problem",
     "RelativeEntropyDescent",
+    "Run",
     "SchrodingerFlow",
     "XDMFSeries",
     "ball",
@@ -106,6 +109,7 @@ __all__ = [
     "measure_decay",
     "minimise",
     "minimise_entropic",
+    "open_results",
     "progress",
     "read_facet_tags",
     "read_mesh",

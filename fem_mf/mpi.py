@@ -141,7 +141,7 @@ def on_root[T](comm: MPI.Comm, work: Callable[[], T]) -> T:
     if comm.rank == 0:
         try:
             result = work()
-        except (ValueError, RuntimeError, TypeError, ImportError) as caught:
+        except (ValueError, RuntimeError, TypeError, ImportError, OSError) as caught:
             error = caught
         except Exception as caught:
             error = RuntimeError(f"{type(caught).__name__}: {caught}")

@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,12 @@ __all__ = [
     "configure",
     "default_options",
     "default_preconditioner",
+    "event",
     "lowest_states",
     "mumps",
     "shell_matrix",
+    "solvers_in_force",
+    "stage",
 ]
 
 type Options = Mapping[str, str | int | float | bool | None]
@@ -60,6 +64,31 @@ type _Action = Callable[[PETSc.Vec, PETSc.Vec], None]
 
 _LOG = logging.getLogger(__name__)
 _SYMMETRIC: Any = PETSc.Mat.Option.SYMMETRIC
+
+# --- what PETSc logs (PETSC_OPTIONS=-log_view) ---------------------------------------------------
+
+
+@contextmanager
+def stage(name: str) -> Generator[None]:
+    """Log a part of the program as a stage of its own; also a decorator."""
+    part = PETSc.Log.Stage(f"fem_mf: {name}")
+    part.push()
+    try:
+        yield
+    finally:
+        part.pop()
+
+
+@contextmanager
+def event(name: str) -> Generator[None]:
+    """Log what is done many times as an event, within the present stage; also a decorator."""
+    part = PETSc.Log.Event(f"fem_mf: {name}")
+    part.begin()
+    try:
+        yield
+    finally:
+        part.end()
+
 
 # --- options --------------------------------------------------------------------------------
 
@@ -74,6 +103,23 @@ _MULTIGRID: _Defaults = {
     "mg_levels_ksp_type": "chebyshev",
     "mg_levels_pc_type": "jacobi",
 }
+
+
+_IN_FORCE: dict[str, str] = {}
+
+
+def solvers_in_force() -> dict[str, str]:
+    """The solvers that were set up so far, by prefix, such as ``"cg with lu (mumps)"``."""
+    return dict(_IN_FORCE)
+
+
+def _describe(solver: PETSc.KSP | PETSc.SNES) -> str:
+    """Method and preconditioner."""
+    ksp = solver if isinstance(solver, PETSc.KSP) else solver.getKSP()
+    pc = ksp.getPC()
+    package = pc.getFactorSolverType() if pc.getType() in ("lu", "cholesky") else None
+    inner = f"{ksp.getType()} with {pc.getType()}" + (f" ({package})" if package else "")
+    return inner if ksp is solver else f"{solver.getType()}, {inner}"
 
 
 def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options) -> dict[str, Any]:
@@ -118,6 +164,8 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
             f"PETSc refused the solver options {options} (prefix {prefix}): error code "
             f"{code}; is that solver in this build of PETSc?"
         )
+    else:
+        _IN_FORCE[prefix] = _describe(solver)
     finally:
         for key in added:
             database.delValue(key)
@@ -254,6 +302,10 @@ class SpdSolver:
             ConvergenceError: PETSc's reason and what to change; a ``LinearSolverError`` where the
                 matrix is not to blame.
         """
+        with event("linear solve"):
+            return self._solve(right, solution, rtol, typical)
+
+    def _solve(self, right: PETSc.Vec, solution: PETSc.Vec, rtol: float, typical: bool) -> int:
         self.ksp.setTolerances(**{"rtol": rtol, **self._tolerances, **self._chosen})
         self.ksp.solve(right, solution)
         if self.ksp.is_diverged and not self._fresh:

@@ -16,7 +16,7 @@ ORDER = [
     *("spaces", "collocation", "discretisation", "problem", "density", "observables"),
     "boundary",
     *("functionals", "mean_field", "hamiltonian", "stationary", "flows"),
-    *("first_variation", "output", "plotting"),
+    *("first_variation", "output", "plotting", "case"),
     *("doctor", "__init__", "__main__"),
 ]
 FOLDERS = ["flows", "functionals", "mean_field", "output", "plotting", "stationary"]

@@ -22,9 +22,11 @@ which depends neither on the partition of the mesh nor on the numbering of degre
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -48,7 +50,7 @@ from fem_mf.flows.langevin import LangevinState
 from fem_mf.flows.relative_entropy_descent import DescentState
 from fem_mf.mesh import share_out
 from fem_mf.mpi import all_ranks_agree, on_root, warn
-from fem_mf.output.history import RunFile, replace_file
+from fem_mf.output.history import Instant, RunFile, replace_file
 from fem_mf.problem import Problem
 from fem_mf.typing import PathLike
 
@@ -78,11 +80,14 @@ class Checkpoint(RunFile):
         problem: the problem of the run, on a mesh of geometry degree 1 or 2.
         every: write at each ``every``-th step of the flow; None: not by steps.
         minutes: write when so many minutes have passed since the last time; None: not by time.
-        resume: the command that resumes the run, to be shown when it is stopped.
+        resume: the checkpoint or state from which the run resumes.
+        overwrite: replace the checkpoint of an earlier run.
+        command: the command that resumes the run, to be shown when it is stopped.
 
     Raises:
         ValueError: ``every`` or ``minutes`` is not positive, or the mesh has a higher degree.
-        OSError: the folder cannot be created; on every rank.
+        FileExistsError: there is a checkpoint, and neither ``resume`` nor ``overwrite`` is given.
+        OSError: the folder cannot be created, or the disk is too small; on every rank.
     """
 
     def __init__(
@@ -91,7 +96,10 @@ class Checkpoint(RunFile):
         problem: Problem,
         every: int | None = None,
         minutes: float | None = 10.0,
-        resume: str | None = None,
+        resume: Instant | None = None,
+        *,
+        overwrite: bool = False,
+        command: str | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
@@ -100,12 +108,12 @@ class Checkpoint(RunFile):
         degree = problem.mesh.geometry.cmaps[0].degree
         if degree > 2:
             raise ValueError(f"checkpoints are for meshes of degree 1 and 2, not {degree}")
-        super().__init__(path, problem.comm)
-        self._on_disk(lambda: self.path.mkdir(exist_ok=True))
+        super().__init__(path, problem.comm, None, may_exist=overwrite or resume is not None)
         self._problem = problem
+        self._on_disk(self._make_room)
         self._every, self._seconds = every, None if minutes is None else 60.0 * minutes
         self._written_at = time.monotonic()
-        self._resume = resume
+        self._command = command
         self._number: int = on_root(problem.comm, self._last_number)
         self._mesh: dict[str, Any] = {}  # written with the first checkpoint, shared by the others
         self._signal = 0
@@ -113,6 +121,25 @@ class Checkpoint(RunFile):
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._handlers[number] = signal.signal(number, self._note)
+
+    def _exists(self) -> bool:
+        return (self.path / _MANIFEST).exists()
+
+    def _make_room(self) -> None:
+        """Create the folder, and make sure that two checkpoints fit on its disk. Rank 0."""
+        self.path.mkdir(exist_ok=True)
+        mesh, space = self._problem.mesh, self._problem.space
+        cells = mesh.topology.index_map(mesh.topology.dim).size_global
+        corners, nodes = mesh.geometry.dofmaps[0].shape[1], space.dofmap.list.shape[1]
+        points = mesh.geometry.dim * mesh.geometry.index_map().size_global
+        # Up to four functions (m, u, v, w); the last checkpoint stays until the next is complete.
+        needed = 8 * (cells * corners + points + 2 * 4 * cells * nodes)
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"two checkpoints may take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",
+            )
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
@@ -171,7 +198,7 @@ class Checkpoint(RunFile):
             self._written_at = time.monotonic()
         if flags[0]:
             name = signal.Signals(flags[0]).name
-            command = f": {self._resume}" if self._resume else ""
+            command = f": {self._command}" if self._command else ""
             message = f"{name}: stopped at t = {state.t:.6g}, step {state.step}; '{self.path}' has"
             warn(self._comm, _LOG, "%s all that is needed to resume the run%s", message, command)
             self.close()
@@ -294,22 +321,33 @@ class Saved:
             raise ValueError("build the problem on the mesh of the checkpoint, Saved.mesh")
         here, there = _parameters(problem), self._content["problem"]
         self._refuse([f"{k} = {there[k]!r}, not {here[k]!r}" for k in here if here[k] != there[k]])
-        functions = {name: self._function(problem, name) for name in self._content["functions"]}
-        owned = {
-            name: f.x.array[: problem.discretisation.num_owned].copy()
-            for name, f in functions.items()
-        }
-        density = (
-            LogDensity(problem, owned["u"])
-            if "u" in owned
-            else Density(problem, owned["psi"], normalised=True)
-        )
+        density = self.density(problem)
         then, now = self._content["functional"], float(problem.functional.value(density))
         if abs(now - then) > _SAME * max(1.0, abs(then)):
             self._refuse([f"another functional: F = {then:.10g}, not {now:.10g}, at its density"])
         kind = _KINDS[self._content["kind"]]
+        functions = {
+            f.name: self._function(problem, f.name)
+            for f in fields(kind)
+            if f.name in self._content["functions"]
+        }
         known = {**self._content["numbers"], **functions, "density": density}
         return kind(**{f.name: known[f.name] for f in fields(kind) if f.name in known})
+
+    def density(self, problem: Problem) -> Density:
+        """The density alone, whatever the functional and σ of the problem. Collective.
+
+        Args:
+            problem: on ``self.mesh``, of the same degree.
+
+        Raises:
+            ValueError: a file is damaged; on every rank.
+        """
+        name = "u" if "u" in self._content["functions"] else "psi"
+        values = self._function(problem, name).x.array[: problem.discretisation.num_owned].copy()
+        if name == "u":
+            return LogDensity(problem, values)
+        return Density(problem, values, normalised=True)
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:

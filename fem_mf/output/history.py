@@ -1,4 +1,4 @@
-"""Scalars of a run, step by step: a CSV file and a progress bar.
+"""Scalars of a run, step by step: a CSV file and the progress output.
 
 A run appends its states, and the file can be read at any time:
 
@@ -11,9 +11,12 @@ A run appends its states, and the file can be read at any time:
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import math
 import os
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +32,10 @@ from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
 __all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
+
+
+_LOG = logging.getLogger(__name__)
+_SECONDS = 5.0  # between two lines of the progress output
 
 
 class HasScalars(Protocol):
@@ -51,15 +58,40 @@ class Instant(Protocol):
 
 
 class RunFile(ABC):
-    """A file or folder of a run, closed at the end of a ``with`` block."""
+    """A file or folder of a run, closed at the end of a ``with`` block.
 
-    def __init__(self, path: PathLike, comm: MPI.Comm, suffix: str | None = None) -> None:
-        """Create the folder it is in; a suffix, if given, is checked. Collective."""
+    Args:
+        path: the file or folder; missing folders are created.
+        comm: the communicator of the run.
+        suffix: what the path must end in.
+        may_exist: whether an existing file may be changed.
+
+    Raises:
+        ValueError: the path has another suffix.
+        FileExistsError: there is a file that may not be changed.
+        OSError: the folder cannot be created; all of them on every rank.
+    """
+
+    def __init__(
+        self, path: PathLike, comm: MPI.Comm, suffix: str | None, *, may_exist: bool
+    ) -> None:
         self.path = Path(path)
         self._comm = comm
         if suffix is not None and self.path.suffix != suffix:
             raise ValueError(f"'{self.path}' must end in '{suffix}'")
-        self._on_disk(lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
+
+        def begin() -> None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._exists() and not may_exist:
+                raise FileExistsError(
+                    f"'{self.path}' is there already: choose another path, or say overwrite=True "
+                    "(--overwrite) to replace it, resume=... (--restart) to continue it"
+                )
+
+        self._on_disk(begin)
+
+    def _exists(self) -> bool:
+        return self.path.exists()
 
     def _on_disk(self, work: Callable[[], object]) -> None:
         """Let rank 0 touch the disk; a failure is an ``OSError`` on every rank. Collective."""
@@ -67,8 +99,11 @@ class RunFile(ABC):
         if self._comm.rank == 0:
             try:
                 work()
+            except FileExistsError as caught:
+                error = caught
             except OSError as caught:
-                error = OSError(f"cannot write '{self.path}': {caught}")
+                full = "disk full: " if caught.errno == errno.ENOSPC else ""
+                error = OSError(f"{full}cannot write '{self.path}': {caught}")
         all_ranks_agree(self._comm, error)
 
     def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], sync: bool) -> None:
@@ -82,7 +117,8 @@ class RunFile(ABC):
                 file.Sync()
             file.Close()
         except MPI.Exception as caught:
-            error = OSError(f"cannot write '{path}': {caught}")
+            full = "disk full: " if caught.Get_error_class() == MPI.ERR_NO_SPACE else ""
+            error = OSError(f"{full}cannot write '{path}': {caught}")
         # Also the barrier after which the values of all ranks are in the file.
         all_ranks_agree(self._comm, error)
 
@@ -116,32 +152,43 @@ def replace_file(path: Path, text: str, sync: bool = False) -> None:
 
 
 class History(RunFile):
-    """Scalars of a run as CSV: a header, then one line per step, on disk as soon as appended."""
+    """Scalars of a run as CSV: a header, then one line per step, on disk as soon as appended.
 
-    def __init__(self, path: PathLike, comm: MPI.Comm, resume: Instant | None = None) -> None:
-        """Create the file, or resume it. Collective.
+    Args:
+        path: the ``.csv`` file; missing folders are created.
+        comm: the communicator of the run; rank 0 writes.
+        resume: the checkpoint or state from which the run resumes: lines before its time are kept,
+            later ones will be written again.
+        overwrite: replace an existing file, and remove the :class:`fem_mf.Limit` beside it.
+        comments: lines at the head of the file, after ``# ``; pandas skips them with
+            ``comment="#"``.
 
-        Args:
-            path: the ``.csv`` file; missing folders are created, an existing file replaced, and the
-                :class:`fem_mf.Limit` beside it, of another run, removed.
-            comm: the communicator of the run; rank 0 writes.
-            resume: the checkpoint or state from which the run resumes: lines before its time are
-                kept, later ones will be written again.
+    Raises:
+        ValueError: the path has another suffix, or the file to resume is not a run history.
+        FileExistsError: there is a file, and neither ``resume`` nor ``overwrite`` is given.
+        OSError: the file cannot be written; all of them on every rank.
+    """
 
-        Raises:
-            ValueError: the path has another suffix, or the file to resume is not a run history.
-            OSError: the file cannot be written; on every rank.
-        """
-        super().__init__(path, comm, ".csv")
+    def __init__(
+        self,
+        path: PathLike,
+        comm: MPI.Comm,
+        resume: Instant | None = None,
+        *,
+        overwrite: bool = False,
+        comments: Iterable[str] = (),
+    ) -> None:
+        super().__init__(path, comm, ".csv", may_exist=overwrite or resume is not None)
         self._file: TextIO | None = None
         self._closed = False
         kept = [] if resume is None else on_root(comm, lambda: _before(self.path, resume.t))
         self._keys: list[str] | None = kept[0] if kept else None
+        head = [f"# {' '.join(line.split())}\n" for line in comments]
 
         def create() -> None:
             if resume is None:
                 limit_file(self.path).unlink(missing_ok=True)
-            replace_file(self.path, "".join(map(_line, kept)))
+            replace_file(self.path, "".join([*head, *map(_line, kept)]))
             self._file = self.path.open("a", encoding="utf-8", newline="\n")
 
         self._on_disk(create)
@@ -197,7 +244,8 @@ class History(RunFile):
 
 def _entries(path: Path) -> list[list[str]]:
     """The entries of each complete line; what follows the last line end was cut off by a kill."""
-    return [line.split(",") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [line.split(",") for line in lines if not line.startswith("#")]
 
 
 def _before(path: Path, t: float) -> list[list[str]]:
@@ -227,13 +275,17 @@ def _column(entries: tuple[str, ...]) -> npt.NDArray[Any]:
 def progress[S](
     states: Iterable[S], t_end: float, comm: MPI.Comm, description: str = ""
 ) -> Generator[S]:
-    """Yield the states unchanged, with a progress bar on rank 0 if standard error is a terminal.
+    """Yield the states unchanged, and say how far they are.
+
+    On rank 0 only: a progress bar where standard error is a terminal, else (under ``mpirun``, in a
+    batch job) a line of the log every five seconds, with the time, the energy, the step, and what
+    is left at the pace so far.
 
     Args:
         states: what a flow's ``run`` returns; it is closed when the loop over this one ends early.
-        t_end: the time at which the bar is full.
+        t_end: the final time.
         comm: the communicator of the run.
-        description: shown before the bar.
+        description: shown first.
 
     Yields:
         The states, one by one.
@@ -243,12 +295,22 @@ def progress[S](
 
     text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
     columns = text[0], BarColumn(bar_width=24), text[1], TimeRemainingColumn()
-    hidden = comm.rank > 0 or not sys.stderr.isatty()
+    terminal = sys.stderr.isatty()
+    begun = said = time.monotonic()
+    first = math.nan
     try:
+        hidden = comm.rank > 0 or not terminal
         with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
             task = bar.add_task(description, total=t_end, text="")
             for step, state in enumerate(states):
-                bar.update(task, completed=getattr(state, "t", 0.0), text=_summary(step, state))
+                t, now = getattr(state, "t", 0.0), time.monotonic()
+                first = t if step == 0 else first
+                bar.update(task, completed=t, text=_summary(step, state))
+                if comm.rank == 0 and not terminal and now - said >= _SECONDS:
+                    left = (now - begun) * (t_end - t) / (t - first) if t > first else math.inf
+                    name = f"{description}: " if description else ""
+                    _LOG.info("%s%s  %s left", name, _summary(step, state), _duration(left))
+                    said = now
                 yield state
     finally:
         if isinstance(states, Generator):
@@ -259,6 +321,15 @@ def _summary(step: int, state: object) -> str:
     parts = [f"t = {getattr(state, 't', math.nan):.4g}", f"step {getattr(state, 'step', step)}"]
     if (energy := getattr(state, "energy", None)) is not None:
         parts.append(f"energy {energy:.8g}")
+    if (dt := getattr(state, "dt", None)) is not None:
+        parts.append(f"dt {dt:.3g}")
     if (iterations := getattr(state, "fixed_point_iterations", None)) is not None:
         parts.append(f"{iterations} fixed-point iterations")
     return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """About so long."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

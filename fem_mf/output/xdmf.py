@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from pathlib import Path
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import basix
 import basix.ufl
@@ -50,17 +51,20 @@ class XDMFSeries(RunFile):
     XML crashes pyvista.)
 
     Args:
-        path: the ``.xdmf`` file; missing folders are created, old files replaced.
+        path: the ``.xdmf`` file; missing folders are created.
         problem: the problem whose densities are written.
         every: write the first call of ``write`` and each ``every``-th after it.
         resume: the checkpoint or state from which the run resumes, with one call of ``write`` for
             each of its steps: earlier steps in the file are kept, the others are written again.
+        overwrite: replace an existing series.
         subdivide: pieces of each edge; the degree of ψ, or that of the mesh if it is higher, if
             not given. 1 writes values at the vertices of the mesh alone.
+        information: texts by name, for the ``Information`` of the file.
 
     Raises:
         ValueError: another suffix, ``every < 1``, ``subdivide < 1``, or a series to resume that has
             other nodes.
+        FileExistsError: there is a series, and neither ``resume`` nor ``overwrite`` is given.
         OSError: the folder cannot be created or written to; on every rank.
     """
 
@@ -71,12 +75,19 @@ class XDMFSeries(RunFile):
         every: int = 1,
         resume: Instant | None = None,
         subdivide: int | None = None,
+        *,
+        overwrite: bool = False,
+        information: Mapping[str, str] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
         if subdivide is not None and subdivide < 1:
             raise ValueError(f"subdivide must be at least 1, not {subdivide}")
-        super().__init__(path, problem.comm, ".xdmf")
+        super().__init__(path, problem.comm, ".xdmf", may_exist=overwrite or resume is not None)
+        self._information = "".join(
+            f"<Information Name={quoteattr(name)} Value={quoteattr(text)}/>\n"
+            for name, text in (information or {}).items()
+        )
         self._problem = problem
         self._every = every
         self._calls = 0 if resume is None else resume.step
@@ -186,6 +197,11 @@ class XDMFSeries(RunFile):
             self._last = float(t)
         return due
 
+    def write_last(self, t: float, density: Density) -> None:
+        """Write the last step of a run, unless :meth:`write` just did. Collective."""
+        if t > self._last:
+            self.write(t, density, force=True)
+
     def _write(self, t: float, density: Density) -> None:
         self._psi.interpolate(density.psi)
         self._potential.interpolate(self._problem.functional.derivative(density))
@@ -204,7 +220,7 @@ class XDMFSeries(RunFile):
         series = '<Grid Name="series" GridType="Collection" CollectionType="Temporal">\n'
         # Without a step, the mesh alone: VTK crashes on an empty collection.
         grids = [series, *self._steps, "</Grid>\n"] if self._steps else [self._grid("")]
-        replace_file(self.path, "".join([_HEAD, *grids, _TAIL]))
+        replace_file(self.path, "".join([_HEAD, self._information, *grids, _TAIL]))
 
     def _grid(self, content: str) -> str:
         return f'<Grid Name="mesh" GridType="Uniform">\n{self._mesh}{content}</Grid>\n'

@@ -1,0 +1,238 @@
+"""The results of a run, read back: its record, its history, and its fields at any written time.
+
+    results = mf.open_results("results/trap")
+    print(results)                       # what it is, and how it ended
+    results.history["energy"]            # a pandas DataFrame, or an array without pandas
+    results.times                        # of the fields
+    results.density(1.0).mean()          # on the mesh of the series
+    results.fields(1.0)["m"]             # for pyvista
+
+A folder can be read while its run is alive, and after it was killed; the number of ranks that wrote
+it does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+from dolfinx import fem
+
+from fem_mf.density import Density
+from fem_mf.functionals.terms import Potential
+from fem_mf.mesh import share_out
+from fem_mf.mpi import on_root, warn
+from fem_mf.output.checkpoint import Checkpoint
+from fem_mf.output.history import History
+from fem_mf.output.run import CHECKPOINT, HISTORY, RUN_FILE, SERIES, is_running, versions
+from fem_mf.problem import Problem
+from fem_mf.typing import Array, PathLike
+
+__all__ = ["Results", "open_results"]
+
+_LOG = logging.getLogger(__name__)
+_NEAR = 1e-9  # relative difference of times that are the same
+_CYCLIC = {"quadrilateral": [0, 1, 3, 2], "hexahedron": [0, 1, 3, 2, 4, 5, 7, 6]}
+
+
+def open_results(folder: PathLike, comm: MPI.Comm = MPI.COMM_WORLD) -> Results:
+    """Open the folder of a run. Collective.
+
+    Args:
+        folder: that of a :class:`fem_mf.Run`.
+        comm: the ranks that will share the meshes of ``density``.
+
+    Raises:
+        FileNotFoundError: the folder is not that of a run.
+        ValueError: its record is damaged.
+    """
+    path = Path(folder)
+    return Results(path, comm, on_root(comm, lambda: _read_record(path, comm)))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run left in its folder.
+
+    Attributes:
+        folder: the folder.
+        comm: the ranks that share the meshes.
+        run: its record, ``run.json``; the ``status`` of a run that ended without a word is
+            ``"killed"``.
+    """
+
+    folder: Path
+    comm: MPI.Comm
+    run: dict[str, Any] = field(repr=False)
+
+    @property
+    def history(self) -> Any:
+        """The scalars of every step so far: a DataFrame, or a structured array without pandas.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        columns = History.read(self.folder / HISTORY)
+        try:
+            from pandas import DataFrame  # type: ignore[import-untyped]
+        except ImportError:
+            kinds = [(name, values.dtype) for name, values in columns.items()]
+            rows = np.empty(len(next(iter(columns.values()), ())), dtype=kinds)
+            for name, values in columns.items():
+                rows[name] = values
+            return rows
+        return DataFrame(columns)
+
+    @property
+    def times(self) -> Array:
+        """The times at which fields were written so far."""
+        return np.array([t for t, _ in self._steps()])
+
+    def fields(self, t: float | None = None) -> Any:
+        """The fields at a written time, the last by default: a pyvista grid with m, psi, u and V.
+
+        Raises:
+            ValueError: no fields were written at that time.
+        """
+        import pyvista
+
+        grid = self._step(t)
+        points, cells, kind = self._mesh(grid)
+        shapes = {"interval": "LINE", "hexahedron": "HEXAHEDRON", "tetrahedron": "TETRA"}
+        shape = pyvista.CellType[shapes.get(kind, {"triangle": "TRIANGLE"}.get(kind, "QUAD"))]
+        cyclic = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
+        space = np.zeros((len(points), 3))
+        space[:, : points.shape[1]] = points
+        found = pyvista.UnstructuredGrid({shape: cyclic}, space)
+        for attribute in grid.iterfind("Attribute"):
+            found.point_data[attribute.attrib["Name"]] = self._table(attribute)[:, 0]
+        return found
+
+    def density(self, t: float | None = None) -> Density:
+        """The density at a written time, the last by default, on a mesh of its own. Collective.
+
+        At the time of the checkpoint it is the very function of the run. At the other times it is
+        that of the series: ψ interpolated linearly on the mesh cut by the degree. The functional of
+        its problem is zero.
+
+        Raises:
+            ValueError: no fields were written at that time.
+        """
+        nothing, problem = Potential(lambda x: 0.0 * x[0]), self.run["problem"]
+        saved = None
+        if (self.folder / CHECKPOINT).exists():
+            saved = Checkpoint.read(self.folder / CHECKPOINT, self.comm)
+        if saved is not None and (t is None or abs(t - saved.t) <= _NEAR * abs(saved.t)):
+            kept = {name: problem[name] for name in ("sigma", "degree", "mass")}
+            return saved.density(Problem(saved.mesh, nothing, **kept))
+        grid = self._step(t)
+        points, cells, kind = self._mesh(grid)
+        first, last = (len(cells) * rank // self.comm.size for rank in _own(self.comm))
+        low, high = (len(points) * rank // self.comm.size for rank in _own(self.comm))
+        mesh = share_out(self.comm, kind, 1, cells[first:last], points[low:high])
+        on_mesh = Problem(mesh, nothing, problem["sigma"], degree=1)
+        psi: fem.Function = fem.Function(on_mesh.space)
+        (values,) = (self._table(a) for a in grid.iterfind("Attribute[@Name='psi']"))
+        psi.x.array[on_mesh.space.dofmap.list] = values[
+            mesh.geometry.input_global_indices[mesh.geometry.dofmaps[0]], 0
+        ]
+        return Density(on_mesh, psi.x.array[: on_mesh.discretisation.num_owned].copy())
+
+    def __str__(self) -> str:
+        """What the run is, when it ran and how it ended, and what it left."""
+        run, problem = self.run, self.run["problem"]
+        reason = f" ({run['reason']})" if run["reason"] else ""
+        until = f" to {run['ended']}" if run["ended"] else ""
+        flow = run["flow"]["class"] if run["flow"] else "no flow"
+        times = self.times
+        fields = f"{len(times)} times up to t = {times[-1]:g}" if len(times) else "none"
+        return "\n".join(
+            [
+                f"{self.folder}: {run['status']}{reason}",
+                f"  {flow}, d = {problem['dim']}, σ = {problem['sigma']:g}, {problem['dofs']} dofs "
+                f"of degree {problem['degree']}",
+                f"  {run['command']}",
+                f"  {run['started']}{until}, {run['ranks']} ranks of {run['host']}",
+                f"  {len(self.history)} steps in the history; fields: {fields}",
+            ]
+        )
+
+    # -- the series -------------------------------------------------------------------------------
+
+    def _steps(self) -> list[tuple[float, ET.Element]]:
+        """The time and the description of every step of the series."""
+        path = self.folder / SERIES
+        if not path.exists():
+            return []
+        try:
+            grids = ET.parse(path).iterfind(".//Grid/Grid")
+        except ET.ParseError as error:
+            raise ValueError(f"'{path}' is damaged: {error}") from None
+        return [(float(grid.find("Time").attrib["Value"]), grid) for grid in grids]  # type: ignore[union-attr]
+
+    def _step(self, t: float | None) -> ET.Element:
+        steps = self._steps()
+        if not steps:
+            raise ValueError(f"'{self.folder}' has no fields")
+        known = np.array([time for time, _ in steps])
+        at = len(steps) - 1 if t is None else int(np.argmin(np.abs(known - t)))
+        if t is not None and not abs(known[at] - t) <= _NEAR * max(1.0, abs(t)):
+            raise ValueError(
+                f"'{self.folder}' has no fields at t = {t:g}; the nearest time is {known[at]!r}, "
+                "and all of them are in .times"
+            )
+        return steps[at][1]
+
+    def _table(self, element: ET.Element) -> Any:
+        """The numbers of an element of the series, mapped into memory."""
+        item = element.find("DataItem")
+        assert item is not None and item.text is not None
+        shape = tuple(map(int, item.attrib["Dimensions"].split()))
+        kind = "<i8" if item.attrib["NumberType"] == "Int" else "<f8"
+        path, seek = self.folder / item.text.strip(), int(item.attrib["Seek"])
+        try:
+            return np.memmap(path, kind, "r", seek, shape)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"'{path}' is damaged: {error}") from None
+
+    def _mesh(self, grid: ET.Element) -> tuple[Array, Any, str]:
+        """Points, cells with corners in the order of DOLFINx, and the name of the cell."""
+        topology, geometry = grid.find("Topology"), grid.find("Geometry")
+        assert topology is not None and geometry is not None
+        dim, kind = self.run["problem"]["dim"], self.run["problem"]["cell"]
+        cells = np.asarray(self._table(topology))
+        cells = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
+        return np.array(self._table(geometry)[:, :dim]), cells, kind
+
+
+def _own(comm: MPI.Comm) -> tuple[int, int]:
+    return comm.rank, comm.rank + 1
+
+
+def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
+    """``run.json``, and what its status means now. Rank 0."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"'{folder}' is not the folder of a run: it has no {RUN_FILE}, which mf.Run writes"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        ours = str(record["format"]).startswith("fem_mf run")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' is damaged: {error!r}") from None
+    if not ours:
+        raise ValueError(f"'{path}' is of another program: its format is {record['format']!r}")
+    if record["status"] == "running" and not is_running(folder):
+        record["status"], record["reason"] = "killed", "it ended without a word"
+    written, here = record["versions"]["fem_mf"], versions()["fem_mf"]
+    if written != here:
+        warn(comm, _LOG, "'%s' was written by fem_mf %s; this is %s", folder, written, here)
+    return record

@@ -1,0 +1,426 @@
+"""One run: the folder of its results, the files in it, and what made them.
+
+    with mf.Run("results/trap", problem, parameters={"kappa": 0.5}) as run:
+        for state in run.steps(flow, start, t_end=1.0):
+            print(state.t, state.energy)
+
+The folder has
+
+* ``history.csv``, the scalars of every step (:class:`fem_mf.History`),
+* ``series.xdmf`` with its ``.bin``, the fields (:class:`fem_mf.XDMFSeries`),
+* ``checkpoint``, the state from which the run can be restarted (:class:`fem_mf.Checkpoint`),
+* ``run.json``: versions, commit, command line, parameters, scheme, solvers, PETSc options, ranks,
+  host, start and end, and the status: running, finished, stopped, or failed and why.
+
+Results are never overwritten unless ``overwrite`` says so, and a folder belongs to one run at a
+time. A run that was stopped or killed is restarted on the mesh of its checkpoint, by any number of
+ranks:
+
+    problem = mf.Problem(mf.Run.mesh("results/trap", comm), F, sigma=0.5)
+    flow = mf.SchrodingerFlow(problem, dt=0.05)
+    with mf.Run("results/trap", problem, restart=True) as run:
+        for state in run.steps(flow, None, t_end=2.0):
+            print(state.t, state.energy)
+
+:func:`fem_mf.open_results` reads the folder, also while the run is alive.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self, TextIO
+from weakref import WeakKeyDictionary
+
+from mpi4py import MPI
+from petsc4py import PETSc
+
+import dolfinx
+from dolfinx.mesh import Mesh
+
+from fem_mf.density import Density
+from fem_mf.flows.flow import State
+from fem_mf.mpi import on_root
+from fem_mf.output.checkpoint import Checkpoint, Saved
+from fem_mf.output.history import History, progress, replace_file
+from fem_mf.output.xdmf import XDMFSeries
+from fem_mf.petsc import solvers_in_force
+from fem_mf.problem import Problem
+from fem_mf.stationary.minimise import Minimum
+from fem_mf.typing import PathLike
+
+__all__ = [
+    "CHECKPOINT",
+    "HISTORY",
+    "RUN_FILE",
+    "SERIES",
+    "Run",
+    "is_running",
+    "restart_command",
+    "versions",
+]
+
+RUN_FILE, HISTORY, SERIES, CHECKPOINT = "run.json", "history.csv", "series.xdmf", "checkpoint"
+_FORMAT = "fem_mf run 1"
+_LOCK = "run.lock"
+# Checkpoints that were read for their meshes, until a run is restarted from them.
+_SAVED: WeakKeyDictionary[Mesh, Saved] = WeakKeyDictionary()
+
+
+class Run:
+    """The files of one run and its start. Collective, like all methods.
+
+    Args:
+        folder: of the results; it is created, with its parents.
+        problem: the problem of the run; for a restart, on the mesh ``Run.mesh(folder, comm)``.
+        overwrite: replace the results of an earlier run.
+        restart: resume from the checkpoint in the folder.
+        parameters: what else defines the run, for ``run.json``: the arguments of a script, say.
+        every: write the fields of each ``every``-th step, and of the last; 0 for no fields.
+        minutes: time between checkpoints; None for no checkpoints.
+
+    Attributes:
+        folder: the folder.
+        problem: the problem.
+        extra: whatever else a script needs in order to resume, made of what JSON knows: stored with
+            every checkpoint, and there again after a restart.
+
+    Raises:
+        FileExistsError: the folder has results, and neither ``overwrite`` nor ``restart`` is given.
+        FileNotFoundError: there is no checkpoint to restart from.
+        RuntimeError: another run writes to the folder.
+        ValueError: the problem is not on the mesh of the checkpoint, or an argument is out of
+            range.
+        OSError: the folder cannot be written to, or the disk is too small for a checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        problem: Problem,
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+        every: int = 1,
+        minutes: float | None = 10.0,
+    ) -> None:
+        if every < 0:
+            raise ValueError(f"every is a number of steps, or 0 for no fields, not {every}")
+        self.folder, self.problem, self._comm = Path(folder), problem, problem.comm
+        self._start = _saved(self.folder, problem) if restart else None
+        self.extra: dict[str, Any] = self._start.extra if self._start else {}
+        self._lock: TextIO | None = None
+        on_root(self._comm, lambda: self._claim(overwrite or restart))
+        self._record = on_root(self._comm, lambda: _provenance(problem, parameters or {}))
+        self._record |= {"restarted_at": self._start.t if self._start else None}
+        self._status("running")
+        how: dict[str, Any] = {"overwrite": overwrite, "resume": self._start}
+        self._files, self._checkpoint, self._series = ExitStack(), None, None
+        history = self.folder / "history.csv"
+        with ExitStack() as files:  # closed at once when one of them cannot be opened
+            files.callback(self._release)
+            self._history = files.enter_context(
+                History(history, self._comm, comments=self._comments(), **how)
+            )
+            if every:
+                series = XDMFSeries(
+                    history.with_name("series.xdmf"),
+                    problem,
+                    every,
+                    information=self._essentials(),
+                    **how,
+                )
+                self._series = files.enter_context(series)
+            if minutes is not None:
+                checkpoint = Checkpoint(
+                    history.with_name(CHECKPOINT),
+                    problem,
+                    minutes=minutes,
+                    command=restart_command(),
+                    **how,
+                )
+                self._checkpoint = files.enter_context(checkpoint)
+            self._files = files.pop_all()
+        self._complete = True  # no steps have begun
+
+    @staticmethod
+    def mesh(folder: PathLike, comm: MPI.Comm) -> Mesh:
+        """The mesh of the checkpoint in a folder, for the problem of a restarted run. Collective.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint; on every rank.
+            ValueError: it is damaged; on every rank.
+        """
+        saved = Checkpoint.read(Path(folder) / CHECKPOINT, comm)
+        _SAVED[saved.mesh] = saved
+        return saved.mesh
+
+    def steps[S: State](
+        self,
+        flow: Any,
+        start: Density | S | None,
+        t_end: float,
+        *,
+        columns: Callable[[S], Mapping[str, float]] | None = None,
+        description: str = "",
+        **options: Any,
+    ) -> Generator[S]:
+        """Run the flow; every state is written before it is yielded. Collective.
+
+        A checkpoint is written after the body of the loop, so that it never is ahead of what the
+        body does with a state.
+
+        Args:
+            flow: any flow of the problem.
+            start: where the run begins; a restarted run begins at its checkpoint instead.
+            t_end: final time.
+            columns: more numbers for the history, as a function of the state.
+            description: of the progress output.
+            options: of ``flow.run``, such as ``steady_residual``.
+
+        Yields:
+            The states of the flow.
+
+        Raises:
+            Exception: as ``flow.run``; what was written stays valid.
+        """
+        self._record["flow"] = _describe(flow)
+        first: Any = self._start.state(self.problem) if self._start else start
+        self._complete, state, extra = False, None, {}
+        for state in progress(flow.run(first, t_end, **options), t_end, self._comm, description):
+            extra = {} if columns is None else dict(columns(state))
+            self._history.append({**state.scalars(), **extra})
+            if self._series is not None:
+                self._series.write(state.t, state.density)
+            yield state
+            if self._checkpoint is not None:
+                self._checkpoint.write(state, extra=self.extra)
+            if state.step <= 1:  # now the solvers exist
+                self._status("running")
+        if state is not None:
+            if self._series is not None:
+                self._series.write_last(state.t, state.density)
+            if self._checkpoint is not None:
+                self._checkpoint.write(state, force=True, extra=self.extra)
+            self._record["result"] = {**state.scalars(), **extra}
+        self._complete = True
+
+    def save(self, best: Minimum) -> None:
+        """Write a minimiser: its iterates as the history, its fields at t = 0. Collective."""
+        for number, iterate in enumerate(best.history):
+            self._history.append({"iteration": number, **asdict(iterate)})
+        if self._series is not None:
+            self._series.write(0.0, best.density, force=True)
+        names = ("energy", "eigenvalue", "residual", "gap", "iterations", "linear_iterations")
+        self._record["result"] = {name: getattr(best, name) for name in names}
+        self._record["kind"] = best.kind
+
+    @property
+    def result(self) -> dict[str, float]:
+        """The last numbers: of the last state, or of the minimum."""
+        return dict(self._record["result"] or {})
+
+    def __enter__(self) -> Self:
+        """Return the run."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Close the files and note how the run ended; exceptions pass. Not collective."""
+        if kind is None:
+            self._status(*(("finished",) if self._complete else ("stopped", "the loop was left")))
+        elif issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit):
+            self._status("stopped", "by a signal" if kind is not GeneratorExit else "")
+        else:
+            self._status("failed", f"rank {self._comm.rank}: {kind.__name__}: {error}")
+        self._files.close()
+
+    # -- the record -----------------------------------------------------------------------------
+
+    def _claim(self, may_replace: bool) -> None:
+        """Lock the folder, and refuse one with results. Rank 0."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / _LOCK).open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise RuntimeError(
+                f"another run writes to '{self.folder}'{_owner(self.folder)}: wait for its end, or "
+                "choose another folder"
+            ) from None
+        self._lock = lock  # released when the process ends, however it does
+        if not may_replace and (self.folder / RUN_FILE).exists():
+            self._release()
+            raise FileExistsError(
+                f"'{self.folder}' has the results of another run: choose another folder, or say "
+                "overwrite=True (--overwrite) to replace them, restart=True (--restart) to resume"
+            )
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _status(self, status: str, reason: str = "") -> None:
+        """Write ``run.json``: rank 0, and any rank that fails. Not collective."""
+        self._record |= {"status": status, "reason": reason}
+        if status != "running":
+            self._record["ended"] = _now()
+        self._record["solvers"] = solvers_in_force()
+        if self._comm.rank == 0 or status == "failed":
+            text = json.dumps(self._record, indent=1, ensure_ascii=False, default=str)
+            replace_file(self.folder / RUN_FILE, text + "\n")
+
+    def _essentials(self) -> dict[str, str]:
+        """What the history and the series say of the run."""
+        record = self._record
+        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        return {
+            "versions": versions,
+            "commit": str(record["commit"]),
+            "command": record["command"],
+            "parameters": json.dumps(record["parameters"], ensure_ascii=False, default=str),
+            "problem": json.dumps(record["problem"], ensure_ascii=False, default=str),
+            "started": f"{record['started']} on {record['ranks']} ranks of {record['host']}",
+        }
+
+    def _comments(self) -> list[str]:
+        return [f"{name}: {text}" for name, text in self._essentials().items()]
+
+
+def restart_command() -> str:
+    """The command line of this program, with ``--restart`` instead of ``--overwrite``."""
+    words = [word for word in sys.argv if word not in ("--restart", "--overwrite")]
+    return shlex.join(["python", *words, "--restart"])
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a run holds the lock of a folder."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or none that can be asked for
+        return False
+    return False
+
+
+def _saved(folder: Path, problem: Problem) -> Saved:
+    """The checkpoint on whose mesh the problem is. Collective."""
+    saved = _SAVED.get(problem.mesh)
+    if saved is None:
+        Checkpoint.read(folder / CHECKPOINT, problem.comm)  # says so when there is none
+        raise ValueError(
+            "a restarted run lives on the mesh of its checkpoint: build the problem on "
+            f"Run.mesh('{folder}', comm)"
+        )
+    return saved
+
+
+def _owner(folder: Path) -> str:
+    """Who writes to a folder, as far as its record says."""
+    try:
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return f" (process {record['pid']} on {record['host']}, since {record['started']})"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _provenance(problem: Problem, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything about a run that is known when it starts. Rank 0."""
+    mesh = problem.mesh
+    cells, dofs = mesh.topology.index_map(mesh.topology.dim), problem.space.dofmap.index_map
+    return {
+        "format": _FORMAT,
+        "status": "running",
+        "reason": "",
+        "started": _now(),
+        "ended": None,
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "parameters": dict(parameters),
+        "problem": {
+            "functional": repr(problem.functional),
+            "sigma": problem.sigma,
+            "dim": problem.dim,
+            "cell": mesh.topology.cell_name(),
+            "cells": cells.size_global,
+            "degree": problem.degree,
+            "mass": "lumped" if problem.lumped else "consistent",
+            "boundary": problem.boundary,
+            "dofs": dofs.size_global,
+        },
+        "flow": None,
+        "result": None,
+        "solvers": {},
+        "petsc_options": PETSc.Options().getAll(),
+        "versions": versions(),
+        "commit": _commit(),
+        "ranks": problem.comm.size,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "host": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes."""
+    try:
+        own = version("fem_mf")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        own = "unknown"
+    petsc = ".".join(map(str, PETSc.Sys.getVersion()))
+    mpi = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+    return {
+        "fem_mf": own,
+        "DOLFINx": dolfinx.__version__,
+        "PETSc": petsc,
+        "MPI": mpi,
+        "Python": platform.python_version(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the package's checkout, with a + where files have changed; else None."""
+    here = Path(__file__).parent
+    git = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _describe(flow: Any) -> dict[str, Any]:
+    """The class of a flow and its settings."""
+    simple = {
+        name: value
+        for name, value in vars(flow).items()
+        if not name.startswith("_") and isinstance(value, int | float | str | bool | None)
+    }
+    return {"class": type(flow).__name__, **simple}
