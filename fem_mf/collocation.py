@@ -21,7 +21,6 @@ import basix
 import numpy as np
 import numpy.typing as npt
 from dolfinx import fem
-from dolfinx import mesh as dmesh
 from scipy import sparse
 
 from fem_mf.typing import Array
@@ -95,21 +94,18 @@ def _geometry_factors(space: fem.FunctionSpace) -> Array:
     corners = mesh.geometry.x[mesh.geometry.dofmaps[0][:cells]][:, :, :tdim]
     jacobian = np.einsum("aqv,cvx->cqxa", gradients, corners, optimize=True)
     inverse = np.linalg.inv(jacobian)
-    scale = np.abs(np.linalg.det(jacobian)) * _weights(mesh, element)
+    scale = np.abs(np.linalg.det(jacobian)) * _weights(element)
     return np.asarray(np.einsum("cq,cqax,cqbx->cqab", scale, inverse, inverse, optimize=True))
 
 
-def _weights(mesh: dmesh.Mesh, element: Any) -> Array:
+def _weights(element: Any) -> Array:
     """Gauss–Lobatto weights in the order of the element's nodes."""
     rule: Any = basix.make_quadrature(
         element.cell_type, 2 * element.degree - 1, rule=basix.QuadratureType.gll
     )
     points, weights = rule
-    order = np.lexsort(np.round(points, 9).T)
-    mine = np.lexsort(np.round(element.points, 9).T)
-    sorted_weights = np.empty(len(weights))
-    sorted_weights[mine] = weights[order]
-    return sorted_weights
+    # Its basis functions are 1 at one of the points and 0 at the others.
+    return np.asarray(np.rint(element.tabulate(0, points)[0, :, :, 0]).T @ weights)
 
 
 def _pairs(space: fem.FunctionSpace, dim: int) -> dict[tuple[int, int], tuple[Any, Any]]:

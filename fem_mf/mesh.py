@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mpi4py import MPI
@@ -26,7 +27,7 @@ from dolfinx.mesh import CellType, GhostMode, Mesh, MeshTags, create_cell_partit
 from scipy.spatial import cKDTree
 from scipy.special import gammainccinv
 
-from fem_mf.mpi import all_ranks_agree, global_sum, number, on_root
+from fem_mf.mpi import global_sum, number, on_root
 from fem_mf.multiblock import (
     RawMesh,
     ball_blocks,
@@ -202,17 +203,13 @@ def read_facet_tags(path: str | Path, mesh: Mesh) -> MeshTags:
     midpoints, tags = on_root(comm, lambda: read_physical_facets(Path(path)))
     mesh.topology.create_connectivity(dim, dim + 1)
     facets = dolfinx.mesh.exterior_facet_indices(mesh.topology)
-    error: Exception | None = None
-    if not len(tags):
-        error = ValueError(f"{path} has no physical groups of facets; add them in the .geo file")
-        all_ranks_agree(comm, error)
+    if not len(tags):  # known alike on every rank
+        raise ValueError(f"{path} has no physical groups of facets; add them in the .geo file")
     here = dolfinx.mesh.compute_midpoints(mesh, dim, facets)
     distance, nearest = cKDTree(midpoints).query(here)
-    size = np.ptp(midpoints, axis=0).max()
-    found = distance < 1e-9 * size
+    found = distance < 1e-9 * np.ptp(midpoints, axis=0).max()
     if global_sum(comm, float(found.sum())) == 0.0:
-        error = ValueError(f"the facets of {path} are not those of the mesh")
-    all_ranks_agree(comm, error)
+        raise ValueError(f"the facets of {path} are not those of the mesh")
     order = np.argsort(facets[found])
     values = tags[nearest[found]].astype(np.int32)
     return dolfinx.mesh.meshtags(mesh, dim, facets[found][order], values[order])
@@ -276,8 +273,8 @@ def _checked(
     radius: float | Sequence[float], h: float, grading: float, dim: int
 ) -> tuple[Floats, float]:
     """Return one radius per axis and the uniform cell size that the grading shrinks to h."""
-    for name, value in (("h", h), ("grading", grading)):
-        number(name, value)
+    number("h", h)
+    number("grading", grading)
     try:
         given = np.asarray(radius, dtype=np.float64)
     except (TypeError, ValueError):
@@ -326,32 +323,25 @@ def _distribute(comm: MPI.Comm, build: Callable[[], RawMesh]) -> Mesh:
     """Build on rank 0 and share the cells out, with a ghost layer across facets. Collective."""
     held: list[RawMesh] = []
 
-    def work() -> tuple[str, int, int, int]:
-        raw = build()
-        held.append(raw)
-        return raw.cell, raw.degree, raw.cells.shape[1], raw.points.shape[1]
+    def work() -> RawMesh:
+        held.append(build())
+        return replace(held[0], cells=held[0].cells[:0], points=held[0].points[:0])
 
     # An error on rank 0 has reached every rank before the collective call below begins.
-    cell, degree, num_nodes, gdim = on_root(comm, work)
-    cells, points = np.empty((0, num_nodes), dtype=np.int64), np.empty((0, gdim))
-    if held:
-        cells, points = held[0].cells, held[0].points
-    return share_out(comm, cell, degree, cells, points)
+    nothing = on_root(comm, work)
+    raw = held[0] if held else nothing
+    return share_out(comm, raw.cell, raw.degree, raw.cells, raw.points)
 
 
 def share_out(
-    comm: MPI.Comm,
-    cell: str,
-    degree: int,
-    cells: npt.NDArray[np.int64],
-    points: npt.NDArray[np.float64],
+    comm: MPI.Comm, cell: str, degree: int, cells: npt.NDArray[np.int64], points: Floats
 ) -> Mesh:
     """Make a mesh of the cells and points that the ranks hold, with a ghost layer. Collective.
 
     Args:
         comm: the communicator.
-        cell: of the mesh.
-        degree: of its geometry.
+        cell: name of the cell.
+        degree: polynomial degree of the geometry.
         cells: ``(c, k)`` numbers of the points of this rank's cells, in the order of DOLFINx.
         points: ``(n, d)`` this rank's; they are numbered rank after rank.
     """

@@ -1,4 +1,4 @@
-"""Building blocks of meshing.py: points and cells as rank 0 makes or reads them, without MPI.
+"""Building blocks of mesh.py: points and cells as rank 0 makes or reads them, without MPI.
 
 Three sources: gmsh for the simplices of simple shapes, files, and a block structure for disks and
 balls of quadrilaterals or hexahedra. Nothing here is collective.
@@ -11,6 +11,7 @@ blocks share nodes by integer index and no coordinates are ever compared.
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ class RawMesh:
 
 
 def simplices(shape: str, radii: Floats, h: float) -> RawMesh:
-    """Mesh a box or a ball with triangles or tetrahedra, by gmsh's Delaunay algorithms.
+    """Mesh a box or a ball by gmsh's Delaunay algorithms.
 
     Args:
         shape: "box" or "ball".
@@ -137,13 +138,14 @@ def read_xdmf(file: Path) -> RawMesh:
     Raises:
         ValueError: if the file or its HDF5 companion is missing, damaged or holds no mesh.
     """
+    own_mesh = "Grid[Topology][Geometry]"
     try:
-        domain = ET.parse(file).getroot().find("Domain")
+        grid = ET.parse(file).getroot().find(f".//{own_mesh}")
     except ET.ParseError as caught:
         raise ValueError(f"damaged XML ({caught}); write it again with XDMFFile") from caught
-    where = None if domain is None else next(_mesh_grids(domain, "/Xdmf/Domain"), None)
-    if where is None:
+    if grid is None:
         raise ValueError("no grid with a topology and a geometry; add one with write_mesh")
+    where = grid.get("Name", ""), f"(//{own_mesh})[1]/.."
     # On COMM_SELF a damaged file fails alone, not half-way through a collective read.
     try:
         with XDMFFile(MPI.COMM_SELF, file, "r") as xdmf:
@@ -155,21 +157,8 @@ def read_xdmf(file: Path) -> RawMesh:
     return _validated(RawMesh(shape.name, degree, cells.astype(np.int64), points))
 
 
-def _mesh_grids(parent: ET.Element, path: str) -> Iterator[tuple[str, str]]:
-    """Find the grids with a mesh of their own, at any depth: name, and XPath of the parent."""
-    for number, grid in enumerate(parent.findall("Grid"), start=1):
-        if grid.find("Topology") is not None and grid.find("Geometry") is not None:
-            yield grid.get("Name", ""), path
-        yield from _mesh_grids(grid, f"{path}/Grid[{number}]")
-
-
 def _validated(raw: RawMesh) -> RawMesh:
-    """Check a mesh from outside, drop repeated cells and the coordinates its cells do not need.
-
-    Raises:
-        ValueError: if node numbers or coordinates are damaged, cells overlap, or they leave the
-            line or plane of their dimension.
-    """
+    """Check a mesh from outside, drop repeated cells and the coordinates its cells do not need."""
     cells, points = raw.cells, raw.points
     ordered = np.sort(cells, axis=1)
     if cells.size == 0 or ordered[:, 0].min() < 0 or ordered[:, -1].max() >= len(points):
@@ -180,11 +169,10 @@ def _validated(raw: RawMesh) -> RawMesh:
     order = np.lexsort(ordered.T)
     repeated = np.all(ordered[order[1:]] == ordered[order[:-1]], axis=1)
     cells = np.delete(cells, order[1:][repeated], axis=0)
-
-    tdim = next(dim for (dim, _), name in _CELLS.items() if name == raw.cell)
+    topology = basix.topology(basix.CellType[raw.cell])
+    tdim = len(topology) - 1
     # DOLFINx writes out of bounds, or aborts, when it meets a third cell at a facet.
-    facets = basix.topology(basix.CellType[raw.cell])[tdim - 1]
-    sides = np.sort(np.concatenate([cells[:, facet] for facet in facets]), axis=1)
+    sides = np.sort(np.concatenate([cells[:, facet] for facet in topology[tdim - 1]]), axis=1)
     sides = sides[np.lexsort(sides.T)]
     if np.any(np.all(sides[2:] == sides[:-2], axis=1)):
         raise ValueError("it has facets with more than two cells; remove overlapping cells")
@@ -228,11 +216,7 @@ def _gmsh_model(options: dict[str, float]) -> Iterator[Any]:
 
 
 def _gmsh_cells(gmsh: Any) -> RawMesh:
-    """Extract the cells of the highest dimension of the current gmsh model.
-
-    Raises:
-        ValueError: if there are none, or of several kinds, or of a kind DOLFINx lacks.
-    """
+    """Extract the cells of the highest dimension of the current gmsh model, all of one kind."""
     by_dim = (list(gmsh.model.mesh.getElementTypes(dim)) for dim in (3, 2, 1))
     kinds: list[int] = next(filter(None, by_dim), [])
     if len(kinds) != 1:
@@ -255,48 +239,30 @@ def _cube(xi: Floats, half: float, bulge: float) -> Floats:
     """Map lattice points in [-1, 1]^dim, shape ``(n, dim)``, to the bulged cube."""
     squares = xi**2
     others = squares.sum(axis=1, keepdims=True) - squares
-    points: Floats = half * xi * (1.0 + bulge * (1.0 - others / (xi.shape[1] - 1)))
-    return points
+    return np.asarray(half * xi * (1.0 + bulge * (1.0 - others / (xi.shape[1] - 1))))
 
 
 def _sphere(xi: Floats) -> Floats:
     """Map points on the surface of [-1, 1]^dim, shape ``(n, dim)``, to the unit sphere."""
     # Equal angles rather than equal projections: the cells of a face differ less in size.
     rays = np.tan(0.25 * np.pi * xi)
-    points: Floats = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-    return points
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
 
 
 def _lattice_cells(nodes: Ints, flip: bool) -> Ints:
-    """List the cells of a block of node numbers, vertices in basix order (first axis fastest).
-
-    Args:
-        nodes: node numbers, one array axis per block direction.
-        flip: whether the axes in this order are left-handed in space.
-
-    Returns:
-        Node numbers per cell, shape ``(num_cells, 2**dim)``.
-    """
+    """The cells ``(n, 2**dim)`` of a block of node numbers; flip it if its axes are left-handed."""
     if flip:
         nodes = nodes.swapaxes(0, 1)
-    dim = nodes.ndim
-    corners = []
-    for vertex in range(2**dim):
-        ends = [slice(1, None) if vertex >> axis & 1 else slice(None, -1) for axis in range(dim)]
-        corners.append(nodes[tuple(ends)].ravel())
-    return np.stack(corners, axis=1)
+    low, high = slice(None, -1), slice(1, None)
+    # Vertices in basix order: the first axis is the fastest.
+    vertices = itertools.product((low, high), repeat=nodes.ndim)
+    return np.stack([nodes[ends[::-1]].ravel() for ends in vertices], axis=1)
 
 
 def ball_blocks(dim: int, radius: float, h: float) -> RawMesh:
-    """Mesh the disk or the ball with quadrilaterals or hexahedra of size about ``h``.
+    """Mesh the disk or ball around 0 with quadrilaterals or hexahedra of size about ``h``.
 
-    Args:
-        dim: 2 or 3.
-        radius: radius of the ball, centred at the origin.
-        h: target edge length.
-
-    Returns:
-        A mesh of degree 1 with positive Jacobians.
+    The cells are of degree 1 and have positive Jacobians.
     """
     half, bulge, per_radius, depth = _SHAPE[dim]
     n = max(1, math.ceil(per_radius * radius / h - 1e-9))
@@ -311,16 +277,14 @@ def ball_blocks(dim: int, radius: float, h: float) -> RawMesh:
     outer = _sphere(2.0 * surface / n - 1.0)
     points = [_cube(2.0 * lattice / n - 1.0, half, bulge)]
     for layer in range(1, layers + 1):
-        nodes[(layer, *surface.T)] = (
-            len(lattice) + (layer - 1) * len(surface) + np.arange(len(surface))
-        )
+        first = len(lattice) + (layer - 1) * len(surface)
+        nodes[(layer, *surface.T)] = np.arange(first, first + len(surface))
         points.append(inner + (outer - inner) * (layer / layers))
 
     cells = [_lattice_cells(nodes[0], flip=False)]
-    for axis in range(dim):
-        for side in (0, n):
-            block = np.take(nodes, side, axis=axis + 1)
-            # Outward layers first, then the other axes in order: right-handed for an even axis
-            # on the far side, and every change of side or neighbouring axis reverses that.
-            cells.append(_lattice_cells(block, flip=(axis + (side == 0)) % 2 == 1))
+    for axis, side in itertools.product(range(dim), (0, n)):
+        block = np.take(nodes, side, axis=axis + 1)
+        # Outward layers first, then the other axes in order: right-handed for an even axis
+        # on the far side, and every change of side or neighbouring axis reverses that.
+        cells.append(_lattice_cells(block, flip=(axis + (side == 0)) % 2 == 1))
     return RawMesh(_CELLS[dim, 2**dim], 1, np.concatenate(cells), radius * np.concatenate(points))

@@ -6,6 +6,7 @@ Both give the same answer on every rank and at any number of ranks.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from mpi4py import MPI
 
@@ -19,6 +20,8 @@ from fem_mf.mpi import all_ranks_agree, global_sum, integer
 from fem_mf.typing import Array, SpaceFunction
 
 __all__ = ["evaluate", "evaluate_at", "interpolate_between", "sample_exponential", "sample_square"]
+
+type Indices = npt.NDArray[np.intp]
 
 # Coordinates are projected on this direction to give cells an order that depends neither on the
 # partition nor on the numbering; its irrational ratios make ties improbable.
@@ -128,48 +131,44 @@ def sample_square(function: fem.Function, n: int, seed: int) -> Array:
     Args:
         function: a scalar Lagrange function with up-to-date ghosts.
         n: number of points.
-        seed: of NumPy's default generator.
+        seed: seed of NumPy's default generator.
 
     Returns:
         ``(n, d)`` points, the same on every rank.
     """
-    return _sample(_SquareSampler(function), function, n, seed)
+    return _sample(_SquareCells(function), n, seed)
 
 
 def sample_exponential(u: fem.Function, n: int, seed: int) -> Array:
     """Points of density proportional to e^{−u}; see :func:`sample_square`. Collective."""
-    return _sample(_ExponentialSampler(u), u, n, seed)
+    return _sample(_ExponentialCells(u), n, seed)
 
 
-def _sample(sampler: _CellSampler, function: fem.Function, n: int, seed: int) -> Array:
+def _sample(cells: _Cells, n: int, seed: int) -> Array:
     if integer("n", n) < 1:
         raise ValueError(f"the number of samples is at least 1, not {n}")
-    mesh = function.function_space.mesh
+    mesh = cells.mesh
     rng = np.random.default_rng(seed)
-    mine, cells = _draw_cells(mesh, sampler.masses(), rng.random(n))
+    pending, drawn = _draw_cells(mesh, cells.masses(), rng.random(n))
     samples = np.zeros((n, mesh.geometry.dim))
-    pending = np.arange(len(mine))
     for _ in range(_MAX_ROUNDS):
         uniform = rng.random((n, mesh.topology.dim + 2))
         if pending.size:
-            points, accepted = sampler.propose(cells[pending], uniform[mine[pending]])
-            samples[mine[pending[accepted]]] = points[accepted]
-            pending = pending[~accepted]
+            points, accepted = cells.propose(drawn, uniform[pending])
+            samples[pending[accepted]] = points[accepted]
+            pending, drawn = pending[~accepted], drawn[~accepted]
         if mesh.comm.allreduce(pending.size) == 0:
             return global_sum(mesh.comm, samples)
     raise RuntimeError("sampling did not finish: the density varies too much inside one cell")
 
 
-def _draw_cells(
-    mesh: dmesh.Mesh, masses: Array, uniform: Array
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _draw_cells(mesh: dmesh.Mesh, masses: Array, uniform: Array) -> tuple[Indices, Indices]:
     """Invert the distribution of cell masses: indices of this rank's samples, and their cells."""
     comm = mesh.comm
     x, dofs = mesh.geometry.x, mesh.geometry.dofmaps[0][: len(masses)]
-    key = (x[dofs] @ _DIRECTION).mean(axis=1)
-    keys, weights = comm.allgather(key), comm.allgather(masses)
+    keys = comm.allgather((x[dofs] @ _DIRECTION).mean(axis=1))
     order = np.argsort(np.concatenate(keys), kind="stable")
-    cumulative = np.cumsum(np.concatenate(weights)[order])
+    cumulative = np.cumsum(np.concatenate(comm.allgather(masses))[order])
     position = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
     chosen = order[np.minimum(position, len(order) - 1)]
     first = sum(len(k) for k in keys[: comm.rank])
@@ -177,30 +176,35 @@ def _draw_cells(
     return mine, chosen[mine] - first
 
 
-class _CellSampler:
+class _Cells:
     """Integrals of a density cell by cell, and rejection sampling inside a cell.
 
     Proposals have the density of the largest corner values on a grid of boxes, times a factor that
-    covers what lies between the corners. The grid is one of the unit cube, which :func:`_fold` maps
-    onto a simplex with its volume. Members of the family say what the density of a function is.
+    covers what lies between the corners. The grid is one of the unit cube, mapped onto a simplex
+    with its volume. The two subclasses say what the density of a function is, and its factor.
     """
 
     def __init__(self, function: fem.Function) -> None:
-        space = function.function_space
-        mesh = space.mesh
+        space, self.mesh = function.function_space, function.function_space.mesh
+        self.dim = self.mesh.topology.dim
         self.element = space.element.basix_element
         self.cell_type = self.element.cell_type
-        num_cells = mesh.topology.index_map(mesh.topology.dim).size_local
-        self.geometry = mesh.geometry.x[mesh.geometry.dofmaps[0][:num_cells], : mesh.geometry.dim]
+        owned = self.mesh.topology.index_map(self.dim).size_local
+        geometry = self.mesh.geometry
+        self.geometry = geometry.x[geometry.dofmaps[0][:owned], : geometry.dim]
         self.cmap = basix.create_element(
             basix.ElementFamily.P,
             self.cell_type,
-            mesh.geometry.cmaps[0].degree,
-            basix.LagrangeVariant(mesh.geometry.cmaps[0].variant),
+            geometry.cmaps[0].degree,
+            basix.LagrangeVariant(geometry.cmaps[0].variant),
         )
-        self.values = _reference_values(function, num_cells)
-        self.dim = mesh.topology.dim
-        self._simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
+        # Nodal values cell by cell, in the ordering of the reference cell.
+        self.mesh.topology.create_entity_permutations()
+        self.values: Array = function.x.array[space.dofmap.list[:owned]].copy()
+        if space.element.needs_dof_transformations:
+            permutations = self.mesh.topology.get_cell_permutation_info()[:owned]
+            space.element.T_apply(self.values.reshape(-1), permutations, 1)
+        self.simplex = self.cell_type in (basix.CellType.triangle, basix.CellType.tetrahedron)
         self.boxes = min(2 * self.element.degree + 2, _MAX_BOXES[self.dim])
         self.quadrature_degree = 2 * self.element.degree + 2
 
@@ -208,26 +212,17 @@ class _CellSampler:
         """The density where the function has these values."""
         raise NotImplementedError
 
-    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
-        """Bounds in the boxes of cells.
-
-        Args:
-            cells: the cells.
-            bounds: largest density at the corners of each box, ``(cells, boxes^d)``.
-        """
+    def cover(self, cells: Indices, bounds: Array) -> Array:
+        """Bounds in the boxes of cells, from the largest ``(cells, boxes^d)`` at their corners."""
         raise NotImplementedError
 
     def masses(self) -> Array:
         """The integral over each cell."""
-        points, weights = basix.make_quadrature(self.cell_type, self.quadrature_degree)
-        values = self.values @ _tabulate(self.element, points, 0)[0].T
-        every = np.arange(len(self.values))
-        local: Array = self.density(values) * self._jacobian(every, points)
-        return np.asarray(local @ np.asarray(weights))
+        rule: Any = basix.make_quadrature(self.cell_type, self.quadrature_degree)
+        points, weights = rule
+        return np.asarray(self._on_all(slice(None), points) @ weights)
 
-    def propose(
-        self, cells: npt.NDArray[np.intp], uniform: Array
-    ) -> tuple[Array, npt.NDArray[np.bool_]]:
+    def propose(self, cells: Indices, uniform: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Points of the given cells, and which of them to accept; uniform is ``(n, d + 2)``."""
         unique, inverse = np.unique(cells, return_inverse=True)
         bounds = self._bounds(unique)
@@ -241,114 +236,81 @@ class _CellSampler:
             box[order[first:last]] = np.searchsorted(cumulative[i], targets[order[first:last]])
         box = np.minimum(box, bounds.shape[1] - 1)
         corner = np.stack(np.unravel_index(box, (self.boxes,) * self.dim), axis=1)
-        reference = self._reference((corner + uniform[:, 2:]) / self.boxes)
-        density, x = self._evaluate(cells, reference)
+        points = self._reference((corner + uniform[:, 2:]) / self.boxes)
+        values = np.einsum("ij,ij->i", self.values[cells], _tabulate(self.element, points)[0])
+        tables, corners = _tabulate(self.cmap, points, 1), self.geometry[cells]
+        x = np.einsum("ij,ijk->ik", tables[0], corners)
+        jacobian = np.einsum("cvk,gcv->ckg", corners, tables[1:])
+        density = self.density(values) * np.abs(np.linalg.det(jacobian))
         return x, uniform[:, 1] * bounds[inverse, box] <= density
 
-    def _bounds(self, cells: npt.NDArray[np.intp]) -> Array:
+    def _bounds(self, cells: Indices) -> Array:
         """Upper estimate of the density times |det J| in each box, ``(cells, boxes^d)``."""
         axes = [np.linspace(0.0, 1.0, self.boxes + 1)] * self.dim
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.dim)
-        points = self._reference(grid)
-        values = self.values[cells] @ _tabulate(self.element, points, 0)[0].T
-        shape = (-1, *(len(a) for a in axes))
-        density = (self.density(values) * self._jacobian(cells, points)).reshape(shape)
+        density = self._on_all(cells, self._reference(grid))
+        density = density.reshape(-1, *(len(axis) for axis in axes))
         for axis in range(1, self.dim + 1):
             upper, lower = np.arange(1, self.boxes + 1), np.arange(self.boxes)
             density = np.maximum(density.take(upper, axis), density.take(lower, axis))
         return self.cover(cells, density.reshape(len(cells), -1))
 
-    def _reference(self, cube: Array) -> Array:
-        return _fold(cube) if self._simplex else cube
-
-    def _evaluate(self, cells: npt.NDArray[np.intp], points: Array) -> tuple[Array, Array]:
-        """The density times |det J|, and x, cell i at reference point i."""
-        values = np.einsum("ij,ij->i", self.values[cells], _tabulate(self.element, points, 0)[0])
-        tables = _tabulate(self.cmap, points, 1)
-        x = np.einsum("ij,ijk->ik", tables[0], self.geometry[cells])
-        jacobian = np.einsum("cvk,gcv->ckg", self.geometry[cells], tables[1:])
-        return self.density(values) * np.abs(np.asarray(np.linalg.det(jacobian))), x
-
-    def _jacobian(self, cells: npt.NDArray[np.intp], points: npt.ArrayLike) -> Array:
+    def _on_all(self, cells: Indices | slice, points: Array) -> Array:
+        """The density times |det J| at the same reference points of each cell."""
         gradients = _tabulate(self.cmap, points, 1)[1:]
         jacobian = np.einsum("cvk,gqv->cqkg", self.geometry[cells], gradients)
-        return np.abs(np.asarray(np.linalg.det(jacobian)))
+        values = self.values[cells] @ _tabulate(self.element, points)[0].T
+        return self.density(values) * np.abs(np.asarray(np.linalg.det(jacobian)))
+
+    def _reference(self, cube: Array) -> Array:
+        """Uniform points of the reference cell from those of the unit cube."""
+        # Spacings of the sorted coordinates are uniform on the simplex.
+        return np.diff(np.sort(cube, axis=1), axis=1, prepend=0.0) if self.simplex else cube
 
 
-class _SquareSampler(_CellSampler):
+class _SquareCells(_Cells):
     """The density ψ² of a function ψ."""
 
     def density(self, values: Array) -> Array:
         """ψ²."""
         return values**2
 
-    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
+    def cover(self, cells: Indices, bounds: Array) -> Array:
         """A margin for a polynomial of degree k between the corners."""
         # A box between zeros of ψ has small corners; the cell's size keeps it reachable.
         margin = (1.0 + self.element.degree / self.boxes) ** 2
         return np.asarray(margin * (bounds + 1e-3 * bounds.max(axis=1, keepdims=True)))
 
 
-class _ExponentialSampler(_CellSampler):
+class _ExponentialCells(_Cells):
     """The density e^{−u} of a function u."""
 
     def __init__(self, function: fem.Function) -> None:
         super().__init__(function)
         self.quadrature_degree = _EXPONENTIAL_DEGREE[self.dim]
-        points, _ = basix.make_quadrature(self.cell_type, 2 * self.element.degree)
-        seconds = [
-            self.values @ _tabulate(self.element, points, 2)[basix.index(*pair)].T
-            for pair in _second_derivatives(self.dim)
-        ]
-        self._curvatures: Array = np.sqrt(sum(s**2 for s in seconds)).max(axis=1, initial=0.0)
+        points: Any = basix.make_quadrature(self.cell_type, 2 * self.element.degree)[0]
+        table, axes = _tabulate(self.element, points, 2), np.eye(self.dim, dtype=int)
+        pairs = (basix.index(*(a + b).tolist()) for a in axes for b in axes)
+        squares = sum((self.values @ table[pair].T) ** 2 for pair in pairs)
+        self._curvatures: Array = np.sqrt(squares).max(axis=1, initial=0.0)
 
     def density(self, values: Array) -> Array:
         """e^{−u}."""
         return np.exp(-values)
 
-    def cover(self, cells: npt.NDArray[np.intp], bounds: Array) -> Array:
+    def cover(self, cells: Indices, bounds: Array) -> Array:
         """A factor e^δ, δ a bound of how far u falls below its values at the corners of a box.
 
         In the convex hull of points of a ball of radius ρ a function falls below its smallest value
         there by ½ρ²‖∇²u‖ at most. The map of the cube onto a simplex is linear on the simplices
         that the corners of each box span, and stretches by ``_FOLD[d]``.
         """
-        stretch = _FOLD[self.dim] if self._simplex else 1.0
+        stretch = _FOLD[self.dim] if self.simplex else 1.0
         squared_radius = 0.25 * self.dim * (stretch / self.boxes) ** 2
         curvature = self._curvatures[cells] * (1.0 + self.element.degree / self.boxes)
         return np.asarray(bounds * np.exp(0.5 * squared_radius * curvature)[:, None])
 
 
-def _second_derivatives(dim: int) -> list[tuple[int, ...]]:
-    """Multi-indices of all second derivatives, the mixed ones twice."""
-    rows = np.eye(dim, dtype=int)
-    return [tuple(int(n) for n in rows[a] + rows[b]) for a in range(dim) for b in range(dim)]
-
-
-def _tabulate(
-    element: basix.finite_element.FiniteElement, points: npt.ArrayLike, order: int
-) -> Array:
+def _tabulate(element: basix.finite_element.FiniteElement, points: Array, order: int = 0) -> Array:
     """Shape functions and derivatives up to an order, ``(derivatives, points, dofs)``."""
-    tables: Array = np.asarray(element.tabulate(order, np.asarray(points)))
-    return tables[:, :, :, 0]
-
-
-def _reference_values(function: fem.Function, num_cells: int) -> Array:
-    """Nodal values cell by cell in the reference ordering, ``(num_cells, dofs)``."""
-    space = function.function_space
-    space.mesh.topology.create_entity_permutations()
-    values: Array = function.x.array[space.dofmap.list[:num_cells]].copy()
-    element = space.element
-    if element.needs_dof_transformations:
-        permutations = space.mesh.topology.get_cell_permutation_info()[:num_cells]
-        element.T_apply(values.reshape(-1), permutations, 1)
-    return values
-
-
-def _fold(uniform: Array) -> Array:
-    """Uniform points of the unit square or cube to uniform points of the reference simplex.
-
-    Spacings of the sorted coordinates are uniform on the simplex.
-    """
-    ordered = np.sort(uniform, axis=1)
-    return np.diff(ordered, axis=1, prepend=0.0)
+    return np.asarray(element.tabulate(order, points))[:, :, :, 0]
