@@ -48,43 +48,21 @@ class MeanFieldHamiltonian:
         self.mean_field = mean_field
         self.constant = problem.stiffness.copy()  # σ²A + ∫V_0ψχ
         self.constant.scale(problem.sigma**2)
+        term = self._discrete.add_potential(self.constant, mean_field.base)
+        if term is not None:
+            term.destroy()
+        self.constant_diagonal = self.constant.getDiagonal()
+        basis = mean_field.basis
+        # Whether V − V_0 is a combination of preassembled matrices.
+        self.by_pieces = not problem.lumped and basis is not None and basis.shape[1] <= _MAX_PIECES
         self._pieces: list[PETSc.Mat] = []
-        self._general: PETSc.Mat | None = None
-        self.constant_diagonal = self.constant.createVecLeft()
-        if problem.lumped:
-            self.constant.getDiagonal(self.constant_diagonal)
-            self._add_lumped(mean_field.base, self.constant_diagonal)
-            self.constant.setDiagonal(self.constant_diagonal)
-        else:
-            fixed = self._discrete.assemble_potential(None, mean_field.base)
-            self.constant.axpy(1.0, fixed, structure=_SAME)
-            fixed.destroy()
-            self.constant.getDiagonal(self.constant_diagonal)
-            self._preassemble()
+        if self.by_pieces and basis is not None:
+            self._pieces = [self._discrete.assemble_potential(None, column) for column in basis.T]
         self.matrix = self.constant.copy()
         self._diagonal = self.constant_diagonal.copy()
+        self._term: PETSc.Mat | None = None
         self._state: Array | None = None  # coefficients of M and of the pieces in ``matrix``
         self._updates = 0
-
-    @property
-    def by_pieces(self) -> bool:
-        """Whether V − V_0 is a combination of preassembled matrices."""
-        basis = self.mean_field.basis
-        return not self.problem.lumped and basis is not None and basis.shape[1] <= _MAX_PIECES
-
-    def _preassemble(self) -> None:
-        if self.by_pieces:
-            assert self.mean_field.basis is not None
-            self._pieces = [
-                self._discrete.assemble_potential(None, column)
-                for column in self.mean_field.basis.T
-            ]
-
-    def _add_lumped(self, potential: Array, diagonal: PETSc.Vec) -> None:
-        """Add ∫Vψχ, which is diagonal, to a diagonal."""
-        ones = np.ones(self._discrete.num_owned)
-        added = self._discrete.apply_potential(potential, ones)
-        diagonal.array[:] = owned_values(diagonal) + added
 
     def update(self, mass_factor: float, y: Array) -> None:
         """Set the matrix to c M + σ²A + ∫V(y)ψχ. Collective.
@@ -96,17 +74,16 @@ class MeanFieldHamiltonian:
         if self.by_pieces:
             self._update_by_pieces(np.concatenate(([mass_factor], self.mean_field.coefficients(y))))
             return
-        problem = self.problem
         varying = self.mean_field.potential(y) - self.mean_field.base
-        if problem.lumped:
-            self.constant_diagonal.copy(self._diagonal)
-            self._add_lumped(mass_factor + varying, self._diagonal)
+        if self.problem.lumped:
+            ones = np.ones(self._discrete.num_owned)
+            added = self._discrete.apply_potential(mass_factor + varying, ones)
+            self._diagonal.array[:] = owned_values(self.constant_diagonal) + added
             self.matrix.setDiagonal(self._diagonal)
         else:
-            self._general = problem.discretisation.assemble_potential(self._general, varying)
             self.constant.copy(self.matrix, structure=_SAME)
-            self.matrix.axpy(mass_factor, problem.mass_matrix, structure=_SAME)
-            self.matrix.axpy(1.0, self._general, structure=_SAME)
+            self.matrix.axpy(mass_factor, self.problem.mass_matrix, structure=_SAME)
+            self._term = self._discrete.add_potential(self.matrix, varying, self._term)
             self.matrix.stateIncrease()
 
     def _update_by_pieces(self, state: Array) -> None:

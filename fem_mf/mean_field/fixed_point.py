@@ -210,6 +210,13 @@ class FixedPointRecord:
         return len(self.residuals)
 
 
+def _fraction(start: float, end: float, growth: float) -> float:
+    """How much of a step to keep, from the slopes at its ends and the growth of the residual."""
+    if start > 0.0 and end >= -0.5 * start and growth < 2.0:
+        return 1.0
+    return max(start / (start - end), 0.1) if start > 0.0 > end else 0.5
+
+
 def solve(
     evaluate: Callable[[Array, float], Array],
     y: Array,
@@ -243,20 +250,17 @@ def solve(
     """
     accelerator.reset()
     norms: list[float] = []
-    slow_norms: list[float] = []
 
     def norm_of(z: Array) -> float:
         return float(np.sqrt(unknown.dot(z, z)))
 
-    def residual_at(point: Array) -> Array:
+    def residual_at(point: Array) -> tuple[Array, float, float]:
         found = evaluate(point, norms[-1] if norms else np.inf) - point
         norms.append(norm_of(found))
-        slow_norms.append(norms[-1] if slow is None else slow(found))
         accelerator.record(point, found)
-        return found
+        return found, norms[-1], norms[-1] if slow is None else slow(found)
 
-    residual, size = residual_at(y), norm_of(y)
-    norm, part = norms[-1], slow_norms[-1]
+    (residual, norm, part), size = residual_at(y), norm_of(y)
     damping, factor, shortened = 1.0, contraction, 0
     measured: float | None = None
     while not stop(norm, size, factor):
@@ -270,8 +274,7 @@ def solve(
                 step = damping * residual
             if stop.hopeless(norms, size):
                 raise stop.failure(norms, norm)
-            trial = residual_at(y + step)
-            trial_norm, trial_part = norms[-1], slow_norms[-1]
+            trial, trial_norm, trial_part = residual_at(y + step)
             # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
             factor = contraction
             if undamped and part > 0.0:
@@ -281,11 +284,11 @@ def solve(
             if not safeguard or enough or stop(trial_norm, size, factor):
                 break
             moved = unknown.coefficients(y + step) - coefficients
-            start, end = unknown.dot(residual, moved), unknown.dot(trial, moved)
-            if start > 0.0 and end >= -0.5 * start and trial_norm < 2.0 * norm:
+            slopes = unknown.dot(residual, moved), unknown.dot(trial, moved)
+            fraction = _fraction(*slopes, growth=trial_norm / norm)
+            if fraction == 1.0:
                 break
             rejections, shortened = rejections + 1, shortened + 1
-            fraction = max(start / (start - end), 0.1) if start > 0.0 > end else 0.5
             if plain:
                 damping *= fraction
                 step = accelerator.step(y, residual, unknown.dot)
@@ -383,9 +386,7 @@ class InnerTolerance:
     def learn(self, record: FixedPointRecord, contraction: float) -> None:
         """Learn the residuals of a stage and the contraction factor of T, NaN if not measured."""
         self._first_residual = record.residuals[0]
-        self._since_measured += 1
-        if record.iterations > 1:
-            self._since_measured = 0
+        self._since_measured = 0 if record.iterations > 1 else self._since_measured + 1
         if np.isfinite(contraction):
             self.contraction = contraction
 

@@ -69,23 +69,18 @@ def from_grid(density: Density, problem: Problem) -> Density:
         problem: the problem it was made for.
     """
     coarse, dim = density.problem, problem.dim
-    owned = coarse.discretisation.nodes[:dim, : coarse.discretisation.num_owned].T
+    owned = coarse.discretisation.owned_nodes[:dim].T
     points = np.concatenate(coarse.comm.allgather(owned))
     values = np.concatenate(coarse.comm.allgather(density.amplitude()))
     width = np.ptp(points, axis=0).max()
-    axes, grid = [], []
-    for column in np.round(points.T / width, 9):
-        axis, index = np.unique(column, return_inverse=True)
-        axes.append(axis)
-        grid.append(index)
+    columns = [np.unique(x, return_inverse=True) for x in np.round(points.T / width, 9)]
+    axes, grid = zip(*columns, strict=True)
     table = np.zeros([axis.size for axis in axes])
-    table[tuple(grid)] = values
+    table[grid] = values
     interpolant = RegularGridInterpolator(
         axes, table, method="cubic", bounds_error=False, fill_value=None
     )
-    psi = interpolant(
-        problem.discretisation.nodes[:dim, : problem.discretisation.num_owned].T / width
-    )
+    psi = interpolant(problem.discretisation.owned_nodes[:dim].T / width)
     return Density(problem, np.maximum(psi, 0.0))
 
 
