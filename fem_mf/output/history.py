@@ -24,18 +24,12 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from fem_mf.flows.flow import State
 from fem_mf.mpi import all_ranks_agree, on_root
 from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
 __all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
-
-
-class HasScalars(Protocol):
-    """What a flow yields."""
-
-    def scalars(self) -> Mapping[str, float]:
-        """The numbers of this step, in the order of the columns."""
 
 
 class Instant(Protocol):
@@ -146,7 +140,7 @@ class History(RunFile):
 
         self._on_disk(create)
 
-    def append(self, row: HasScalars | Mapping[str, float]) -> None:
+    def append(self, row: State | Mapping[str, float]) -> None:
         """Write one line. Collective.
 
         Args:
