@@ -27,6 +27,7 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
+from fem_mf.flows.flow import State
 from fem_mf.mpi import all_ranks_agree, on_root
 from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
@@ -36,13 +37,6 @@ __all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
 
 _LOG = logging.getLogger(__name__)
 _SECONDS = 5.0  # between two lines of the progress output
-
-
-class HasScalars(Protocol):
-    """What a flow yields."""
-
-    def scalars(self) -> Mapping[str, float]:
-        """The numbers of this step, in the order of the columns."""
 
 
 class Instant(Protocol):
@@ -193,7 +187,7 @@ class History(RunFile):
 
         self._on_disk(create)
 
-    def append(self, row: HasScalars | Mapping[str, float]) -> None:
+    def append(self, row: State | Mapping[str, float]) -> None:
         """Write one line. Collective.
 
         Args:

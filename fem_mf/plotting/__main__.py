@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mpi4py import MPI
 
+from fem_mf.mpi import on_root
 from fem_mf.plotting.film import FORMATS, Look, render
 
 __all__ = ["main"]
@@ -23,16 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 when there is nothing to draw or it cannot be drawn, 2 for a mistake
         in the arguments.
     """
-    comm = MPI.COMM_WORLD
-    options: argparse.Namespace | int | str | None = None
-    if comm.rank == 0:
-        try:
-            options = _parser().parse_args(arguments)
-        except SystemExit as stop:  # has said why
-            options = stop.code
-    options = comm.bcast(options, root=0)
-    if not isinstance(options, argparse.Namespace):
-        return int(options or 0)
+    return on_root(MPI.COMM_WORLD, lambda: _draw(arguments))
+
+
+def _draw(arguments: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # it has said why
+        return int(stop.code or 0)
     try:
         files = render(
             options.results,
@@ -43,17 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fps=options.fps,
             every=options.every,
             look=Look(options.size, options.range, options.whole, options.names),
-            comm=comm,
         )
     except (ImportError, RuntimeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         if not isinstance(cause, OSError | None):
             raise  # a mistake of ours: with its traceback
-        if comm.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    if comm.rank == 0:
-        print(*files, sep="\n")
+    print(*files, sep="\n")
     return 0
 
 

@@ -85,9 +85,6 @@ def film(
 
     The images are those of the recorded steps nearest to equally spaced times.
 
-        film("run/series.xdmf", "run/m.mp4")
-        film("run/series.xdmf", "run/u.gif", field="u", every=5, look=Look(size=(640, 360)))
-
     Args:
         path: the ``.xdmf`` file of an ``XDMFSeries``.
         out: the film, ``.mp4`` or ``.gif``; missing folders are created.
@@ -155,9 +152,6 @@ def render(
     The curves of ``history.csv`` come first, with the minimum and the predicted rate from the
     ``history.json`` that :class:`fem_mf.Limit` writes. Each ``.xdmf`` series gives pictures of the
     first and the last step and a film, all with one camera and one scale of colours.
-
-        render("run")
-        render("run", field="u", times=[0.5, 1.0], kind=None)
 
     Args:
         folder: where the results are, or one of its files.

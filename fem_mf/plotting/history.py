@@ -24,6 +24,7 @@ from fem_mf.typing import Array, PathLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["plot_convergence", "plot_fit", "plot_history"]
 
@@ -65,14 +66,24 @@ def plot_history(
         missing = [name for name in ("t", *columns) if name not in history]
         if missing:
             raise ValueError(f"no column {missing} in a history of {list(history)}")
-        figure = make_figure(3.8 * len(columns), 3.2)
-        panels = figure.subplots(1, len(columns), squeeze=False)[0]
-        for axes, name in zip(panels, columns, strict=True):
-            _draw_column(axes, name, np.asarray(history["t"]), np.asarray(history[name]), lowest)
-        figure.suptitle(title)
+        t = np.asarray(history["t"])
+        figure, grid = _panels(len(columns), len(columns), title)
+        for axes, name in zip(grid, columns, strict=True):
+            _draw_column(axes, name, t, np.asarray(history[name]), lowest)
         save(figure, path)
 
     on_root(comm, draw)
+
+
+def _panels(count: int, across: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a row or more of panels."""
+    rows = -(-count // across)
+    figure = make_figure(3.8 * across, 3.1 * rows)
+    grid = figure.subplots(rows, across, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.remove()
+    figure.suptitle(title)
+    return figure, list(grid[:count])
 
 
 def _draw_column(
@@ -87,12 +98,10 @@ def _draw_column(
     logarithmic = logarithmic or name in _LOGARITHMIC
     if name == "energy" and len(values) > 1 and np.ptp(values) > 0.0:
         limit = Limit(lowest) if isinstance(lowest, int | float) else lowest
-        if limit is None:
-            label, values = _above_the_last(t, values)
-        else:
-            label, values = _above_the_minimum(values, limit)
-            rate = limit.decay_rate
-        logarithmic = label != "energy"
+        rate = None if limit is None else limit.decay_rate
+        above = _above_the_last(t, values) if limit is None else _above_the_minimum(values, limit)
+        logarithmic = above is not None
+        label, values = above or (label, values)
     if len(t) > 1:  # the whole run, also where the energy is left out
         margin = 0.05 * (t[-1] - t[0])
         axes.set_xlim(t[0] - margin, t[-1] + margin)
@@ -108,20 +117,20 @@ def _draw_column(
     axes.grid(alpha=0.3)
 
 
-def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array]:
+def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array] | None:
     """Energies above the minimum, NaN where its uncertainty hides them."""
     excess = values - limit.minimum
     excess = np.where(excess > limit.uncertainty, excess, np.nan)
     if np.isnan(excess).all():  # the minimum of another run
-        return "energy", values
+        return None
     return f"energy − minimum ({limit.minimum:.8g})", excess
 
 
-def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
+def _above_the_last(t: Array, values: Array) -> tuple[str, Array] | None:
     """Energies above the smallest, NaN where they depend on this choice by more than a tenth.
 
     The last energy is above the minimum. By how much is extrapolated from the decrease over the
-    last two quarters of the run; where they do not converge, the energies are returned.
+    last two quarters of the run; where they do not converge, there is nothing.
     """
     least = float(np.min(values))
     excess = values - least
@@ -132,7 +141,7 @@ def _above_the_last(t: Array, values: Array) -> tuple[str, Array]:
         error = second**2 / (first - second) if first > second else np.inf
     excess = np.where(excess > 10.0 * error, excess, np.nan)
     if np.count_nonzero(excess > 0.0) < 2:
-        return "energy", values
+        return None
     which = "last energy" if values[-1] == least else "lowest"
     return f"energy − {which} ({least:.8g})", excess
 
@@ -181,19 +190,14 @@ def plot_convergence(
         panels = others + ["iterations"] * bool(counts)
         if not panels:
             raise ValueError(f"nothing to draw in a history of {list(history)}")
-        rows, across = -(-len(panels) // 3), min(len(panels), 3)
-        figure = make_figure(3.8 * across, 2.9 * rows)
-        grid = figure.subplots(rows, across, squeeze=False).ravel()
+        figure, grid = _panels(len(panels), min(len(panels), 3), title)
         t = columns.get("t", np.arange(len(next(iter(shown.values()))), dtype=float))
-        for axes, name in zip(grid, panels, strict=False):
+        for axes, name in zip(grid, panels, strict=True):
             if name == "iterations":
                 _draw_counts(axes, t, {count: shown[count] for count in counts})
             else:
                 _draw_column(axes, name, t, shown[name], lowest, _spans(shown[name]))
             axes.set_xlabel("t" if "t" in columns else "step")
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        figure.suptitle(title)
         save(figure, path)
 
     on_root(comm, draw)

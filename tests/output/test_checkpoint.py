@@ -206,6 +206,8 @@ def test_series_go_on(states: list[mf.flows.State], tmp_path: Path) -> None:
         with mf.XDMFSeries(path, problem, every=3, resume=resume) as series:
             for state in states[first:last]:
                 series.write(state.t, state.density, force=state.step == 10)
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["fields-2.bin", "fields-3.bin", "fields.bin", "fields.xdmf"]
     reader = pyvista.get_reader(path)
     expected = [states[i] for i in (0, 3, 6, 9, 10)]
     assert reader.time_values == pytest.approx([s.t for s in expected], abs=1e-14)
