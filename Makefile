@@ -31,7 +31,7 @@ setup: .venv/.ready ## make .venv (PYTHON=/path/to/python3.12 chooses the interp
 
 demo: .venv/.ready ## run a demo: DEMO=two_layer_network NP=2 OUTPUT=results/... ARGS="..."
 	@test -f demos/$(DEMO).py || { echo "no demos/$(DEMO).py; there are:"; ls demos/*.py; exit 2; }
-	$(MPIRUN) -n $(NP) $(BIN)/python demos/$(DEMO).py --output $(OUTPUT) $(ARGS) </dev/null
+	$(MPIRUN) -n $(NP) $(BIN)/python demos/$(DEMO).py --output $(OUTPUT) --overwrite $(ARGS) </dev/null
 	@find $(OUTPUT) -name '*.png' | sort | sed 's/^/Picture: /' | grep . || echo "Results: $(OUTPUT)"
 
 test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tests/parallel at 2 and 3 ranks

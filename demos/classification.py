@@ -29,7 +29,7 @@ from sklearn.model_selection import train_test_split
 
 import fem_mf as mf
 import networks
-from common import parse, restart_command, say
+from common import parse, say
 from fem_mf.plotting import film_of_figures
 
 POINTS = 21  # per axis, at which f is computed
@@ -60,10 +60,11 @@ def main(
     t_end: float = 10.0,  # final time
     tolerance: float = 5e-3,  # L² error of ψ that a step may make
     restart: bool = False,  # resume from the checkpoint in the output folder
+    overwrite: bool = False,  # replace the results in the output folder
     output: str = "results/classification",  # folder of the results
 ) -> dict[str, Any]:
     """Train, compare, draw, and return the numbers. Collective."""
-    comm, folder, wine = MPI.COMM_WORLD, Path(output), load_wine()
+    parameters, comm, folder, wine = locals(), MPI.COMM_WORLD, Path(output), load_wine()
     known = list(wine.feature_names)
     if len(features) != 2 or not set(features) <= set(known):
         raise SystemExit(f"--features takes two of {known}")
@@ -82,30 +83,25 @@ def main(
             "held_out_accuracy": float(np.mean(y_test * f_test > 0)),
         }
 
-    saved = mf.Checkpoint.read(folder / "checkpoint", comm) if restart else None
     radius = mf.truncation_radius(kappa, sigma, tol=1e-8, dim=3, offset=2.0)
-    mesh = saved.mesh if saved else mf.box(comm, radius, h, cell="hexahedron", dim=3)
-    problem = mf.Problem(mesh, networks.trap(kappa) + network, sigma, degree=4, mass="lumped")
-    start: Any = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
+    box = mf.Run.mesh(folder, comm) if restart else mf.box(comm, radius, h, 3, "hexahedron")
+    problem = mf.Problem(box, networks.trap(kappa) + network, sigma, degree=4, mass="lumped")
+    start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
     grid = np.linspace(z.min(axis=0) - 0.8, z.max(axis=0) + 0.8, POINTS).T
     nodes = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1).reshape(-1, 2)
-    maps: list[Any] = saved.extra["maps"][:-1] if saved else []  # f at the nodes by time
-    start = saved.state(problem) if saved else start
     flow = mf.SchrodingerFlow(problem, 0.01, "sdirk2", tolerance=tolerance)
-    with (
-        mf.XDMFSeries(folder / "series.xdmf", problem, every=2, resume=saved) as series,
-        mf.History(folder / "history.csv", comm, resume=saved) as history,
-        mf.Checkpoint(
-            folder / "checkpoint", problem, minutes=10, resume=restart_command()
-        ) as saves,
-    ):
-        for state in mf.progress(flow.run(start, t_end), t_end, comm, "training"):
-            m, last = state.density, state.t == t_end
-            scores = score(network.predict(m), test.predict(m))
-            history.append({**state.scalars(), **scores})
-            series.write(state.t, m, force=last)
-            maps.append((state.t, network.predict(m, nodes).tolist()))
-            saves.write(state, force=last, extra={"maps": maps})
+
+    def columns(state: Any) -> dict[str, float]:
+        return score(network.predict(state.density), test.predict(state.density))
+
+    how: Any = {"overwrite": overwrite, "restart": restart, "every": 2}
+    with mf.Run(folder, problem, parameters=parameters, **how) as run:
+        maps = run.extra.setdefault("maps", [])  # f at the nodes by time
+        for state in run.steps(flow, start, t_end, columns=columns, description="training"):
+            m = state.density
+            if not maps or state.t > maps[-1][0]:
+                maps.append((state.t, network.predict(m, nodes).tolist()))
+    scores = columns(state)
     line = LogisticRegression().fit(z, y).decision_function
     rows = {"straight line": score(line(z), line(z_test)), "network": scores}
     here, there = (networks.finite_outputs(m, F, (10, 100, 1000), 20) for F in (network, test))

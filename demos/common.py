@@ -6,13 +6,14 @@ import argparse
 import inspect
 import re
 import shlex
-import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpi4py import MPI
 from petsc4py import PETSc
+
+import fem_mf as mf
 
 PETSC = r"-(fem_mf|weak_form)_\w+"  # the prefixes of the solvers
 
@@ -23,9 +24,13 @@ def say(text: object) -> None:
         print(text, flush=True)
 
 
-def restart_command() -> str:
-    """The command line of this program, with ``--restart``."""
-    return shlex.join(["python", *(w for w in sys.argv if w != "--restart"), "--restart"])
+def study(main: Callable[..., object]) -> None:
+    """Run a demo that is a study: its folder gets a record, and ``--overwrite`` may replace it."""
+    mf.setup_logging(MPI.COMM_WORLD)
+    values = parse(main)
+    overwrite = values.pop("overwrite")
+    with mf.Run(values["output"], parameters=values, overwrite=overwrite):
+        main(**values)
 
 
 def parse(main: Callable[..., object], argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -65,6 +70,9 @@ def _read(main: Callable[..., object], argv: Sequence[str] | None) -> Any:
         text = f"{helps[name]} (default: {parameter.default})".replace("%", "%%")
         option = {"default": parameter.default, "help": text, **_kind(hints[name])}
         parser.add_argument(f"--{name.replace('_', '-')}", **option)
+    if "overwrite" not in hints:
+        text = "replace the results in the output folder"
+        parser.add_argument("--overwrite", action="store_true", help=text)
     values, rest = parser.parse_known_args(argv)
     for word, before in zip(rest, ["", *rest], strict=False):
         is_value = re.match(PETSC, before) and not re.match("-[-a-z]", word)

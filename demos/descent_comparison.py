@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 
 
 def main(
@@ -90,5 +90,4 @@ def main(
 
 
 if __name__ == "__main__":
-    mf.setup_logging(MPI.COMM_WORLD)
-    main(**parse(main))
+    study(main)

@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 
 KAPPA, STRENGTH, TARGET = 1.0, 2.0, np.array([1.5, -1.0])  # κ, λ_c and a
 MEAN, PRECISION = np.array([-1.5, 1.0]), 2.5  # μ_0 and θ_0
@@ -94,5 +94,4 @@ def main(
 
 
 if __name__ == "__main__":
-    mf.setup_logging(MPI.COMM_WORLD)
-    main(**parse(main))
+    study(main)

@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 
 PUBLISHED = {  # β: μ
     1: {400.0: 35.5775},
@@ -95,5 +95,4 @@ def main(
 
 
 if __name__ == "__main__":
-    mf.setup_logging(MPI.COMM_WORLD)
-    main(**parse(main))
+    study(main)

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 from fem_mf.plotting import gather
 
 PRECISION = 1.2  # θ_0 of the start, a Gaussian of mean (1, −½)
@@ -59,7 +59,7 @@ def main(
     discrete = problem.discretisation
     weights = discrete.apply_mass(np.ones(discrete.num_owned))
     states, distances = [], []
-    with mf.History(f"{output}/history.csv", comm) as history:
+    with mf.History(f"{output}/history.csv", comm, overwrite=True) as history:
         for state, other in zip(run, others, strict=True):
             history.append(state)
             states.append(state)
@@ -97,5 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    mf.setup_logging(MPI.COMM_WORLD)
-    main(**parse(main))
+    study(main)

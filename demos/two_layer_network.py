@@ -27,7 +27,7 @@ import numpy as np
 
 import fem_mf as mf
 import networks
-from common import parse, restart_command, say
+from common import parse, say
 from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 DATA = Path(__file__).parent / "data" / "motorcycle.csv"
@@ -49,11 +49,12 @@ def main(
     tolerance: float = 1e-3,  # L² error of ψ that a step may make; 0 for constant steps
     minutes: float = 10.0,  # between checkpoints
     restart: bool = False,  # resume from the checkpoint in the output folder
+    overwrite: bool = False,  # replace the results in the output folder
     samples: int = 20,  # repetitions of each finite network
     output: str = "results/two_layer_network",  # folder of the results
 ) -> dict[str, Any]:
     """Train, draw, and return the numbers. Collective."""
-    comm, folder = MPI.COMM_WORLD, Path(output)
+    parameters, comm, folder = locals(), MPI.COMM_WORLD, Path(output)
     data = np.loadtxt(DATA, delimiter=",", skiprows=1)
     held_out = np.arange(len(data)) % 4 == 2
     data = (data - data[~held_out].mean(axis=0)) / data[~held_out].std(axis=0)
@@ -66,11 +67,10 @@ def main(
     if cross_validate:
         sigma, kappa = networks.cross_validate(network, SIGMAS, KAPPAS, {2: 2.0, 3: 3.0}[dim])
     cell = cell or ("triangle" if dim == 2 else "hexahedron")
-    saved = mf.Checkpoint.read(folder / "checkpoint", comm) if restart else None
     # Trained neurons spread beyond the ground state of the trap alone.
     radius = mf.truncation_radius(kappa, sigma, tol=1e-8, dim=dim, offset=2.0)
-    if saved:
-        domain = saved.mesh
+    if restart:
+        domain = mf.Run.mesh(folder, comm)
     elif mesh:
         domain = mf.read_mesh(mesh, comm)
     elif cell in ("triangle", "tetrahedron"):
@@ -83,26 +83,22 @@ def main(
     degree, mass = (2, "consistent") if simplices else (4, "lumped")
     problem = mf.Problem(domain, networks.trap(kappa) + network, sigma, degree=degree, mass=mass)
 
-    start: Any = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
-    grid, fits = np.linspace(z.min(), z.max(), 200), {}
-    if saved:
-        start, fits = saved.state(problem), saved.extra["fits"]
+    start = mf.Density.from_function(problem, lambda x: np.exp(-0.5 * np.sum(x**2, axis=0)))
     flow = mf.SchrodingerFlow(problem, dt, "sdirk2", tolerance=tolerance or None)
-    again = restart_command()
-    with (
-        mf.XDMFSeries(folder / "series.xdmf", problem, every=2, resume=saved) as series,
-        mf.History(folder / "history.csv", comm, resume=saved) as history,
-        mf.Checkpoint(folder / "checkpoint", problem, minutes=minutes, resume=again) as checkpoint,
-    ):
-        for state in mf.progress(flow.run(start, t_end), t_end, comm, "training"):
-            errors, last = (network.predict(state.density, z) - y) ** 2, state.t == t_end
-            loss, test = float(errors[~held_out].mean()), float(errors[held_out].mean())
-            history.append({**state.scalars(), "loss": loss, "held_out_loss": test})
-            series.write(state.t, state.density, force=last)
-            if last or state.t >= t_end * SNAPSHOTS[len(fits)] - 1e-9:
+    grid = np.linspace(z.min(), z.max(), 200)
+
+    def losses(state: Any) -> dict[str, float]:
+        errors = (network.predict(state.density, z) - y) ** 2
+        return {"loss": errors[~held_out].mean(), "held_out_loss": errors[held_out].mean()}
+
+    how: Any = {"overwrite": overwrite, "restart": restart, "every": 2, "minutes": minutes}
+    with mf.Run(folder, problem, parameters=parameters, **how) as run:
+        fits = run.extra.setdefault("fits", {})
+        for state in run.steps(flow, start, t_end, columns=losses, description="training"):
+            due = SNAPSHOTS[len(fits) :]
+            if state.t == t_end or (due and state.t >= t_end * due[0] - 1e-9):
                 fits[f"t = {state.t:.3g}"] = network.predict(state.density, grid).tolist()
-            checkpoint.write(state, force=last, extra={"fits": fits})
-    density = state.density
+    density, loss, test = state.density, run.result["loss"], run.result["held_out_loss"]
     say(f"t = {state.t:g}: F^σ = {state.energy:.10f}, loss {loss:.5f}, held out {test:.5f}")
     table = networks.finite_networks(density, network, samples)
     limit = None
@@ -116,7 +112,9 @@ def main(
     plot_density(folder / "neurons.png", density, f"t = {state.t:g}", names="abc"[:dim])
     if comm.rank == 0:
         columns = ("energy", "loss", "held_out_loss")
-        plot_history(folder / "history.png", mf.History.read(history.path), columns, lowest=limit)
+        plot_history(
+            folder / "history.png", mf.History.read(folder / "history.csv"), columns, lowest=limit
+        )
         plot_fit(folder / "fit.png", z, y, grid, fits, labels=("time", "acceleration"))
     return {"energy": state.energy, "loss": loss, "held_out": test, "networks": table, "fits": fits}
 

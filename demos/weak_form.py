@@ -21,7 +21,7 @@ from dolfinx import fem, la
 from dolfinx.fem.petsc import LinearProblem
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 from fem_mf import equations
 from fem_mf.plotting import plot_density
 
@@ -97,4 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(**parse(main))
+    study(main)

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fem_mf as mf
-from common import parse, say
+from common import say, study
 from fem_mf.observables import Regularity
 
 type Sweep = tuple[list[mf.Density], float]  # m_t, and sup_t‖∇w̄ − ∇w‖∞
@@ -94,4 +94,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(**parse(main))
+    study(main)

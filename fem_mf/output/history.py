@@ -93,11 +93,11 @@ class RunFile(ABC):
         if self._comm.rank == 0:
             try:
                 work()
-            except FileExistsError as caught:
-                error = caught
             except OSError as caught:
                 full = "disk full: " if caught.errno == errno.ENOSPC else ""
                 error = OSError(f"{full}cannot write '{self.path}': {caught}")
+                if caught.errno is None:  # not from the system: it says what to do
+                    error = caught
         all_ranks_agree(self._comm, error)
 
     def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], sync: bool) -> None:
@@ -129,9 +129,9 @@ class RunFile(ABC):
         self.close()
 
 
-def replace_file(path: Path, text: str, sync: bool = False) -> None:
+def replace_file(path: Path, text: str, sync: bool = False, draft: str = "-new") -> None:
     """Replace a file atomically; ``sync`` makes it survive a power failure, too."""
-    new = path.with_name(path.name + "-new")
+    new = path.with_name(path.name + draft)
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
         if sync:

@@ -83,16 +83,17 @@ class Run:
 
     Args:
         folder: of the results; it is created, with its parents.
-        problem: the problem of the run; for a restart, on the mesh ``Run.mesh(folder, comm)``.
+        problem: the problem of the run; for a restart, on the mesh ``Run.mesh(folder, comm)``. A
+            study of several problems has none, and no files but ``run.json``.
         overwrite: replace the results of an earlier run.
         restart: resume from the checkpoint in the folder.
         parameters: what else defines the run, for ``run.json``: the arguments of a script, say.
         every: write the fields of each ``every``-th step, and of the last; 0 for no fields.
         minutes: time between checkpoints; None for no checkpoints.
+        comm: of a study; that of the problem where there is one.
 
     Attributes:
         folder: the folder.
-        problem: the problem.
         extra: whatever else a script needs in order to resume, made of what JSON knows: stored with
             every checkpoint, and there again after a restart.
 
@@ -108,52 +109,70 @@ class Run:
     def __init__(
         self,
         folder: PathLike,
-        problem: Problem,
+        problem: Problem | None = None,
         *,
         overwrite: bool = False,
         restart: bool = False,
         parameters: Mapping[str, Any] | None = None,
         every: int = 1,
         minutes: float | None = 10.0,
+        comm: MPI.Comm = MPI.COMM_WORLD,
     ) -> None:
         if every < 0:
             raise ValueError(f"every is a number of steps, or 0 for no fields, not {every}")
-        self.folder, self.problem, self._comm = Path(folder), problem, problem.comm
-        self._start = _saved(self.folder, problem) if restart else None
+        self.folder, self._comm = Path(folder), comm if problem is None else problem.comm
+        self._problem, self._start = problem, None
+        if restart:
+            self._start = _saved(self.folder, self.problem)
         self.extra: dict[str, Any] = self._start.extra if self._start else {}
         self._lock: TextIO | None = None
         on_root(self._comm, lambda: self._claim(overwrite or restart))
-        self._record = on_root(self._comm, lambda: _provenance(problem, parameters or {}))
+        self._record = on_root(self._comm, lambda: _provenance(self._comm, parameters or {}))
+        self._record["problem"] = None if problem is None else _describe_problem(problem)
         self._record |= {"restarted_at": self._start.t if self._start else None}
         self._status("running")
-        how: dict[str, Any] = {"overwrite": overwrite, "resume": self._start}
-        self._files, self._checkpoint, self._series = ExitStack(), None, None
-        history = self.folder / "history.csv"
+        self._files = ExitStack()
+        self._series: XDMFSeries | None = None
+        self._checkpoint: Checkpoint | None = None
         with ExitStack() as files:  # closed at once when one of them cannot be opened
             files.callback(self._release)
-            self._history = files.enter_context(
-                History(history, self._comm, comments=self._comments(), **how)
-            )
-            if every:
-                series = XDMFSeries(
-                    history.with_name("series.xdmf"),
-                    problem,
-                    every,
-                    information=self._essentials(),
-                    **how,
-                )
-                self._series = files.enter_context(series)
-            if minutes is not None:
-                checkpoint = Checkpoint(
-                    history.with_name(CHECKPOINT),
-                    problem,
-                    minutes=minutes,
-                    command=restart_command(),
-                    **how,
-                )
-                self._checkpoint = files.enter_context(checkpoint)
+            if problem is not None:
+                self._open(files, problem, overwrite, every, minutes)
             self._files = files.pop_all()
         self._complete = True  # no steps have begun
+
+    def _open(
+        self,
+        files: ExitStack,
+        problem: Problem,
+        overwrite: bool,
+        every: int,
+        minutes: float | None,
+    ) -> None:
+        """Open the files of a run. Collective."""
+        how: dict[str, Any] = {"overwrite": overwrite, "resume": self._start}
+        about = self._essentials()
+        comments = [f"{name}: {text}" for name, text in about.items()]
+        history = History(self.folder / HISTORY, self._comm, comments=comments, **how)
+        self._history = files.enter_context(history)
+        if every:
+            series = XDMFSeries(self.folder / SERIES, problem, every, information=about, **how)
+            self._series = files.enter_context(series)
+        if minutes is not None:
+            command, folder = restart_command(), self.folder / CHECKPOINT
+            checkpoint = Checkpoint(folder, problem, minutes=minutes, command=command, **how)
+            self._checkpoint = files.enter_context(checkpoint)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem of the run.
+
+        Raises:
+            ValueError: a study has none.
+        """
+        if self._problem is None:
+            raise ValueError("this run is a study: give Run its problem to write states")
+        return self._problem
 
     @staticmethod
     def mesh(folder: PathLike, comm: MPI.Comm) -> Mesh:
@@ -281,7 +300,7 @@ class Run:
         self._record["solvers"] = solvers_in_force()
         if self._comm.rank == 0 or status == "failed":
             text = json.dumps(self._record, indent=1, ensure_ascii=False, default=str)
-            replace_file(self.folder / RUN_FILE, text + "\n")
+            replace_file(self.folder / RUN_FILE, text + "\n", draft=f"-{self._comm.rank}")
 
     def _essentials(self) -> dict[str, str]:
         """What the history and the series say of the run."""
@@ -295,9 +314,6 @@ class Run:
             "problem": json.dumps(record["problem"], ensure_ascii=False, default=str),
             "started": f"{record['started']} on {record['ranks']} ranks of {record['host']}",
         }
-
-    def _comments(self) -> list[str]:
-        return [f"{name}: {text}" for name, text in self._essentials().items()]
 
 
 def restart_command() -> str:
@@ -339,10 +355,8 @@ def _owner(folder: Path) -> str:
         return ""
 
 
-def _provenance(problem: Problem, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(comm: MPI.Comm, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Everything about a run that is known when it starts. Rank 0."""
-    mesh = problem.mesh
-    cells, dofs = mesh.topology.index_map(mesh.topology.dim), problem.space.dofmap.index_map
     return {
         "format": _FORMAT,
         "status": "running",
@@ -351,27 +365,31 @@ def _provenance(problem: Problem, parameters: Mapping[str, Any]) -> dict[str, An
         "ended": None,
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "parameters": dict(parameters),
-        "problem": {
-            "functional": repr(problem.functional),
-            "sigma": problem.sigma,
-            "dim": problem.dim,
-            "cell": mesh.topology.cell_name(),
-            "cells": cells.size_global,
-            "degree": problem.degree,
-            "mass": "lumped" if problem.lumped else "consistent",
-            "boundary": problem.boundary,
-            "dofs": dofs.size_global,
-        },
         "flow": None,
         "result": None,
         "solvers": {},
         "petsc_options": PETSc.Options().getAll(),
         "versions": versions(),
         "commit": _commit(),
-        "ranks": problem.comm.size,
+        "ranks": comm.size,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "host": platform.node(),
         "pid": os.getpid(),
+    }
+
+
+def _describe_problem(problem: Problem) -> dict[str, Any]:
+    mesh = problem.mesh
+    return {
+        "functional": repr(problem.functional),
+        "sigma": problem.sigma,
+        "dim": problem.dim,
+        "cell": mesh.topology.cell_name(),
+        "cells": mesh.topology.index_map(mesh.topology.dim).size_global,
+        "degree": problem.degree,
+        "mass": "lumped" if problem.lumped else "consistent",
+        "boundary": problem.boundary,
+        "dofs": problem.space.dofmap.index_map.size_global,
     }
 
 
