@@ -243,7 +243,7 @@ def test_bad_arguments_are_refused_at_the_call(name):
     with pytest.raises(TypeError, match="problem must be a Problem"):
         flow_of(name, "problem", 0.1)
     if FLOWS[name].kind in (mf.SchrodingerFlow, mf.HJBFlow):
-        with pytest.raises(ValueError, match="unknown scheme 'euler'; choose one of .*sdirk2"):
+        with pytest.raises(ValueError, match=r"unknown scheme 'euler'; choose one of .*sdirk2"):
             flow_of(name, problem, 0.1, scheme="euler")
     flow = flow_of(name, problem, 0.1)
     for t_end in (-1.0, np.nan, np.inf):
@@ -327,7 +327,7 @@ def test_what_was_yielded_survives_a_failure(name):
 def test_a_potential_that_is_not_finite_is_refused(name):
     bad = mf.Potential(lambda x: np.where(x[0] > 4.0, np.nan, x[0] ** 2))
     problem = mf.Problem(mf.interval(COMM, 5.0, 0.25), bad, SIGMA, **FLOWS[name].space)
-    with pytest.raises(ValueError, match="the potential g, .* is not finite at x = "):
+    with pytest.raises(ValueError, match=r"the potential g, .* is not finite at x = "):
         list(flow_of(name, problem, 0.1).run(start_of(name, problem), 0.1))
 
 

@@ -21,8 +21,12 @@ def learnt(order, values):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("known", [2, 3, 4, 5])
-def test_the_polynomial_through_the_last_values(order, known):
+def test_the_polynomial_through_the_last_values(order):
+    for known in (2, 3, 4, 5):
+        check_prediction(order, known)
+
+
+def check_prediction(order, known):
     values = [curve(t) for t in TIMES[:known]]
     used = slice(max(0, known - order - 1), known)
     exact = BarycentricInterpolator(TIMES[used], np.array(values[used]))(0.6)

@@ -191,8 +191,14 @@ def anisotropic(name):
 
 @pytest.mark.parametrize(
     ("name", "dt"),
-    [("interval", 10.0), ("triangles", 0.1), ("triangles", 10.0)]
-    + [("quadrilaterals", 1.0), ("lumped", 0.1), ("tetrahedra", 1.0)],
+    [
+        ("interval", 10.0),
+        ("triangles", 0.1),
+        ("triangles", 10.0),
+        ("quadrilaterals", 1.0),
+        ("lumped", 0.1),
+        ("tetrahedra", 1.0),
+    ],
 )
 def test_anisotropic_gaussian_of_backward_euler_is_exact_in_space(name, dt):
     problem, start, (q, slope_q, theta, slope) = anisotropic(name)

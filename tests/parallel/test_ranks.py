@@ -36,10 +36,10 @@ type Numbers = dict[str, Any]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 TOLERANCES: dict[str, dict[str, float]] = {
     # Derivatives cell by cell: where they are largest, differences of u over a cell cancel.
-    **dict.fromkeys(
-        ("hessian_u", "growth_u", "theta_v", "growth_v", "lipschitz_w", "bounds"),
-        {"rtol": 1e-8, "atol": 1e-8},
-    ),
+    **{
+        name: {"rtol": 1e-8, "atol": 1e-8}
+        for name in ("hessian_u", "growth_u", "theta_v", "growth_v", "lipschitz_w", "bounds")
+    },
     # Differences of energies, and eigenvalues, to their own tolerance.
     "remainders": {"rtol": 1e-6, "atol": 1e-13},
     "convexity": {"rtol": 1e-8, "atol": 0.0},

@@ -151,15 +151,14 @@ def test_hessian_is_the_derivative_of_the_load(functional, boundary):
 
 
 @pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("functional", ["network", "contact", "mixed"])
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
-def test_hessian_on_every_mesh(functional, mesh, boundary):
-    check_differences(*linearised(functional, mesh, boundary))
+def test_hessian_on_every_mesh(mesh, boundary):
+    check_differences(*linearised("mixed", mesh, boundary))
 
 
 @pytest.mark.parametrize("functional", FUNCTIONALS)
-@pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
-def test_hessian_is_symmetric_and_linear(functional, mesh):
+def test_hessian_is_symmetric_and_linear(functional):
+    mesh = "triangles" if functional in ("network", "mixed") else "quadrilaterals"
     density, _, hessian = linearised(functional, mesh)
     tolerance = 1e-7 if "'" in functional or functional == "mixed" else 1e-12
     v, w, _ = tangents(density)
@@ -274,9 +273,15 @@ def metric_load(density, condition, v, margin):
     return load
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
-@pytest.mark.parametrize("margin", [0.1, 10.0])
+@pytest.mark.parametrize(
+    ("mesh", "boundary", "margin"),
+    [
+        ("quadrilaterals", "natural", 0.1),
+        ("quadrilaterals", "dirichlet", 10.0),
+        ("triangles", "natural", 10.0),
+        ("triangles", "dirichlet", 0.1),
+    ],
+)
 def test_the_metric_is_positive_and_solved_exactly(mesh, boundary, margin):
     density, condition, _ = linearised("network", mesh, boundary)
     metric = Metric(density.problem)

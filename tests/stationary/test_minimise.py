@@ -156,11 +156,9 @@ def test_moving_gaussian_on_every_cell(mesh, degree, mass, tolerance):
 @pytest.mark.parametrize(
     ("mesh", "degree", "mass", "tolerance"),
     [
-        (lambda: mf.interval(COMM, 1.5, 1.0), 8, "lumped", 1e-11),
         (lambda: mf.interval(COMM, 1.5, 0.1), 2, "consistent", 1e-6),
         (lambda: mf.box(COMM, 1.5, 0.5), 3, "consistent", 1e-6),
         (lambda: mf.box(COMM, 1.5, 0.25), 1, "lumped", 2e-2),
-        (lambda: mf.box(COMM, 1.5, 1.0, cell="quadrilateral"), 6, "lumped", 1e-11),
         (lambda: mf.box(COMM, 1.5, 1.0, cell="quadrilateral"), 6, "consistent", 1e-11),
         (lambda: mf.box(COMM, 1.5, 1.5, cell="hexahedron"), 5, "lumped", 1e-7),
         (lambda: mf.box(COMM, 1.5, 0.75, dim=3), 2, "consistent", 1e-2),
@@ -273,14 +271,16 @@ def test_starts_are_left_alone():
     assert best.density is not start
 
 
-@pytest.mark.parametrize("target", ["network on quadrilaterals", "network on triangles"])
 @pytest.mark.parametrize(
-    "source",
+    ("source", "target"),
     [
-        lambda: triangles(network(), degree=3, h=0.7),
-        lambda: quadrilaterals(network(), cells=14, degree=3),
-        lambda: mf.Problem(mf.disk(COMM, 6.0, 0.8), network(), 0.5, 2),
-        lambda: mf.Problem(mf.box(COMM, 2.0, 0.5), network(), 0.5, 1),
+        (lambda: triangles(network(), degree=3, h=0.7), "network on quadrilaterals"),
+        (lambda: quadrilaterals(network(), cells=14, degree=3), "network on triangles"),
+        (
+            lambda: mf.Problem(mf.disk(COMM, 6.0, 0.8), network(), 0.5, 2),
+            "network on quadrilaterals",
+        ),
+        (lambda: mf.Problem(mf.box(COMM, 2.0, 0.5), network(), 0.5, 1), "network on triangles"),
     ],
     ids=["triangles", "quadrilaterals", "disk", "small box"],
 )
@@ -422,8 +422,7 @@ def test_nested_iteration_over_different_cells_and_one_problem():
         mf.stationary.minimise_nested([])
 
 
-@pytest.mark.parametrize("larger", [(1.0,), (0.1, 1.0, 0.3)])
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(("larger", "given"), [((1.0,), True), ((0.1, 1.0, 0.3), False)])
 def test_continuation_in_sigma(larger, given):
     problem, narrow = landscape("network, σ = 0.05")
     direct = mf.minimise(problem)
@@ -685,7 +684,12 @@ class Interaction:
     ids=["contact", "interaction"],
 )
 @pytest.mark.parametrize(
-    "problem_of", [quadrilaterals, lambda f: triangles(f, potential_degree=4)], ids=["quad", "tri"]
+    "problem_of",
+    [
+        lambda f: quadrilaterals(f, cells=8),
+        lambda f: triangles(f, h=1.3, potential_degree=4),
+    ],
+    ids=["quad", "tri"],
 )
 def test_a_users_functional_gives_the_same_as_the_packages_own(own, user, problem_of):
     minima = [mf.minimise(problem_of(mf.Potential(trap) + f())) for f in (own, user)]
@@ -750,9 +754,13 @@ def test_too_few_iterations(count):
 
 
 @pytest.mark.parametrize(
-    "options", [{"tol": 1e-16}, {"tol": 1e-20}, {"residual_tol": 1e-17}], ids=str
+    ("name", "options"),
+    [
+        ("network on quadrilaterals", {"tol": 1e-16}),
+        ("network on triangles", {"tol": 1e-20}),
+        ("network on quadrilaterals", {"residual_tol": 1e-17}),
+    ],
 )
-@pytest.mark.parametrize("name", ["network on quadrilaterals", "network on triangles"])
 def test_tolerances_below_rounding(name, options):
     with pytest.raises(mf.ConvergenceError, match="choose a larger tol"):
         mf.minimise(made(name)[0], **options)
@@ -795,11 +803,14 @@ def test_a_mesh_too_small_is_reported(caplog):
 
 
 @pytest.mark.parametrize(
-    "chosen",
-    [{"pc_type": "jacobi"}, {"pc_type": "gamg"}, {"pc_type": "none"}, {"pc_type": "lu"}],
-    ids=lambda c: c["pc_type"],
+    ("name", "chosen"),
+    [
+        ("network on quadrilaterals", {"pc_type": "jacobi"}),
+        ("contact on triangles", {"pc_type": "gamg"}),
+        ("contact on triangles", {"pc_type": "none"}),
+        ("network on quadrilaterals", {"pc_type": "lu"}),
+    ],
 )
-@pytest.mark.parametrize("name", ["network on quadrilaterals", "contact on triangles"])
 def test_any_preconditioner_gives_the_same(name, chosen):
     problem, best = made(name)
     before = PETSc.Options().getAll()
