@@ -10,13 +10,14 @@ from typing import Any
 
 def rows(names: str | tuple[str, ...], table: Iterable[Any]) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, for rows that take a moment and share their fixtures."""
-    keys, values = [names] if isinstance(names, str) else list(names), list(table)
+    keys = (names,) if isinstance(names, str) else names
+    values = [(row,) if isinstance(names, str) else row for row in table]
 
     def decorate(test: Any) -> Any:
         @functools.wraps(test)
         def every_row(**fixtures: Any) -> None:
             for row in values:
-                chosen = {keys[0]: row} if isinstance(names, str) else dict(zip(keys, row, strict=True))
+                chosen = dict(zip(keys, row, strict=True))
                 try:
                     test(**fixtures, **chosen)
                 except BaseException as error:

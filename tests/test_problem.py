@@ -13,6 +13,7 @@ from dolfinx import fem
 from scipy.linalg import eigh
 
 import fem_mf as mf
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 R = 1.5
@@ -53,7 +54,7 @@ def integral(problem, values, matrix):
     return problem.dot(values, problem.multiply(matrix, values))
 
 
-@pytest.mark.parametrize(("cell", "degree"), CONSISTENT)
+@rows(("cell", "degree"), CONSISTENT)
 def test_consistent_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree)
     x, dim = problem.nodes[0, : problem.num_owned], problem.dim
@@ -68,7 +69,7 @@ def test_consistent_operators_integrate_polynomials(cell, degree):
     np.testing.assert_allclose(problem.apply_mass(x), problem.multiply(mass, x), atol=1e-14)
 
 
-@pytest.mark.parametrize(("cell", "degree"), LUMPED)
+@rows(("cell", "degree"), LUMPED)
 def test_lumped_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree, "lumped")
     x, dim = problem.nodes[0, : problem.num_owned], problem.dim
@@ -95,9 +96,7 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
     )
 
 
-@pytest.mark.parametrize(
-    ("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)]
-)
+@rows(("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)])
 def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
     problem = make(cell, degree)
     p = problem.potential_degree
@@ -143,7 +142,7 @@ def test_degrees_of_the_potential_and_defaults():
     assert mf.Problem(MAKERS["hexahedron"](), ZERO, 1.0, mass="lumped").degree == 6
 
 
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass", "tolerance"),
     [
         ("interval", 8, "lumped", 1e-9),
@@ -211,8 +210,8 @@ def test_a_surface_is_refused():
         mf.Problem(surface, ZERO, 1.0)
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("mass", ["consistent", "lumped"])
+@rows("boundary", ["natural", "dirichlet"])
+@rows("mass", ["consistent", "lumped"])
 def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, boundary):
     sigma, kappa = 0.5, 1.0
     trap = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2)

@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 
 import fem_mf as mf
 from fem_mf.flows.decomposition import Quadratic, RiccatiFlow, convexity_bound
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SIGMA = 0.7
@@ -50,7 +51,7 @@ def integrated(g, start, sigma, t):
     return end[: d * d].reshape(d, d), end[d * d : -1], end[-1]
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_flow_is_that_of_the_integrator(d):
     for t in (0.01, 0.5, 3.0, 40.0):
         theta, b, c = integrated(G[d], START[d], SIGMA, t)
@@ -61,7 +62,7 @@ def test_flow_is_that_of_the_integrator(d):
         np.testing.assert_array_equal(v.hessian, v.hessian.T)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_flow_begins_where_it_should(d):
     v = RiccatiFlow(G[d], START[d], SIGMA).at(0.0)
     np.testing.assert_allclose(v.hessian, START[d].hessian, rtol=0, atol=1e-14)
@@ -69,7 +70,7 @@ def test_flow_begins_where_it_should(d):
     assert v.constant == START[d].constant
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_flow_is_a_semigroup(d):
     flow = RiccatiFlow(G[d], START[d], SIGMA)
     rest = RiccatiFlow(G[d], flow.at(0.7), SIGMA).at(1.1)
@@ -107,7 +108,7 @@ def test_isotropic_flow_attains_the_bound():
             np.testing.assert_allclose(flow.at(t).hessian, bound * np.eye(2), rtol=0, atol=1e-10)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_anisotropic_flow_stays_above_the_bound(d):
     flow = RiccatiFlow(G[d], START[d], SIGMA)
     kappa = np.linalg.eigvalsh(G[d].hessian)[0]
@@ -162,7 +163,7 @@ def fit(d, f, **options):
     return Quadratic.fit(problem, f(points), points, **options)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_fit_of_a_quadratic_is_exact_and_finds_none_where_there_is_none(d):
     for nearest in (False, True):
         found = fit(d, START[d].evaluate, nearest=nearest)
@@ -198,7 +199,7 @@ def test_nearest_is_that_of_least_squares():
     np.testing.assert_allclose(own, best, rtol=0, atol=1e-9)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_evaluate(d):
     q, points = START[d], np.random.default_rng(3).standard_normal((3, 7))
     x = points[:d]
@@ -207,8 +208,8 @@ def test_evaluate(d):
     np.testing.assert_allclose(q.evaluate(x), exact, rtol=1e-13)
 
 
-@pytest.mark.parametrize("start", ["stationary", "off"])
-@pytest.mark.parametrize("sigma", [0.02, 0.5])
+@rows("start", ["stationary", "off"])
+@rows("sigma", [0.02, 0.5])
 def test_anisotropic_potentials_at_long_times(sigma, start):
     """Q = R diag(1, 0.01) Rᵀ: in the frame of Q each eigenvalue follows the scalar equation."""
     for t in (1.0, 300.0, 3_000.0, 1e5):

@@ -1,10 +1,10 @@
 """Extrapolation of a short past: exact on polynomials, and cautious where they are no help."""
 
 import numpy as np
-import pytest
 from scipy.interpolate import BarycentricInterpolator
 
 from fem_mf.flows.flow import Extrapolation
+from tests.rows import rows
 
 TIMES = np.array([0.0, 0.1, 0.25, 0.3, 0.45])  # steps of different lengths
 
@@ -20,7 +20,7 @@ def learnt(order, values):
     return past
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@rows("order", [1, 2, 3, 4])
 def test_the_polynomial_through_the_last_values(order):
     for known in (2, 3, 4, 5):
         check_prediction(order, known)

@@ -15,6 +15,7 @@ import fem_mf as mf
 from fem_mf.flows.decomposition import Quadratic, convexity_bound
 from fem_mf.observables import Regularity
 from tests.exact import X1, moving_gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 EXACT = {"fixed_point_tolerance": 1e-11}
@@ -641,10 +642,7 @@ def test_bad_problems(degree, boundary, text):
         mf.HJBFlow(problem, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("form", "alias"),
-    [("u", "whole"), ("v+w", "decomposed"), ("hopf-cole", "weighted")],
-)
+@rows(("form", "alias"), [("u", "whole"), ("v+w", "decomposed"), ("hopf-cole", "weighted")])
 def test_forms_by_name_are_their_aliases(form, alias):
     problem, start = tanh_network(1, 0.6)
     energies = [
@@ -654,7 +652,7 @@ def test_forms_by_name_are_their_aliases(form, alias):
     assert energies[0] == energies[1]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "text"),
     [
         ({"form": "w"}, "form is 'u', 'v\\+w' or 'hopf-cole', not 'w'"),

@@ -11,6 +11,7 @@ import fem_mf as mf
 from fem_mf.flows.edge_averaged import EdgeOperator
 from fem_mf.flows.langevin import LangevinState
 from tests.exact import gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-2.0, 2.0, 9)
@@ -130,7 +131,7 @@ def test_a_narrow_bump_has_no_tail_to_begin_with_and_a_true_one_after_a_step(nam
 # -- equilibria --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MESHES)
+@rows("name", MESHES)
 def test_equilibria_of_a_given_potential_are_exact_at_the_nodes(name):
     problem = lumped(mesh(name), mf.Potential(trap))
     exact = np.exp(-2.0 * trap(problem.nodes) / problem.sigma**2)[: problem.num_owned]
@@ -146,7 +147,7 @@ def test_equilibria_of_a_given_potential_are_exact_at_the_nodes(name):
     np.testing.assert_allclose(m_of(best)[: problem.num_owned], exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["network", "contact", "strong contact", "one dimension"])
+@rows("name", ["network", "contact", "strong contact", "one dimension"])
 def test_a_steady_state_is_the_minimiser(name):
     problem, start = made(name)
     options = {"fixed_point_tolerance": 1e-12}
@@ -161,7 +162,7 @@ def test_a_steady_state_is_the_minimiser(name):
         assert state.gap >= state.energy - best.energy - 1e-12
 
 
-@each_problem
+@rows("name", PROBLEMS)
 def test_the_minimiser_proves_itself(name):
     problem, start = made(name)
     best = mf.minimise_entropic(problem)
@@ -207,7 +208,7 @@ def ornstein_uhlenbeck(mesh):
     return problem, mf.Density.from_function(problem, gaussian(MEAN[: problem.dim], 1 / VARIANCE))
 
 
-@pytest.mark.parametrize("dt", [1e-3, 0.1, 10.0])
+@rows("dt", [1e-3, 0.1, 10.0])
 def test_a_step_against_a_dense_solve(dt):
     """(M/dt + L) m = M mⁿ/dt on an interval, L by Scharfetter and Gummel written out."""
     sigma = 0.7
@@ -269,7 +270,7 @@ def test_dissipation_and_energy_of_a_gaussian():
 # -- the edges ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MESHES)
+@rows("name", MESHES)
 def test_columns_conserve_mass_and_couplings_are_counted(name):
     problem = lumped(mesh(name), mf.Potential(trap))
     edges = EdgeOperator(problem)
@@ -379,10 +380,8 @@ def test_a_functional_of_the_user_s_own(dt):
     np.testing.assert_allclose(*map(m_of, states), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "accelerator", [mf.mean_field.Picard, mf.mean_field.Anderson, mf.mean_field.Newton]
-)
-@pytest.mark.parametrize("dt", [0.05, 2.0])
+@rows("accelerator", [mf.mean_field.Picard, mf.mean_field.Anderson, mf.mean_field.Newton])
+@rows("dt", [0.05, 2.0])
 def test_every_accelerator_finds_the_same_step(accelerator, dt):
     problem, start = made("network")
     options = {"fixed_point_tolerance": 1e-12, "max_iterations": 400}
@@ -420,7 +419,7 @@ def test_newton_takes_few_iterations():
 # -- arguments ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("degree", "options", "text"),
     [
         (1, {}, "degree=1, mass='lumped'.*; this problem has degree=1, mass='consistent'"),

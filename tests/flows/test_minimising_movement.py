@@ -14,6 +14,7 @@ from scipy.optimize import brentq, minimize
 import fem_mf as mf
 from fem_mf.stationary.newton_cg import Anchor, Guess
 from tests.exact import gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-np.pi, np.pi, 40)
@@ -208,7 +209,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     assert fixed.overlap == pytest.approx(newton.overlap, abs=1e-11)
 
 
-@pytest.mark.parametrize("length", [0.05, 1.0, 50.0])
+@rows("length", [0.05, 1.0, 50.0])
 def test_against_an_optimiser(length):
     """SciPy's BFGS on the movement's own functional, written out for a lumped mass."""
     sigma, target = 0.6, 0.8
@@ -374,8 +375,8 @@ class DenseLine:
         return self.moved(psi + (1.0 - gamma) / gamma * (first - psi), gamma * dt)
 
 
-@pytest.mark.parametrize("dt", [0.05, 0.5])
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("dt", [0.05, 0.5])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_steps_of_every_scheme_against_dense_eigenvectors(scheme, dt):
     line = DenseLine()
     start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
@@ -389,7 +390,7 @@ def test_steps_of_every_scheme_against_dense_eigenvectors(scheme, dt):
         assert state.residual == pytest.approx(residual, rel=1e-6)
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_the_next_step_follows_from_the_error_of_the_last(scheme):
     """½ dt ‖∂_tψ⁺ − ∂_tψ‖ is the estimate, ~ dt²; 0.9 of what would just do is tried next."""
     line, tolerance = DenseLine(), 1e-3
@@ -407,7 +408,7 @@ def test_the_next_step_follows_from_the_error_of_the_last(scheme):
     assert max(factors) == 3.0 and min(factors) < 1.1
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_a_step_is_rejected_just_where_its_estimate_is_above_the_tolerance(scheme):
     line, dt = DenseLine(), 0.1
     start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
@@ -443,7 +444,7 @@ def test_a_step_is_too_long_where_half_a_percent_of_its_anchor_is_negative(schem
 # -- errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_a_tolerance_below_rounding_is_no_reason_for_shorter_steps(scheme):
     functional = trap(1.0) + mf.MeanInteraction(0.8, 0.5)
     problem = mf.Problem(mf.interval(COMM, 7.0, 0.3), functional, 0.7, 4)

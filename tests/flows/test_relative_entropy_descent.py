@@ -14,6 +14,7 @@ import fem_mf as mf
 from fem_mf.flows.decomposition import Quadratic
 from fem_mf.flows.hjb import HJBFlow
 from tests.exact import rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 EXACT = {"fixed_point_tolerance": 1e-11}
@@ -65,8 +66,8 @@ def gaussian_energy(theta, d):
     return 0.5 * d * (KAPPA / theta + 0.5 * SIGMA**2 * theta)
 
 
-@pytest.mark.parametrize("h", STEPS)
-@pytest.mark.parametrize("dim", [1, 2])
+@rows("h", STEPS)
+@rows("dim", [1, 2])
 def test_recursion_on_gaussians(dim, h):
     # wide and fine enough for the integrals of e^{−u}; u itself would be exact on two cells
     mesh = mf.interval(COMM, 8.0, 0.25) if dim == 1 else mf.box(COMM, 7.0, 0.875)
@@ -117,7 +118,7 @@ def test_descent_inequality_for_every_step(case, h):
     assert states[1].energy < states[0].energy - 1e-3
 
 
-@pytest.mark.parametrize("h", STEPS)
+@rows("h", STEPS)
 def test_descent_inequality_of_contact_up_to_the_mesh(h):
     # The minimiser of the discrete energy and the fixed point of the discrete equation differ at
     # the order of the mesh: so close to them the inequality says nothing any more.
@@ -241,9 +242,7 @@ def test_a_step_is_one_of_backward_euler():
         assert all(isinstance(value, int | float) for value in a.scalars().values())
 
 
-@pytest.mark.parametrize(
-    "options", [{"scheme": "sdirk2"}, {"decomposed": True}, {"form": "v+w"}, {"weighted": True}]
-)
+@rows("options", [{"scheme": "sdirk2"}, {"decomposed": True}, {"form": "v+w"}, {"weighted": True}])
 def test_a_step_of_the_descent_has_one_scheme(options):
     with pytest.raises(ValueError, match="backward Euler step of u as a whole"):
         mf.RelativeEntropyDescent(made("network", 1, 0.45)[0], 0.1, **options)

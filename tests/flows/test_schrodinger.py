@@ -9,6 +9,7 @@ import pytest
 
 import fem_mf as mf
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SCHEMES = ["backward-euler", "crank-nicolson", "sdirk2"]
@@ -94,7 +95,7 @@ def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
         assert state.dissipation == pytest.approx(state.residual**2, rel=1e-12)
 
 
-@every_scheme
+@rows("scheme", SCHEMES)
 def test_scalars_of_a_state_after_a_long_step(scheme):
     problem, start = made("network on quadrilaterals")
     for state in mf.SchrodingerFlow(problem, 30.0, scheme).run(start, 120.0):
@@ -195,8 +196,8 @@ class Interaction:
         return v
 
 
-@every_scheme
-@pytest.mark.parametrize("problem_of", [plane, triangles])
+@rows("scheme", SCHEMES)
+@rows("problem_of", [plane, triangles])
 def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
     built_in = mf.MeanInteraction(Interaction.strength, Interaction.target)
     runs = []
@@ -212,7 +213,7 @@ def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
         np.testing.assert_allclose(psi_of(own), psi_of(user), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass"),
     [("hexahedron", 3, "lumped"), ("tetrahedron", 2, "consistent"), ("tetrahedron", 1, "lumped")],
 )
@@ -231,7 +232,7 @@ def test_three_dimensions(cell, degree, mass):
     assert states[-1].energy == pytest.approx(mf.energy(problem, states[-1].density), rel=1e-10)
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 1.0, np.nan])
+@rows("tolerance", [0.0, 1.0, np.nan])
 def test_bad_tolerances(tolerance):
     with pytest.raises(ValueError, match="tolerance must lie between 0 and 1"):
         mf.SchrodingerFlow(made("linear")[0], 0.1, tolerance=tolerance)
@@ -240,7 +241,7 @@ def test_bad_tolerances(tolerance):
 # -- PETSc options -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "chosen"),
     [
         ("network on quadrilaterals", {"ksp_type": "cg", "pc_type": "lu"}),

@@ -15,6 +15,7 @@ from fem_mf.functionals.terms import convexity_of
 from fem_mf.stationary.coarse_start import coarse_problem, from_grid
 from fem_mf.stationary.decay import lowest_curvature
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-2.0, 2.0, 9)
@@ -91,9 +92,6 @@ PROBLEMS = {
     "network with walls": lambda: quadrilaterals(network(), boundary="dirichlet"),
     "network on triangles, lumped": lambda: triangles(network(), 1, "lumped"),
 }
-every_problem = pytest.mark.parametrize("name", PROBLEMS)
-
-
 # -- exact minima ------------------------------------------------------------------------------
 
 
@@ -153,7 +151,7 @@ def test_moving_gaussian_on_every_cell(mesh, degree, mass, tolerance):
     assert best.gap <= tol
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mesh", "degree", "mass", "tolerance"),
     [
         (lambda: mf.interval(COMM, 1.5, 0.1), 2, "consistent", 1e-6),
@@ -253,7 +251,7 @@ def test_the_amplitude_of_an_excited_state_leads_to_the_minimum():
     assert again.gap <= 1e-10
 
 
-@every_problem
+@rows("name", PROBLEMS)
 def test_the_minimiser_is_a_start_that_needs_no_step(name):
     problem, best = made(name)
     again = mf.minimise(problem, best.density, residual_tol=2 * best.residual)
@@ -475,7 +473,7 @@ def test_the_certificate_holds_at_every_iterate(name, factor):
     assert errors[0] > 0.1
 
 
-@every_problem
+@rows("name", PROBLEMS)
 def test_the_numbers_of_a_minimum_are_those_of_its_density(name):
     problem, best = made(name)
     assert best.energy == pytest.approx(mf.energy(problem, best.density), rel=1e-14)
@@ -488,7 +486,7 @@ def test_the_numbers_of_a_minimum_are_those_of_its_density(name):
     assert best.convexity is mf.functionals.Convexity.PROVED
 
 
-@every_problem
+@rows("name", PROBLEMS)
 def test_histories(name):
     problem, best = made(name)
     assert len(best.history) == best.iterations + 1 > 3
@@ -505,7 +503,7 @@ def test_histories(name):
     assert steps[-1].energy == pytest.approx(best.energy, abs=1e-13)
 
 
-@pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-13])
+@rows("tol", [1e-2, 1e-6, 1e-13])
 def test_the_gap_is_as_small_as_asked_for(tol):
     problem, best = made("network on quadrilaterals")
     other = mf.minimise(problem, tol=tol)
@@ -606,7 +604,7 @@ def test_convexity_that_was_not_declared_is_probed(term, kappas):
     assert best.energy == pytest.approx(0.5 * np.sum(np.sqrt(np.array(kappas) / 2)), abs=1e-5)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("functional", "known"),
     [
         (mf.Potential(trap), True),
@@ -721,7 +719,7 @@ def test_a_users_functional_alone():
 # -- arguments, errors, messages ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "text"),
     [
         ({"tol": 0.0}, "tol must be a positive number, not 0.0"),
@@ -802,7 +800,7 @@ def test_a_mesh_too_small_is_reported(caplog):
     assert str(best) in caplog.text
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "chosen"),
     [
         ("network on quadrilaterals", {"pc_type": "jacobi"}),
