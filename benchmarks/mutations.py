@@ -1,6 +1,6 @@
 """Whether the tests notice small changes of the equations.
 
-    python benchmarks/mutations.py                     # all of them, about five minutes
+    python benchmarks/mutations.py                     # all of them, about three minutes
     python benchmarks/mutations.py --list
     python benchmarks/mutations.py --only F1 --only "D7, step"
 
@@ -191,7 +191,7 @@ MUTATIONS = [
         "flows/decomposition.py",
         "guess, self._potential, factor * dt, 0.0)",
         "guess, self._potential, 1.001 * factor * dt, 0.0)",
-        _HJB + "test_residual_of_backward_euler_is_the_change_of_u_over_the_step",
+        _HJB + "test_without_mean_field_u_is_v_for_any_potential",
     ),
     Mutation(
         "W2, drift by 2 %",
@@ -234,7 +234,7 @@ MUTATIONS = [
         "flows/relative_entropy_descent.py",
         'HJBFlow(problem, step, "backward-euler"',
         'HJBFlow(problem, step, "sdirk2"',
-        _DESCENT + "test_flow_is_the_limit_at_order_one",
+        "tests/convergence/test_orders.py::test_orders_in_time -k relative",
     ),
     # -- §6: Langevin
     Mutation(

@@ -406,6 +406,19 @@ GENERAL = {
 }
 
 
+@every_scheme
+def test_without_mean_field_u_is_v_for_any_potential(scheme):
+    # v by implicit stages, since g is no quadratic: it takes the steps of u
+    functional = mf.Potential(GENERAL["anisotropic quartic"])
+    problem = mf.Problem(mf.box(COMM, 2.5, 0.8), functional, SIGMA, 2, potential_degree=4)
+    start = quadratic_start(problem, 0.8 * np.eye(2), [0.3, -0.2])
+    whole, parts = (run(problem, start, 0.6, 0.2, scheme, **FORMS[f]) for f in list(FORMS)[:2])
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(u_of(a), u_of(b), rtol=0, atol=1e-8)
+        assert b.lipschitz_w < 1e-8
+    assert np.abs(u_of(whole[-1]) - u_of(whole[0])).max() > 0.1
+
+
 @pytest.mark.parametrize("name", GENERAL)
 def test_v_stays_as_convex_as_the_theory_says(name):
     mesh = mf.box(COMM, 2.5, 0.5)

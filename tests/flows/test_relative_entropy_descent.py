@@ -220,7 +220,7 @@ def l1(here, there):
 @pytest.mark.parametrize("case", [("network", 1, 0.45), ("contact", 1, 0.45)])
 def test_flow_is_the_limit_at_order_one(case):
     problem, start = made(*case)
-    *_, limit = HJBFlow(problem, 1 / 16, "sdirk2").run(start, 1.0)
+    *_, limit = HJBFlow(problem, 1 / 32, "sdirk2").run(start, 1.0)
     steps = [1 / 8, 1 / 16, 1 / 32]
     errors = [
         l1(descend(problem, start, h, round(1 / h))[-1].density, limit.density) for h in steps

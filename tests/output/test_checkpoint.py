@@ -120,7 +120,8 @@ def saved_path(states: list[mf.flows.State], tmp_path: Path) -> Path:
 @rows("how", ["flipped", "cut off", "empty", "missing"])
 def test_damaged_tables(saved_path: Path, name: str, how: str) -> None:
     (file,) = saved_path.glob(f"*-{name}.npy")
-    content = bytearray(file.read_bytes())
+    intact = file.read_bytes()
+    content = bytearray(intact)
     content[-9] ^= 1
     if how == "missing":
         file.unlink()
@@ -129,6 +130,7 @@ def test_damaged_tables(saved_path: Path, name: str, how: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}\.npy' is damaged"):
         saved = mf.Checkpoint.read(saved_path, COMM)
         saved.state(make_problem(saved.mesh))
+    file.write_bytes(intact)
 
 
 def test_damaged_manifest(saved_path: Path) -> None:
