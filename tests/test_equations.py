@@ -92,7 +92,7 @@ def stationary_by_finite_differences(diffusion):
     return value, eigenvalue
 
 
-@pytest.mark.parametrize(("change", "options"), zip(CHANGES, MESHES, strict=True))
+@pytest.mark.parametrize(("change", "options"), list(zip(CHANGES, MESHES, strict=True)))
 def test_a_changed_form_changes_what_is_solved(monkeypatch, change, options):
     form, diffusion = CHANGES[change]
     usual = mf.minimise(line(MESHES[options]))

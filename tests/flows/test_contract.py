@@ -194,13 +194,13 @@ def test_a_run_can_be_repeated_and_resumed(name):
 @each_flow
 def test_runs_of_one_flow_are_independent(name):
     problem, start = made(name)
-    flow = flow_of(name, problem, 0.2, fixed_point_tolerance=1e-12)
+    flow = flow_of(name, problem, 0.1, fixed_point_tolerance=1e-12)
     narrow = start_of(name, problem, 4.0)
-    alone = [state.energy for state in flow.run(start, 0.6)]
-    other = flow.run(narrow, 0.6)
-    interleaved = [(next(other).energy, state.energy) for state in flow.run(start, 0.6)]
+    alone = [state.energy for state in flow.run(start, 0.3)]
+    other = flow.run(narrow, 0.3)
+    interleaved = [(next(other).energy, state.energy) for state in flow.run(start, 0.3)]
     assert [energy for _, energy in interleaved] == pytest.approx(alone, rel=1e-10)
-    apart = flow_of(name, problem, 0.2, fixed_point_tolerance=1e-12).run(narrow, 0.6)
+    apart = flow_of(name, problem, 0.1, fixed_point_tolerance=1e-12).run(narrow, 0.3)
     expected = [state.energy for state, _ in zip(apart, alone, strict=False)]
     assert [energy for energy, _ in interleaved][: len(expected)] == pytest.approx(
         expected, rel=1e-10
