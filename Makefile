@@ -59,7 +59,7 @@ ALONE := $(filter-out $(TOGETHER),$(wildcard tests/parallel/test_*.py))
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 	@echo "== tests/parallel at $* ranks"
 	@for files in "$(TOGETHER)" $(ALONE); do \
-		$(LIMIT) 300 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$files \
+		$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$files \
 		</dev/null $(say-if-stopped); done
 
 # 124 is how `timeout` says that it had to stop the program, without a word.

@@ -217,18 +217,17 @@ for space in ("interval", "vertices", "hexahedra"):
 for space in ("triangles", "quadrilaterals", "round quadrilaterals", "tetrahedra", "two cells"):
     case(f"psi, {space}", schrodinger(space), three=True)
 for space in ("walls", "lumped walls"):
-    case(f"psi, {space}", schrodinger(space), three=space == "walls")
+    case(f"psi, {space}", schrodinger(space))
 for space in ("triangles", "round quadrilaterals", "tetrahedra", "walls"):
     case(f"psi, long steps, {space}", schrodinger(space, dt=10.0), three=space == "triangles")
 for space in ("triangles", "quadrilaterals"):
     case(f"psi, Crank-Nicolson, {space}", schrodinger(space, dt=0.1, scheme="crank-nicolson"))
     case(f"psi, SDIRK2, {space}", schrodinger(space, dt=0.1, scheme="sdirk2"))
 for space in ("triangles", "vertices", "round quadrilaterals"):
-    case(f"psi, contact, {space}", schrodinger(space, "contact", 0.2), three=space == "triangles")
+    case(f"psi, contact, {space}", schrodinger(space, "contact", 0.2))
 case(
     "psi, adaptive",
     schrodinger("triangles", dt=0.4, steps=5, scheme="sdirk2", tolerance=3e-3),
-    three=True,
 )
 case(
     "psi, adaptive from a step far too long",
@@ -248,7 +247,6 @@ for chosen in (
     case(
         f"psi, {' '.join(chosen.values())}",
         schrodinger("triangles", dt=0.2, petsc_options=chosen),
-        three=chosen["pc_type"] == "gamg",
     )
 for space in ("triangles", "quadrilaterals"):
     case(f"psi, own terms, {space}", schrodinger(space, "own terms", dt=0.5, steps=2))
@@ -271,9 +269,9 @@ def hjb(
 
 V_START = Quadratic(np.diag([2.0, 1.8]), np.zeros(2), 0.0)
 for form in ("u", "v+w", "hopf-cole"):
-    case(f"{form}, interval", hjb("interval, exact", form=form), three=form == "v+w")
+    case(f"{form}, interval", hjb("interval, exact", form=form))
     case(f"{form}, square", hjb("square", form=form))
-    case(f"{form}, disk", hjb("disk", form=form), three=form != "v+w")
+    case(f"{form}, disk", hjb("disk", form=form), three=form == "hopf-cole")
     case(f"{form}, SDIRK2", hjb("disk", scheme="sdirk2", form=form))
     case(f"{form}, long steps", hjb("disk", dt=10.0, form=form))
     case(f"{form}, contact", hjb("disk", "contact", form=form))
@@ -408,9 +406,9 @@ def minimum(space: str, functional: str = "network") -> Callable[[MPI.Intracomm]
 for space in ("interval", "round quadrilaterals", "hexahedra"):
     case(f"minimum, {space}", minimum(space))
 for space in ("triangles", "quadrilaterals", "walls", "lumped walls"):
-    case(f"minimum, {space}", minimum(space), three=space == "triangles")
+    case(f"minimum, {space}", minimum(space), three=space in ("triangles", "quadrilaterals"))
 for space in ("triangles", "quadrilaterals", "hexahedra"):
-    case(f"minimum, contact, {space}", minimum(space, "contact"), three=space == "quadrilaterals")
+    case(f"minimum, contact, {space}", minimum(space, "contact"))
 case("minimum, user's", minimum("quadrilaterals", "user's"))
 case("minimum, attraction", minimum("triangles", "attraction"))
 
