@@ -298,6 +298,7 @@ def test_a_mesh_too_small_is_a_warning_on_rank_0(caplog) -> None:
     assert float(message.split("reaches about ")[1].split()[0]) > 3.0
 
 
+@pytest.mark.skipif(COMM.size > 2, reason="many messages, and three ranks decide nothing new")
 def test_a_failed_step_is_one_error_on_every_rank() -> None:
     network = TRAP + 50.0 * mf.NetworkLoss([1.0, -1.0], [3.0, -2.0], neuron)
     own = problem(functional=network)
