@@ -52,15 +52,14 @@ test-serial: .venv/.ready
 	[ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status
 
 # One job a file, for the same reason; those that make few meshes share one. Three ranks on two cores
-# take turns, and a message costs milliseconds: what sends very many runs at one and two ranks only.
+# take turns, and a message costs milliseconds: they run only what two ranks do not decide.
 TOGETHER := $(wildcard $(patsubst %,tests/parallel/test_%.py,bad_input launch memory meshing output))
 ALONE := $(filter-out $(TOGETHER),$(wildcard tests/parallel/test_*.py))
-CHOICE_3 := -m "not chatty"
 
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 	@echo "== tests/parallel at $* ranks"
 	@for files in "$(TOGETHER)" $(ALONE); do \
-		$(LIMIT) 300 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $(CHOICE_$*) $$files \
+		$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$files \
 		</dev/null $(say-if-stopped); done
 
 # 124 is how `timeout` says that it had to stop the program, without a word.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 F = mf.Potential(lambda x: x[0] ** 2)
@@ -59,7 +60,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@rows("name", CASES)
 def test_the_argument_is_named(name):
     action, text = CASES[name]
     with pytest.raises((TypeError, ValueError), match=text):

@@ -10,6 +10,7 @@ from scipy.stats import chi2, kstest, norm
 
 import fem_mf as mf
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 FLAT = mf.Potential(lambda x: 0.0 * x[0])
@@ -52,13 +53,10 @@ def normal(name):
     return _DENSITIES[name]
 
 
-every_mesh = pytest.mark.parametrize("name", MAKERS)
-
-
 # -- closed forms ------------------------------------------------------------------------------
 
 
-@every_mesh
+@rows("name", MAKERS)
 def test_moments_of_a_gaussian(name):
     density, rel = normal(name), ACCURACY[name]
     d = density.problem.dim
@@ -73,7 +71,7 @@ def test_moments_of_a_gaussian(name):
     assert second == pytest.approx(1 / THETA + MEAN[0] ** 2, rel=rel)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "p", "rel"),
     [("interval", 4, 1e-8), ("quadrilaterals", 6, 1e-7), ("triangles", 3, 1e-3)],
 )
@@ -87,7 +85,7 @@ def test_radial_moments_of_a_centred_gaussian(name, p, rel):
         density.moment(-1)
 
 
-@every_mesh
+@rows("name", MAKERS)
 def test_information_and_entropy_of_a_gaussian(name):
     density, rel = normal(name), 20 * ACCURACY[name]
     d = density.problem.dim
@@ -95,7 +93,7 @@ def test_information_and_entropy_of_a_gaussian(name):
     assert density.entropy() == pytest.approx(0.5 * d * np.log(THETA / (2 * np.pi * np.e)), rel=rel)
 
 
-@every_mesh
+@rows("name", MAKERS)
 def test_relative_entropy_of_two_gaussians(name):
     first = normal(name)
     d, other_theta = first.problem.dim, 1.1
@@ -120,7 +118,7 @@ def test_fisher_information_and_entropy_of_a_cosine():
     np.testing.assert_array_equal(density.psi.x.array[problem.discretisation.constrained], 0.0)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("degree", "h", "mass", "accuracy"),
     [(2, 0.2, "consistent", 1e-3), (2, 0.05, "consistent", 2e-5), (4, 0.1, "lumped", 1e-3)],
 )
@@ -176,7 +174,7 @@ def test_sign_and_scale_do_not_matter_and_a_copy_is_independent():
     assert density.mass() == pytest.approx(1.0, abs=1e-13)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("m", "text"),
     [
         (lambda x: 0.0 * x[0], "zero everywhere"),
@@ -202,7 +200,7 @@ def test_bad_amplitudes():
 # -- point values ------------------------------------------------------------------------------
 
 
-@every_mesh
+@rows("name", MAKERS)
 def test_evaluate(name):
     density = normal(name)
     d = density.problem.dim
@@ -244,7 +242,7 @@ def check_moments_of_samples(density, samples):
             assert abs(z) < 4, (i, j, z)
 
 
-@every_mesh
+@rows("name", MAKERS)
 def test_samples_have_the_moments_of_the_density(name):
     density = normal(name)
     samples = density.sample(2000, seed=11)
@@ -291,9 +289,7 @@ def test_uniform_samples_on_deformed_cells():
     assert np.sum((rings - expected) ** 2 / expected) < chi2.ppf(0.9999, 9)
 
 
-@pytest.mark.parametrize(
-    ("name", "box"), [("quadrilaterals", 2), ("triangles", 2), ("hexahedra", 3), ("interval", 1)]
-)
+@rows(("name", "box"), [("quadrilaterals", 2), ("triangles", 2), ("hexahedra", 3), ("interval", 1)])
 def test_samples_fill_boxes_by_their_masses(name, box):
     density = normal(name)
     n = 8_000

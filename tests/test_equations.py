@@ -92,8 +92,7 @@ def stationary_by_finite_differences(diffusion):
     return value, eigenvalue
 
 
-@pytest.mark.parametrize("options", MESHES)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "options"), list(zip(CHANGES, MESHES, strict=True)))
 def test_a_changed_form_changes_what_is_solved(monkeypatch, change, options):
     form, diffusion = CHANGES[change]
     usual = mf.minimise(line(MESHES[options]))
@@ -152,15 +151,15 @@ def test_a_fast_path_that_is_wrong_is_not_taken(monkeypatch, caplog):
     ) == pytest.approx(8.0, rel=1e-11)
 
 
-@pytest.mark.parametrize("options", MESHES)
 @pytest.mark.parametrize(
-    "change",
+    ("change", "options"),
     [
-        lambda psi, chi, V, sigma: V * (psi + 0.1 * ufl.grad(psi)[0]) * chi,
-        lambda psi, chi, V, sigma: 2.0 * V * psi * chi,
-        lambda psi, chi, V, sigma: sigma * V * psi * chi,
+        (lambda psi, chi, V, sigma: V * (psi + 0.1 * ufl.grad(psi)[0]) * chi, "degree 2"),
+        (lambda psi, chi, V, sigma: 2.0 * V * psi * chi, "degree 4 collocated"),
+        (lambda psi, chi, V, sigma: 2.0 * V * psi * chi, "degree 1 lumped"),
+        (lambda psi, chi, V, sigma: sigma * V * psi * chi, "degree 2"),
     ],
-    ids=["not multiplied", "doubled", "times sigma"],
+    ids=["not multiplied", "doubled", "doubled, lumped", "times sigma"],
 )
 def test_v_must_enter_as_the_derivative_of_the_functional(monkeypatch, change, options):
     """With another V-part H would not be half the derivative of F^σ, nor the gap a bound."""

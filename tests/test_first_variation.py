@@ -11,6 +11,7 @@ import fem_mf as mf
 from fem_mf.first_variation import bregman, first_order_forms
 from fem_mf.flows.decomposition import Quadratic
 from tests.exact import rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SIGMA, KAPPA = 0.6, 0.6
@@ -78,7 +79,7 @@ def test_forms_of_a_gaussian_in_closed_form(dim):
     assert forms.eigenvalues[2] == pytest.approx(eigenvalue, abs=accuracy)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@rows("name", TERMS)
 def test_forms_tend_to_one_another(name):
     sizes, spreads, lambdas = [0.5, 0.25, 0.125], [], []
     for h in sizes:
@@ -104,7 +105,7 @@ def test_forms_tend_to_one_another_in_the_plane():
     assert spreads[1] < 0.05
 
 
-@pytest.mark.parametrize("name", TERMS)
+@rows("name", TERMS)
 def test_forms_vanish_at_the_minimiser(name):
     sizes, rows = [0.5, 0.25, 0.125], []
     for h in sizes:
@@ -138,8 +139,8 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("name", TERMS)
+@rows("dim", [1, 2])
+@rows("name", TERMS)
 def test_both_parts_are_positive_for_convex_functionals(name, dim):
     problem = made(name, dim, 0.25 if dim == 1 else 0.8)
     for theta, mean, other_theta, other_mean in PAIRS[name]:
@@ -182,7 +183,7 @@ def test_a_functional_that_is_not_convex_is_found_out():
     assert gap.fisher > 0
 
 
-@pytest.mark.parametrize("name", TERMS)
+@rows("name", TERMS)
 def test_total_is_what_linearising_leaves(name):
     # F^σ(m') − F^σ(m) − ∫δF^σ/δm d(m' − m), with δF^σ/δm by the operator of the flow
     errors, sizes = [], [0.5, 0.25]

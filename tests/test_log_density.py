@@ -9,6 +9,7 @@ from scipy.stats import kstest
 import fem_mf as mf
 from fem_mf.density import log_density
 from fem_mf.flows.decomposition import Quadratic
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 TRAP = mf.Potential(lambda x: x[0] ** 2)
@@ -29,7 +30,6 @@ CASES = {
         1e-7,
     ),
 }
-every_case = pytest.mark.parametrize("name", CASES)
 _MADE = {}
 
 
@@ -53,7 +53,7 @@ def gaussian(name, factor=1.0):
     return problem, density, precision, mean, accuracy
 
 
-@every_case
+@rows("name", CASES)
 def test_moments_of_a_gaussian(name):
     _, density, precision, mean, accuracy = gaussian(name)
     close = {"rtol": 0, "atol": accuracy}
@@ -67,7 +67,7 @@ def test_moments_of_a_gaussian(name):
     assert density.moment(2.0) == pytest.approx(second, abs=10 * accuracy)
 
 
-@every_case
+@rows("name", CASES)
 def test_information_and_entropy_of_a_gaussian(name):
     _, density, precision, _, accuracy = gaussian(name)
     d = len(precision)
@@ -76,7 +76,7 @@ def test_information_and_entropy_of_a_gaussian(name):
     assert density.entropy() == pytest.approx(entropy, abs=10 * accuracy)
 
 
-@every_case
+@rows("name", CASES)
 def test_relative_entropy_of_gaussians(name):
     problem, density, precision, mean, accuracy = gaussian(name)
     d = len(mean)
@@ -91,7 +91,7 @@ def test_relative_entropy_of_gaussians(name):
     assert density.relative_entropy(density.copy()) == pytest.approx(0.0, abs=1e-13)
 
 
-@every_case
+@rows("name", CASES)
 def test_u_is_normalised_and_keeps_its_shape(name):
     problem, density, precision, mean, accuracy = gaussian(name)
     d, own = len(mean), slice(problem.discretisation.num_owned)
@@ -106,7 +106,7 @@ def test_u_is_normalised_and_keeps_its_shape(name):
     )
 
 
-@every_case
+@rows("name", CASES)
 def test_evaluate(name):
     _, density, precision, mean, accuracy = gaussian(name)
     d = len(mean)
@@ -118,7 +118,7 @@ def test_evaluate(name):
     assert np.isnan(density.evaluate(np.full((1, d), 9.0))).all()
 
 
-@every_case
+@rows("name", CASES)
 def test_expectation_and_variance(name):
     problem, density, precision, mean, accuracy = gaussian(name)
     x = problem.discretisation.nodes[0, : problem.discretisation.num_owned]
@@ -202,7 +202,7 @@ def test_an_amplitude_too_small_for_a_logarithm():
 # -- errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@rows("bad", [np.nan, np.inf, -np.inf])
 def test_u_must_be_finite(bad):
     problem, density, *_ = gaussian("interval")
     values = density.log_values()
@@ -211,7 +211,7 @@ def test_u_must_be_finite(bad):
         mf.LogDensity(problem, values)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("u", "text"),
     [
         (lambda x: np.full(x.shape[1], np.nan), "u = −log m is not finite at x ="),
@@ -244,7 +244,7 @@ SAMPLED = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@rows("name", SAMPLED)
 def test_samples_are_those_of_the_exponential(name):
     """A Gaussian far narrower than ψ's interpolant can follow; moments, and a test of its shape."""
     make, mean, widths = SAMPLED[name]

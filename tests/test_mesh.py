@@ -20,6 +20,7 @@ from dolfinx.mesh import Mesh
 import fem_mf
 from fem_mf.mpi import global_sum
 from fem_mf.multiblock import ball_blocks
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 MESHES = Path(__file__).resolve().parents[1] / "meshes"
@@ -89,8 +90,8 @@ COARSE = {"tetrahedron": 1.0, "hexahedron": 1.0}
 # --- shapes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grading", [1.0, 3.0])
-@pytest.mark.parametrize("cell", EVERY)
+@rows("grading", [1.0, 3.0])
+@rows("cell", EVERY)
 def test_box_is_filled_exactly(cell: str, grading: float) -> None:
     mesh = fem_mf.box(COMM, 3.0, 1.0, cell=cell, grading=grading)
     tdim = mesh.topology.dim
@@ -114,7 +115,7 @@ def test_interval_has_as_many_cells_as_the_size_asks_for() -> None:
     assert mesh.topology.index_map(1).size_global == 80
 
 
-@pytest.mark.parametrize("cell", ROUND)
+@rows("cell", ROUND)
 def test_round_domains_converge_at_second_order(cell: str) -> None:
     coarse, fine = (1.2, 0.6) if cell in COARSE else (0.6, 0.15)
     dim = 3 if cell in COARSE else 2
@@ -126,8 +127,8 @@ def test_round_domains_converge_at_second_order(cell: str) -> None:
     assert math.log(errors[0] / errors[1]) / math.log(coarse / fine) == pytest.approx(2.0, abs=0.4)
 
 
-@pytest.mark.parametrize("grading", [1.0, 2.5])
-@pytest.mark.parametrize("cell", ROUND)
+@rows("grading", [1.0, 2.5])
+@rows("cell", ROUND)
 def test_round_boundary_and_orientation(cell: str, grading: float) -> None:
     mesh = make_round(cell, 3.0, COARSE.get(cell, 0.4), grading)
     on_sphere = np.linalg.norm(boundary_points(mesh), axis=1)
@@ -135,8 +136,8 @@ def test_round_boundary_and_orientation(cell: str, grading: float) -> None:
     assert np.all(jacobians(mesh)[0] > 0.0)
 
 
-@pytest.mark.parametrize("shape", ["box", "round"])
-@pytest.mark.parametrize("cell", ROUND)
+@rows("shape", ["box", "round"])
+@rows("cell", ROUND)
 def test_edges_have_the_length_asked_for(cell: str, shape: str) -> None:
     h = COARSE.get(cell, 0.3)
     make: dict[str, Callable[[], Mesh]] = {
@@ -148,7 +149,7 @@ def test_edges_have_the_length_asked_for(cell: str, shape: str) -> None:
     assert 0.45 * h < lengths.min() and lengths.max() < 2.0 * h
 
 
-@pytest.mark.parametrize("cell", ["triangle", "quadrilateral", "hexahedron"])
+@rows("cell", ["triangle", "quadrilateral", "hexahedron"])
 def test_grading_sets_the_size_from_centre_to_rim(cell: str) -> None:
     h, grading = (0.25, 2.5) if cell in COARSE else (0.1, 4.0)
     lengths, distance = edge_lengths(make_round(cell, 3.0, h, grading))
@@ -180,7 +181,7 @@ def test_blocks_are_well_shaped_and_share_their_nodes(dim: int, least: float) ->
         assert np.array_equal(np.unique(raw.cells), np.arange(len(raw.points)))
 
 
-@pytest.mark.parametrize(
+@rows(
     "wrong",
     [
         lambda: fem_mf.disk(COMM, 1.0, 0.0),
@@ -238,7 +239,7 @@ def test_a_gmsh_session_of_the_user_survives() -> None:
 # --- files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "cell", "exact"),
     [
         ("disk", "triangle", 36.0 * math.pi),
@@ -394,7 +395,7 @@ def test_bad_files_are_named(name: str, tmp_path: Path) -> None:
 # --- radius and refinement ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tol", [1e-3, 1e-10, 1e-30])
+@rows("tol", [1e-3, 1e-10, 1e-30])
 def test_truncation_radius_against_the_tails_in_closed_form(tol: float) -> None:
     kappa, sigma = 0.2, 0.5
     theta = math.sqrt(2 * kappa) / sigma
@@ -407,7 +408,7 @@ def test_truncation_radius_against_the_tails_in_closed_form(tol: float) -> None:
     assert fem_mf.truncation_radius(kappa, sigma, tol, 2, offset=1.5) == two + 1.5
 
 
-@pytest.mark.parametrize(
+@rows(
     "wrong",
     [
         {"kappa": 0.0},
@@ -424,7 +425,7 @@ def test_truncation_radius_refuses(wrong: dict[str, float]) -> None:
         fem_mf.truncation_radius(**({"kappa": 1.0, "sigma": 1.0} | wrong))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("grading", [0.5, 1.0, 3.0])
+@rows("grading", [0.5, 1.0, 3.0])
 def test_vertices_of_a_graded_interval(grading: float) -> None:
     # x = R s(1 + b|s|)/(1 + b) of a uniform s: its slope grows by 1 + 2b = grading from 0 to R
     b, radius = 0.5 * (grading - 1.0), 3.0
@@ -433,7 +434,7 @@ def test_vertices_of_a_graded_interval(grading: float) -> None:
     np.testing.assert_allclose(x, radius * s * (1 + b * np.abs(s)) / (1 + b), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("cell", ["interval", "triangle", "tetrahedron"])
+@rows("cell", ["interval", "triangle", "tetrahedron"])
 def test_refine_halves_the_edges(cell: str) -> None:
     mesh = fem_mf.box(COMM, 1.0, 0.5, cell=cell)
     fine = fem_mf.refine(mesh)

@@ -15,6 +15,7 @@ import fem_mf as mf
 from fem_mf.boundary import boundary_components, warn_if_truncated
 from fem_mf.observables import energy_scale, first_order
 from tests.exact import gaussian, gaussian_energy, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SIGMA, KAPPA = 0.8, 1.3
@@ -31,7 +32,6 @@ SPACES = {
     "quads": (lambda: mf.box(COMM, 6.0, 1.0, cell="quadrilateral"), 5, "consistent", 1e-5),
     "triangles": (lambda: mf.box(COMM, 6.0, 0.6), 4, "consistent", 1e-4),
 }
-every_space = pytest.mark.parametrize("name", SPACES)
 _PROBLEMS = {}
 
 
@@ -43,7 +43,7 @@ def problem_on(name):
     return _PROBLEMS[name]
 
 
-@every_space
+@rows("name", SPACES)
 def test_energy_and_eigenvalue_of_a_gaussian(name):
     problem, rel = problem_on(name)
     d, theta = problem.dim, 1.1
@@ -58,7 +58,7 @@ def test_energy_and_eigenvalue_of_a_gaussian(name):
     assert mf.eigenvalue(problem, density) == pytest.approx(kinetic + potential, rel=rel)
 
 
-@every_space
+@rows("name", SPACES)
 def test_residual_of_a_gaussian(name):
     problem, rel = problem_on(name)
     d, theta = problem.dim, 1.1
@@ -102,7 +102,7 @@ def strong_residual(problem, density):
     return np.sqrt(COMM.allreduce(fem.assemble_scalar(square)))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass", "sizes"),
     [
         ("quadrilateral", 5, "lumped", (1.5, 0.75)),
@@ -125,7 +125,7 @@ def test_residual_converges_to_that_of_the_strong_equation(cell, degree, mass, s
     assert differences[-1] < 5e-3
 
 
-@every_space
+@rows("name", SPACES)
 def test_ground_state_has_no_residual(name):
     problem, rel = problem_on(name)
     mean = np.full(problem.dim, 0.7 * 0.5 / (KAPPA + 0.7))

@@ -8,6 +8,7 @@ import pytest
 
 import fem_mf as mf
 from fem_mf.petsc import SpdSolver, default_options
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 PREFIX = "fem_mf_test_"
@@ -38,7 +39,7 @@ class System:
         return np.abs(self.solution.array - self.exact).max()
 
 
-@pytest.mark.parametrize(
+@rows(
     "options",
     [
         CG,
@@ -50,7 +51,6 @@ class System:
         {"ksp_type": "gmres", "pc_type": "sor", "ksp_gmres_restart": 100},
         {"ksp_type": "minres", "pc_type": "none"},
     ],
-    ids=lambda o: f"{o['ksp_type']}-{o['pc_type']}",
 )
 def test_solves_while_the_matrix_changes(options):
     system = System(0.01)
@@ -155,7 +155,7 @@ def test_values_of_all_kinds(database):
     assert database.getAll() == before
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "text"),
     [
         ({"ksp_tipe": "cg"}, r"does not know the options \['ksp_tipe'\]"),

@@ -13,6 +13,7 @@ from dolfinx import fem
 from scipy.linalg import eigh
 
 import fem_mf as mf
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 R = 1.5
@@ -53,7 +54,7 @@ def integral(problem, values, matrix):
     return problem.discretisation.dot(values, problem.discretisation.multiply(matrix, values))
 
 
-@pytest.mark.parametrize(("cell", "degree"), CONSISTENT)
+@rows(("cell", "degree"), CONSISTENT)
 def test_consistent_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree)
     x, dim = problem.discretisation.nodes[0, : problem.discretisation.num_owned], problem.dim
@@ -70,7 +71,7 @@ def test_consistent_operators_integrate_polynomials(cell, degree):
     )
 
 
-@pytest.mark.parametrize(("cell", "degree"), LUMPED)
+@rows(("cell", "degree"), LUMPED)
 def test_lumped_operators_integrate_polynomials(cell, degree):
     problem = make(cell, degree, "lumped")
     x, dim = problem.discretisation.nodes[0, : problem.discretisation.num_owned], problem.dim
@@ -99,9 +100,7 @@ def test_lumped_operators_integrate_polynomials(cell, degree):
     )
 
 
-@pytest.mark.parametrize(
-    ("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)]
-)
+@rows(("cell", "degree"), [("triangle", 2), ("quadrilateral", 3), ("tetrahedron", 1)])
 def test_potential_matrix_and_action_agree_with_exact_integrals(cell, degree):
     problem = make(cell, degree)
     p = problem.discretisation.potential_degree
@@ -156,7 +155,7 @@ def test_degrees_of_the_potential_and_defaults():
     assert mf.Problem(MAKERS["hexahedron"](), ZERO, 1.0, mass="lumped").degree == 6
 
 
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass", "tolerance"),
     [
         ("interval", 8, "lumped", 1e-9),
@@ -224,8 +223,8 @@ def test_a_surface_is_refused():
         mf.Problem(surface, ZERO, 1.0)
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("mass", ["consistent", "lumped"])
+@rows("boundary", ["natural", "dirichlet"])
+@rows("mass", ["consistent", "lumped"])
 def test_the_hamiltonian_as_a_matrix_has_the_spectrum_of_the_oscillator(mass, boundary):
     sigma, kappa = 0.5, 1.0
     trap = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 BOSE = np.sqrt(0.5)
@@ -36,7 +37,7 @@ def test_one_dimensional_gas():
     assert best.gap <= 1e-12
 
 
-@pytest.mark.parametrize(("beta", "mu"), [(3.1371, 1.42005), (62.742, 4.60982), (627.42, 14.18922)])
+@rows(("beta", "mu"), [(3.1371, 1.42005), (62.742, 4.60982), (627.42, 14.18922)])
 def test_two_dimensional_gas(beta, mu):
     # Muruganandam, Adhikari (2009)
     radius = 5.0 + (4 * beta / np.pi) ** 0.25
@@ -69,9 +70,7 @@ def test_anharmonic_oscillator():
     assert best.eigenvalue == pytest.approx(1.0603620905, abs=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("dim", "degree", "cells", "cap"), [(1, 8, 16, 1e-11), (2, 8, 16, 1e-11), (3, 6, 6, 1e-5)]
-)
+@rows(("dim", "degree", "cells", "cap"), [(1, 8, 16, 1e-11), (2, 8, 16, 1e-11), (3, 6, 6, 1e-5)])
 def test_minimum_of_the_moving_gaussian_to_the_accuracy_of_the_mesh(dim, degree, cells, cap):
     sigma, kappa, strength, target = 0.9, 1.1, 0.7, 0.6
     theta = np.sqrt(2 * kappa) / sigma

@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 
 import fem_mf as mf
 from fem_mf.flows.decomposition import Quadratic, RiccatiFlow, convexity_bound
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SIGMA = 0.7
@@ -50,18 +51,18 @@ def integrated(g, start, sigma, t):
     return end[: d * d].reshape(d, d), end[d * d : -1], end[-1]
 
 
-@pytest.mark.parametrize("t", [0.01, 0.5, 3.0, 40.0])
-@every_dim
-def test_flow_is_that_of_the_integrator(d, t):
-    theta, b, c = integrated(G[d], START[d], SIGMA, t)
-    v = RiccatiFlow(G[d], START[d], SIGMA).at(t)
-    np.testing.assert_allclose(v.hessian, theta, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(v.slope, b, rtol=0, atol=1e-10)
-    assert v.constant == pytest.approx(c, abs=1e-9 * max(1.0, abs(c)))
-    np.testing.assert_array_equal(v.hessian, v.hessian.T)
+@rows("d", [1, 2, 3])
+def test_flow_is_that_of_the_integrator(d):
+    for t in (0.01, 0.5, 3.0, 40.0):
+        theta, b, c = integrated(G[d], START[d], SIGMA, t)
+        v = RiccatiFlow(G[d], START[d], SIGMA).at(t)
+        np.testing.assert_allclose(v.hessian, theta, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(v.slope, b, rtol=0, atol=1e-10)
+        assert v.constant == pytest.approx(c, abs=1e-9 * max(1.0, abs(c)))
+        np.testing.assert_array_equal(v.hessian, v.hessian.T)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_flow_begins_where_it_should(d):
     v = RiccatiFlow(G[d], START[d], SIGMA).at(0.0)
     np.testing.assert_allclose(v.hessian, START[d].hessian, rtol=0, atol=1e-14)
@@ -69,7 +70,7 @@ def test_flow_begins_where_it_should(d):
     assert v.constant == START[d].constant
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_flow_is_a_semigroup(d):
     flow = RiccatiFlow(G[d], START[d], SIGMA)
     rest = RiccatiFlow(G[d], flow.at(0.7), SIGMA).at(1.1)
@@ -79,9 +80,8 @@ def test_flow_is_a_semigroup(d):
     assert rest.constant == pytest.approx(whole.constant, abs=1e-10)
 
 
-@pytest.mark.parametrize("t", [200.0, 2e3])
 @every_dim
-def test_long_times_end_at_the_stationary_solution(d, t):
+def test_long_times_end_at_the_stationary_solution(d, t=2e3):
     # (σ²/2)Θ² = Q and (σ²/2)Θb = q
     v = RiccatiFlow(G[d], START[d], SIGMA).at(t)
     half = 0.5 * SIGMA**2
@@ -99,16 +99,16 @@ def test_flow_without_curvature_of_g():
     np.testing.assert_allclose(v.hessian, np.linalg.inv(inverse), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("start", [0.0, 0.4, 2.0, 50.0])
-def test_isotropic_flow_attains_the_bound(start):
+def test_isotropic_flow_attains_the_bound():
     g = Quadratic(1.3 * np.eye(2), np.zeros(2), 0.0)
-    flow = RiccatiFlow(g, Quadratic(start * np.eye(2), np.zeros(2), 0.0), SIGMA)
-    for t in (0.1, 1.0, 10.0):
-        bound = convexity_bound(t, start, 1.3, SIGMA)
-        np.testing.assert_allclose(flow.at(t).hessian, bound * np.eye(2), rtol=0, atol=1e-10)
+    for start in (0.0, 0.4, 2.0, 50.0):
+        flow = RiccatiFlow(g, Quadratic(start * np.eye(2), np.zeros(2), 0.0), SIGMA)
+        for t in (0.1, 1.0, 10.0):
+            bound = convexity_bound(t, start, 1.3, SIGMA)
+            np.testing.assert_allclose(flow.at(t).hessian, bound * np.eye(2), rtol=0, atol=1e-10)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_anisotropic_flow_stays_above_the_bound(d):
     flow = RiccatiFlow(G[d], START[d], SIGMA)
     kappa = np.linalg.eigvalsh(G[d].hessian)[0]
@@ -121,16 +121,16 @@ def test_anisotropic_flow_stays_above_the_bound(d):
 # -- the bound ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0.0, 0.3, 1.0, 30.0])
-def test_convexity_bound_solves_its_equation(start):
+def test_convexity_bound_solves_its_equation():
     kappa = 0.9
 
     def slope(_, theta):
         return kappa - 0.5 * SIGMA**2 * theta**2
 
-    for t in (0.1, 1.0, 5.0):
-        exact = solve_ivp(slope, (0, t), [start], rtol=1e-12, atol=1e-13).y[0, -1]
-        assert convexity_bound(t, start, kappa, SIGMA) == pytest.approx(exact, abs=1e-9)
+    for start in (0.0, 0.3, 1.0, 30.0):
+        for t in (0.1, 1.0, 5.0):
+            exact = solve_ivp(slope, (0, t), [start], rtol=1e-12, atol=1e-13).y[0, -1]
+            assert convexity_bound(t, start, kappa, SIGMA) == pytest.approx(exact, abs=1e-9)
 
 
 def test_limits_of_the_convexity_bound():
@@ -163,19 +163,15 @@ def fit(d, f, **options):
     return Quadratic.fit(problem, f(points), points, **options)
 
 
-@pytest.mark.parametrize("nearest", [False, True])
-@every_dim
-def test_fit_of_a_quadratic_is_exact(d, nearest):
-    found = fit(d, START[d].evaluate, nearest=nearest)
-    np.testing.assert_allclose(found.hessian, START[d].hessian, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(found.slope, START[d].slope, rtol=0, atol=1e-11)
-    assert found.constant == pytest.approx(START[d].constant, abs=1e-11)
-
-
-@pytest.mark.parametrize("size", [1e-6, 0.01, 1.0])
-@every_dim
-def test_fit_finds_no_quadratic_where_there_is_none(d, size):
-    assert fit(d, lambda x: START[d].evaluate(x) + size * np.cos(3 * x[0])) is None
+@rows("d", [1, 2, 3])
+def test_fit_of_a_quadratic_is_exact_and_finds_none_where_there_is_none(d):
+    for nearest in (False, True):
+        found = fit(d, START[d].evaluate, nearest=nearest)
+        np.testing.assert_allclose(found.hessian, START[d].hessian, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(found.slope, START[d].slope, rtol=0, atol=1e-11)
+        assert found.constant == pytest.approx(START[d].constant, abs=1e-11)
+    for size in (1e-6, 0.01, 1.0):
+        assert fit(d, lambda x, size=size: START[d].evaluate(x) + size * np.cos(3 * x[0])) is None
 
 
 def test_fit_forgives_rounding():
@@ -203,7 +199,7 @@ def test_nearest_is_that_of_least_squares():
     np.testing.assert_allclose(own, best, rtol=0, atol=1e-9)
 
 
-@every_dim
+@rows("d", [1, 2, 3])
 def test_evaluate(d):
     q, points = START[d], np.random.default_rng(3).standard_normal((3, 7))
     x = points[:d]
@@ -212,11 +208,15 @@ def test_evaluate(d):
     np.testing.assert_allclose(q.evaluate(x), exact, rtol=1e-13)
 
 
-@pytest.mark.parametrize("t", [1.0, 300.0, 3_000.0, 1e5])
-@pytest.mark.parametrize("start", ["stationary", "off"])
-@pytest.mark.parametrize("sigma", [0.02, 0.5])
-def test_anisotropic_potentials_at_long_times(sigma, start, t):
+@rows("start", ["stationary", "off"])
+@rows("sigma", [0.02, 0.5])
+def test_anisotropic_potentials_at_long_times(sigma, start):
     """Q = R diag(1, 0.01) Rᵀ: in the frame of Q each eigenvalue follows the scalar equation."""
+    for t in (1.0, 300.0, 3_000.0, 1e5):
+        check_anisotropic(sigma, start, t)
+
+
+def check_anisotropic(sigma, start, t):
     c, s = np.cos(0.7), np.sin(0.7)
     frame = np.array([[c, -s], [s, c]])
     kappas = np.array([1.0, 0.01])

@@ -14,7 +14,8 @@ from scipy.integrate import solve_ivp
 import fem_mf as mf
 from fem_mf.flows.decomposition import Quadratic, convexity_bound
 from fem_mf.observables import Regularity
-from tests.exact import breathing_precision, moving_gaussian, rate
+from tests.exact import X1, moving_gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 EXACT = {"fixed_point_tolerance": 1e-11}
@@ -29,8 +30,6 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 # -- problems ----------------------------------------------------------------------------------
 
-X1 = {"sigma": 0.7, "kappa": 1.0, "strength": 0.8, "target": 0.5}
-X2 = {"sigma": 0.8, "kappa": 0.5, "strength": 0.6}
 MESHES = {
     "interval": (lambda: mf.interval(COMM, 8.0, 0.5), 2, "consistent"),
     "triangles": (lambda: mf.box(COMM, 6.5, 0.9), 2, "consistent"),
@@ -38,7 +37,6 @@ MESHES = {
     "lumped": (lambda: mf.box(COMM, 6.0, 0.9, cell="quadrilateral"), 3, "lumped"),
     "tetrahedra": (lambda: mf.box(COMM, 5.5, 2.75, cell="tetrahedron"), 2, "consistent"),
 }
-SIMPLE = ("interval", "triangles", "quadrilaterals")  # where moments are exact to rounding
 SIGMA, KAPPA = 0.6, 0.6
 Z = np.linspace(-2.0, 2.0, 9)
 
@@ -137,8 +135,9 @@ def moving(name):
     return problem, mean, mf.LogDensity.from_function(problem, lambda x: 0.6 * squared(x, mean))
 
 
-@pytest.mark.parametrize("dt", [0.1, 10.0])
-@pytest.mark.parametrize("name", SIMPLE)
+@pytest.mark.parametrize(
+    ("name", "dt"), [("interval", 0.1), ("triangles", 10.0), ("quadrilaterals", 0.1)]
+)
 def test_moving_gaussian_of_backward_euler_is_exact_in_space(name, dt):
     problem, mean, start = moving(name)
     theta, slope = 1.2, -1.2 * mean
@@ -191,8 +190,17 @@ def anisotropic(name):
     return problem, quadratic_start(problem, theta, slope), parts
 
 
-@pytest.mark.parametrize("dt", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    ("name", "dt"),
+    [
+        ("interval", 10.0),
+        ("triangles", 0.1),
+        ("triangles", 10.0),
+        ("quadrilaterals", 1.0),
+        ("lumped", 0.1),
+        ("tetrahedra", 1.0),
+    ],
+)
 def test_anisotropic_gaussian_of_backward_euler_is_exact_in_space(name, dt):
     problem, start, (q, slope_q, theta, slope) = anisotropic(name)
     for state in run(problem, start, 3 * dt, dt)[1:]:
@@ -296,59 +304,6 @@ def test_the_linear_form_says_when_its_exponentials_underflow():
     assert last.mass == pytest.approx(1.0, abs=1e-12)
 
 
-# -- orders in time ----------------------------------------------------------------------------
-
-STEPS = {1: [1 / 16, 1 / 32, 1 / 64], 2: [1 / 4, 1 / 8, 1 / 16]}
-
-
-@every_form
-@every_scheme
-def test_order_in_time_on_the_moving_gaussian(scheme, form):
-    order = SCHEMES[scheme]
-    # The weighted form has no exact solutions in its space: a fine mesh leaves the error in time.
-    mesh = mf.interval(COMM, 5.5, 0.1 if form == "weighted" else 0.5)
-    interaction = mf.MeanInteraction(X1["strength"], X1["target"])
-    problem = mf.Problem(mesh, trap(X1["kappa"]) + interaction, X1["sigma"], 2)
-    start = mf.LogDensity.from_function(problem, lambda x: 0.6 * squared(x, [-0.8]))
-    mean, precision = moving_gaussian(1.0, -0.8, 1.2, **X1)
-    errors, steps = [], STEPS[order]
-    for dt in steps:
-        *_, last = run(problem, start, 1.0, dt, scheme, **FORMS[form])
-        hessian, _, _ = fitted(problem, u_of(last))
-        errors.append([abs(last.density.mean()[0] - mean[0]), abs(hessian[0, 0] - precision)])
-    moved, widened = np.array(errors).T
-    assert abs(rate(steps, moved) - order) < 0.15, moved
-    assert moved[-1] < {1: 1e-2, 2: 1e-3}[order]
-    if form == "whole":
-        assert abs(rate(steps, widened) - order) < 0.15, widened
-        assert widened[-1] < {1: 1e-2, 2: 1e-3}[order]
-    if form == "decomposed":
-        assert widened.max() < 1e-10  # in closed form
-
-
-@every_scheme
-def test_order_in_time_on_the_breathing_gaussian(scheme):
-    order = SCHEMES[scheme]
-    interaction = mf.Cylindrical(
-        [lambda x: x[0] ** 2],
-        lambda y: 0.5 * X2["strength"] * y[0] ** 2,
-        lambda y: X2["strength"] * y,
-    )
-    mesh = mf.interval(COMM, 8.0, 0.5)
-    problem = mf.Problem(mesh, trap(X2["kappa"]) + interaction, X2["sigma"], 2)
-    start = mf.LogDensity.from_function(problem, lambda x: 0.3 * x[0] ** 2)
-    precision = breathing_precision(1.0, 0.6, d=1, **X2)
-    errors = {form: [] for form in ("whole", "decomposed")}
-    for form, column in errors.items():
-        for dt in STEPS[order]:
-            *_, last = run(problem, start, 1.0, dt, scheme, **FORMS[form])
-            hessian, _, deviation = fitted(problem, u_of(last))
-            assert deviation < 1e-10
-            column.append(abs(hessian[0, 0] - precision))
-        assert abs(rate(STEPS[order], column) - order) < 0.15, column
-        assert column[-1] < {1: 1e-2, 2: 1e-3}[order]
-
-
 # -- the formulations agree --------------------------------------------------------------------
 
 
@@ -416,7 +371,7 @@ def test_w_is_minus_twice_the_logarithm_of_phi():
 
 
 @pytest.mark.parametrize("form", ["whole", "decomposed"])
-@pytest.mark.parametrize("h", [0.9, 0.45, 0.225])
+@pytest.mark.parametrize("h", [0.9, 0.225])
 def test_newton_needs_few_iterations_at_any_mesh_and_step(h, form):
     problem, start = tanh_network(1, h)
     counts = []
@@ -429,9 +384,8 @@ def test_newton_needs_few_iterations_at_any_mesh_and_step(h, form):
     assert 2 <= max(counts) <= 6
 
 
-@pytest.mark.parametrize("h", [0.9, 0.45])
-def test_newton_needs_few_iterations_in_the_plane(h):
-    problem, start = tanh_network(2, h)
+def test_newton_needs_few_iterations_in_the_plane():
+    problem, start = tanh_network(2, 0.45)
     states = run(problem, start, 30.0, 10.0, fixed_point_tolerance=1e-8)
     assert 2 <= max(s.newton_most for s in states) <= 6
     assert states[0].newton_most == states[0].newton_iterations == 0
@@ -452,6 +406,19 @@ GENERAL = {
     "quartic": (lambda x: 0.25 * KAPPA * 2 * squared(x, [0, 0]) + 0.25 * squared(x, [0, 0]) ** 2),
     "anisotropic quartic": lambda x: 0.5 * KAPPA * x[0] ** 2 + x[1] ** 2 + 0.1 * x[1] ** 4,
 }
+
+
+@every_scheme
+def test_without_mean_field_u_is_v_for_any_potential(scheme):
+    # v by implicit stages, since g is no quadratic: it takes the steps of u
+    functional = mf.Potential(GENERAL["anisotropic quartic"])
+    problem = mf.Problem(mf.box(COMM, 2.5, 0.8), functional, SIGMA, 2, potential_degree=4)
+    start = quadratic_start(problem, 0.8 * np.eye(2), [0.3, -0.2])
+    whole, parts = (run(problem, start, 0.6, 0.2, scheme, **FORMS[f]) for f in list(FORMS)[:2])
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(u_of(a), u_of(b), rtol=0, atol=1e-8)
+        assert b.lipschitz_w < 1e-8
+    assert np.abs(u_of(whole[-1]) - u_of(whole[0])).max() > 0.1
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -504,13 +471,6 @@ def test_derivatives_and_moments_stay_bounded_over_a_long_run(form):
     assert max(s.growth_u for s in states) < 4.0
 
 
-def test_moments_of_a_state_are_those_of_its_density():
-    problem, start = tanh_network(2, 0.9)
-    *_, state = run(problem, start, 0.2, 0.1)
-    assert state.second_moment == pytest.approx(state.density.moment(2.0), rel=1e-12)
-    assert state.fourth_moment == pytest.approx(state.density.moment(4.0), rel=1e-12)
-
-
 # -- derivatives by cells ----------------------------------------------------------------------
 
 
@@ -556,7 +516,7 @@ def test_backward_euler_decreases_the_energy(functional, dt):
 @every_scheme
 def test_scalars_of_a_state_are_those_of_its_density(scheme, form):
     problem, start = tanh_network(2, 0.6)
-    for state in run(problem, start, 0.3, 0.1, scheme, **FORMS[form]):
+    for state in run(problem, start, 0.2, 0.1, scheme, **FORMS[form]):
         assert state.mass == pytest.approx(1.0, abs=1e-12)
         assert state.density.mass() == pytest.approx(1.0, abs=1e-12)
         assert state.energy == pytest.approx(mf.energy(problem, state.density), rel=1e-12)
@@ -567,6 +527,8 @@ def test_scalars_of_a_state_are_those_of_its_density(scheme, form):
         # of ψ, another discretisation
         assert state.eigenvalue == pytest.approx(mf.eigenvalue(problem, state.density), rel=1e-2)
         assert state.residual == pytest.approx(mf.residual(problem, state.density), rel=0.1)
+        assert state.second_moment == pytest.approx(state.density.moment(2.0), rel=1e-12)
+        assert state.fourth_moment == pytest.approx(state.density.moment(4.0), rel=1e-12)
 
 
 @every_form
@@ -646,34 +608,6 @@ def test_the_residual_of_an_almost_steady_state_is_right_after_short_steps(schem
     assert exact > 4e-8
 
 
-def test_stops_at_a_steady_state():
-    problem, start = tanh_network(1, 0.45)
-    flow = mf.HJBFlow(problem, 5.0)
-    states = list(flow.run(start, 1e6, steady_residual=1e-5))
-    assert states[-1].residual <= 1e-5 < states[-2].residual
-    (only,) = flow.run(states[-1].density, 1e6, steady_residual=1e-4)
-    assert only.t == 0.0
-
-
-@pytest.mark.parametrize(("dt", "t_end", "steps"), [(0.1, 1.0, 10), (0.3, 1.0, 4), (2.0, 1.0, 1)])
-@every_form
-def test_the_end_is_reached_exactly(form, dt, t_end, steps):
-    problem, start = tanh_network(1, 0.9)
-    states = run(problem, start, t_end, dt, **FORMS[form])
-    assert states[-1].t == t_end
-    assert [s.step for s in states] == list(range(steps + 1))
-    np.testing.assert_allclose(np.cumsum([s.dt for s in states]), [s.t for s in states], rtol=1e-12)
-
-
-def test_a_run_can_be_continued_and_repeated():
-    problem, start = tanh_network(1, 0.45)
-    flow = mf.HJBFlow(problem, 0.1, "sdirk2", **EXACT)
-    whole, again = list(flow.run(start, 0.6)), list(flow.run(start, 0.6))
-    rest = list(flow.run(whole[3].density, 0.3))
-    np.testing.assert_allclose(u_of(again[-1]), u_of(whole[-1]), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(u_of(rest[-1]), u_of(whole[-1]), rtol=0, atol=1e-9)
-
-
 def test_a_start_known_by_its_amplitude():
     problem, start = tanh_network(1, 0.45)
     psi = mf.Density(problem, start.amplitude())
@@ -700,34 +634,14 @@ def test_functions_of_a_state():
     assert np.abs(states[1].v.x.array - states[2].v.x.array).max() > 1e-3
 
 
-@every_form
-def test_history_of_a_run(form, shared_tmp_path):
-    problem, start = tanh_network(1, 0.45)
-    path = shared_tmp_path / "run.csv"
-    states = run(problem, start, 0.3, 0.1, **FORMS[form])
-    with mf.History(path, COMM) as history:
-        for state in states:
-            history.append(state)
-    columns = mf.History.read(path)
-    assert not {"u", "v", "w", "density"} & set(columns)
-    assert list(columns) == list(states[0].scalars())
-    for name in ("t", "energy", "newton_most", "hessian_u", "lipschitz_w", "theta_v"):
-        np.testing.assert_array_equal(columns[name], [getattr(s, name) for s in states])
-    assert columns["newton_most"].dtype.kind == "i"
-
-
 # -- arguments ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "text"),
     [
-        ((0.0,), {}, "dt must be a positive number, not 0.0"),
-        ((np.nan,), {}, "dt must be a positive number"),
-        ((-1.0,), {}, "dt must be a positive number"),
         ((0.1, "crank-nicolson"), {}, "unknown scheme 'crank-nicolson'; choose one of .*sdirk2"),
         ((0.1,), {"weighted": True}, "weighted=True needs decomposed=True"),
-        ((0.1,), {"petsc_options": {"pc_tipe": "lu"}}, r"does not know the options"),
     ],
 )
 def test_bad_arguments(arguments, options, text):
@@ -746,30 +660,7 @@ def test_bad_problems(degree, boundary, text):
         mf.HJBFlow(problem, 0.1)
 
 
-def test_bad_runs():
-    flow = mf.HJBFlow(tanh_network(1, 0.9)[0], 0.1)
-    with pytest.raises(ValueError, match="the start belongs to another problem"):
-        flow.run(tanh_network(1, 0.45)[1], 1.0)
-    for t_end in (-1.0, np.nan, np.inf):
-        with pytest.raises(ValueError, match="t_end must be a non-negative number"):
-            flow.run(tanh_network(1, 0.9)[1], t_end)
-
-
-def test_a_step_that_fails_is_an_error_and_the_start_stays():
-    problem, start = tanh_network(1, 0.9)
-    flow = mf.HJBFlow(problem, 1.0, accelerator=mf.mean_field.Picard(), max_iterations=1)
-    states = []
-    with pytest.raises(mf.ConvergenceError, match="did not converge"):
-        for state in flow.run(start, 3.0):
-            states.append(state)
-    (state,) = states
-    assert state.t == 0.0 and state.energy == pytest.approx(mf.energy(problem, start), rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("form", "alias"),
-    [("u", "whole"), ("v+w", "decomposed"), ("hopf-cole", "weighted")],
-)
+@rows(("form", "alias"), [("u", "whole"), ("v+w", "decomposed"), ("hopf-cole", "weighted")])
 def test_forms_by_name_are_their_aliases(form, alias):
     problem, start = tanh_network(1, 0.6)
     energies = [
@@ -779,7 +670,7 @@ def test_forms_by_name_are_their_aliases(form, alias):
     assert energies[0] == energies[1]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "text"),
     [
         ({"form": "w"}, "form is 'u', 'v\\+w' or 'hopf-cole', not 'w'"),

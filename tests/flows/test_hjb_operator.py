@@ -11,6 +11,7 @@ import fem_mf as mf
 from demos.well_posedness import contraction, explicit_descent
 from fem_mf.flows.decomposition import Quadratic
 from tests.exact import rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SIGMA, KAPPA = 0.6, 0.6
@@ -101,7 +102,7 @@ def step_bound(problem, density):
 EXPLICIT = [("network", 1, 0.45), ("network", 2, 0.9), ("contact", 1, 0.45)]
 
 
-@pytest.mark.parametrize("case", EXPLICIT)
+@rows("case", EXPLICIT)
 def test_bound_of_the_explicit_rule_is_that_of_its_matrix(case):
     problem, *_, start = made(*case)
     apply = mf.HJBOperator(problem).linearised(start.log_values())
@@ -116,7 +117,7 @@ def test_bound_shrinks_with_the_square_of_the_mesh_size():
     assert abs(rate(sizes, bounds) - 2.0) < 0.2, bounds
 
 
-@pytest.mark.parametrize("case", EXPLICIT)
+@rows("case", EXPLICIT)
 def test_explicit_rule_descends_within_its_bound_and_not_beyond(case):
     problem, *_, start = made(*case)
     bound = step_bound(problem, start)

@@ -15,6 +15,7 @@ import fem_mf as mf
 from fem_mf.flows.schrodinger_stage import Guess
 from fem_mf.stationary.newton_cg import Anchor
 from tests.exact import gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-np.pi, np.pi, 40)
@@ -92,18 +93,25 @@ def check_inequality(before, after, length):
     assert after.t == length and after.mass == pytest.approx(1.0, abs=1e-13)
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", CONVEX)
-def test_the_energy_falls_by_the_distance_moved(name, length, start):
+# All lengths for each problem and each start, but not their product: two for each pair.
+PAIRS = [
+    (name, start, LENGTHS[(i + j) % 3 :: 3])
+    for i, name in enumerate(CONVEX)
+    for j, start in enumerate(STARTS)
+]
+
+
+@pytest.mark.parametrize(("name", "start", "lengths"), PAIRS)
+def test_the_energy_falls_by_the_distance_moved(name, start, lengths):
     problem = made(name)
     density = mf.Density.from_function(problem, STARTS[start])
-    before, after = one_step(problem, density, length)
-    check_inequality(before, after, length)
-    assert after.replaced == 0  # it is one movement of this length
+    for length in lengths:
+        before, after = one_step(problem, density, length)
+        check_inequality(before, after, length)
+        assert after.replaced == 0  # it is one movement of this length
 
 
-@pytest.mark.parametrize("length", [1e-2, 10.0, 1e4])
+@pytest.mark.parametrize("length", [1e-2, 1e4])
 def test_in_three_dimensions(length):
     problem = made("N3", n3)
     assert problem.space.dofmap.index_map.size_global > 15_000
@@ -113,7 +121,6 @@ def test_in_three_dimensions(length):
     assert after.replaced == 0
 
 
-@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(
     ("functional", "start"),
     [
@@ -122,17 +129,18 @@ def test_in_three_dimensions(length):
     ],
     ids=["two wells", "attraction"],
 )
-def test_where_the_functional_is_not_convex_the_inequality_is_checked(functional, start, length):
+def test_where_the_functional_is_not_convex_the_inequality_is_checked(functional, start):
     problem = mf.Problem(mf.interval(COMM, 4.0, 0.1), functional, 0.5, 2)
     density = mf.Density.from_function(problem, gaussian(start, 2.0))
-    states = list(mf.SchrodingerFlow(problem, length).run(density, 3 * length))
-    for before, after in pairwise(states):
-        assert after.energy <= before.energy + 1e-12
-        moved = after.density.amplitude() - before.density.amplitude()
-        # Several movements in one step fall by at least as much as one of the whole length.
-        fallen = 2.0 / length * problem.discretisation.norm(moved) ** 2
-        assert after.energy + fallen <= before.energy + 1e-11
-    assert states[-1].t == pytest.approx(3 * length)
+    for length in LENGTHS:
+        states = list(mf.SchrodingerFlow(problem, length).run(density, 3 * length))
+        for before, after in pairwise(states):
+            assert after.energy <= before.energy + 1e-12
+            moved = after.density.amplitude() - before.density.amplitude()
+            # Several movements in one step fall by at least as much as one of the whole length.
+            fallen = 2.0 / length * problem.discretisation.norm(moved) ** 2
+            assert after.energy + fallen <= before.energy + 1e-11
+        assert states[-1].t == pytest.approx(3 * length)
 
 
 def test_the_inequality_is_checked_with_the_distance_moved():
@@ -179,7 +187,7 @@ def test_the_response_is_the_derivative_of_an_evaluation(length):
 SOLVED_BY_THE_FIXED_POINT = {"N2": 1.0, "X1": 1.0, "X2": 1.0, "contact": 1e-2}
 
 
-@pytest.mark.parametrize("length", [1e-3, 1e-2, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("length", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", SOLVED_BY_THE_FIXED_POINT)
 def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     problem = made(name)
@@ -202,7 +210,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     assert fixed.overlap == pytest.approx(newton.overlap, abs=1e-11)
 
 
-@pytest.mark.parametrize("length", [0.05, 1.0, 50.0])
+@rows("length", [0.05, 1.0, 50.0])
 def test_against_an_optimiser(length):
     """SciPy's BFGS on the movement's own functional, written out for a lumped mass."""
     sigma, target = 0.6, 0.8
@@ -292,8 +300,9 @@ def test_the_gauge_of_lambda_differs_at_second_order():
 # -- schemes of order two ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["crank-nicolson", "sdirk2"])
-@pytest.mark.parametrize("name", ["N2", "X1", "N2 x 30"])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("N2", "crank-nicolson"), ("X1", "sdirk2"), ("N2 x 30", "sdirk2")]
+)
 def test_a_step_too_long_is_replaced_and_says_so(name, scheme, caplog):
     problem = made(name)
     density = mf.Density.from_function(problem, STARTS["far bump"])
@@ -315,14 +324,14 @@ def test_a_step_too_long_is_replaced_and_says_so(name, scheme, caplog):
     assert resolved.replaced == 0
 
 
-@pytest.mark.parametrize("dt", [1e-2, 1.0, 1e2, 1e4])
 @pytest.mark.parametrize("name", CONVEX)
-def test_sdirk2_decreases_the_energy_in_long_runs(name, dt):
+def test_sdirk2_decreases_the_energy_in_long_runs(name):
     problem = made(name)
     density = mf.Density.from_function(problem, STARTS["centred"])
-    states = list(mf.SchrodingerFlow(problem, dt, "sdirk2").run(density, 5 * dt))
-    for before, after in pairwise(states):
-        assert after.energy <= before.energy + 1e-11 * max(1.0, abs(before.energy))
+    for dt in (1e-2, 1.0, 1e4):
+        states = list(mf.SchrodingerFlow(problem, dt, "sdirk2").run(density, 5 * dt))
+        for before, after in pairwise(states):
+            assert after.energy <= before.energy + 1e-11 * max(1.0, abs(before.energy))
 
 
 class DenseLine:
@@ -372,8 +381,8 @@ class DenseLine:
         return self.moved(psi + (1.0 - gamma) / gamma * (first - psi), gamma * dt)
 
 
-@pytest.mark.parametrize("dt", [0.05, 0.5])
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("dt", [0.05, 0.5])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_steps_of_every_scheme_against_dense_eigenvectors(scheme, dt):
     line = DenseLine()
     start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
@@ -387,7 +396,7 @@ def test_steps_of_every_scheme_against_dense_eigenvectors(scheme, dt):
         assert state.residual == pytest.approx(residual, rel=1e-6)
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_the_next_step_follows_from_the_error_of_the_last(scheme):
     """½ dt ‖∂_tψ⁺ − ∂_tψ‖ is the estimate, ~ dt²; 0.9 of what would just do is tried next."""
     line, tolerance = DenseLine(), 1e-3
@@ -405,7 +414,7 @@ def test_the_next_step_follows_from_the_error_of_the_last(scheme):
     assert max(factors) == 3.0 and min(factors) < 1.1
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_a_step_is_rejected_just_where_its_estimate_is_above_the_tolerance(scheme):
     line, dt = DenseLine(), 0.1
     start = mf.Density.from_function(line.problem, gaussian(-0.6, 1.2))
@@ -441,7 +450,7 @@ def test_a_step_is_too_long_where_half_a_percent_of_its_anchor_is_negative(schem
 # -- errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
+@rows("scheme", ["backward-euler", "crank-nicolson", "sdirk2"])
 def test_a_tolerance_below_rounding_is_no_reason_for_shorter_steps(scheme):
     functional = trap(1.0) + mf.MeanInteraction(0.8, 0.5)
     problem = mf.Problem(mf.interval(COMM, 7.0, 0.3), functional, 0.7, 4)
@@ -489,22 +498,3 @@ def test_flows_do_not_share_what_an_accelerator_learns():
         mf.SchrodingerFlow(made("contact"), 0.1, accelerator=accelerator)
     with pytest.raises(ValueError, match=r"accelerator: HJBFlow takes Picard\(\) or Anderson\(\)"):
         mf.HJBFlow(made("X1"), 0.1, accelerator=accelerator)
-
-
-def test_runs_of_one_flow_are_independent():
-    """What one run learns does not change the next one, beyond the tolerance of its solvers."""
-    problem = made("N2")
-    density = mf.Density.from_function(problem, STARTS["centred"])
-    flow = mf.SchrodingerFlow(problem, 0.2, fixed_point_tolerance=1e-12)
-
-    def energies(states):
-        return [state.energy for state in states]
-
-    alone = energies(flow.run(density, 1.0))
-    assert energies(flow.run(density, 1.0)) == pytest.approx(alone, rel=1e-11)
-    narrow = mf.Density.from_function(problem, STARTS["far bump"])
-    other = flow.run(narrow, 1.0)
-    interleaved = [(next(other).energy, state.energy) for state in flow.run(density, 1.0)]
-    assert [energy for _, energy in interleaved] == pytest.approx(alone, rel=1e-10)
-    apart = energies(mf.SchrodingerFlow(problem, 0.2, fixed_point_tolerance=1e-12).run(narrow, 1.0))
-    assert [energy for energy, _ in interleaved] == pytest.approx(apart, rel=1e-10)

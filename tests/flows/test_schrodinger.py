@@ -9,6 +9,7 @@ import pytest
 
 import fem_mf as mf
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 SCHEMES = ["backward-euler", "crank-nicolson", "sdirk2"]
@@ -66,8 +67,14 @@ def psi_of(state):
 # -- every step size ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("dt", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+# Every step size for M-matrices, where signs are proved; else one that is long, one that is short.
+STEPS = {
+    name: [1e-4, 1e-2, 1.0, 1e2, 1e4] if "M-matrices" in name else [(1e-4, 1e-2)[i % 2], 1e2]
+    for i, name in enumerate(PROBLEMS)
+}
+
+
+@pytest.mark.parametrize(("name", "dt"), [(name, dt) for name in PROBLEMS for dt in STEPS[name]])
 def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
     problem, start = made(name)
     steps = 6
@@ -88,18 +95,14 @@ def test_backward_euler_decreases_the_energy_for_every_step(name, dt):
         assert state.dissipation == pytest.approx(state.residual**2, rel=1e-12)
 
 
-@every_scheme
-@pytest.mark.parametrize("dt", [1e-3, 0.3, 30.0])
-def test_scalars_of_a_state_are_those_of_its_density(scheme, dt):
+@rows("scheme", SCHEMES)
+def test_scalars_of_a_state_after_a_long_step(scheme):
     problem, start = made("network on quadrilaterals")
-    for state in mf.SchrodingerFlow(problem, dt, scheme).run(start, 4 * dt):
+    for state in mf.SchrodingerFlow(problem, 30.0, scheme).run(start, 120.0):
         assert state.mass == pytest.approx(1.0, abs=1e-13)
         assert state.energy == pytest.approx(mf.energy(problem, state.density), rel=1e-10)
         assert state.eigenvalue == pytest.approx(mf.eigenvalue(problem, state.density), rel=1e-9)
         assert state.residual == pytest.approx(mf.residual(problem, state.density), rel=1e-6)
-        assert state.boundary_mass == pytest.approx(
-            mf.boundary_mass(problem, state.density), rel=1e-9
-        )
 
 
 @every_scheme
@@ -125,79 +128,6 @@ def test_the_minimiser_does_not_depend_on_the_start():
 
 
 # -- time --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("dt", "t_end", "steps"),
-    [
-        (0.1, 1.0, 10),
-        (0.3, 1.0, 4),
-        (0.1, 0.35, 4),
-        (2.0, 1.0, 1),
-        (1 / 3, 1.0, 3),
-        (0.05, 0.7, 14),
-    ],
-)
-@every_scheme
-def test_the_end_is_reached_exactly(scheme, dt, t_end, steps):
-    problem, start = made("linear")
-    states = list(mf.SchrodingerFlow(problem, dt, scheme).run(start, t_end))
-    assert states[-1].t == t_end
-    assert [s.step for s in states] == list(range(steps + 1))
-    np.testing.assert_allclose([s.t for s in states[:-1]], dt * np.arange(steps), rtol=1e-14)
-    np.testing.assert_allclose(np.cumsum([s.dt for s in states]), [s.t for s in states], rtol=1e-12)
-    assert states[0].dt == 0.0
-
-
-def test_no_time_gives_the_start_alone():
-    problem, start = made("linear")
-    (state,) = mf.SchrodingerFlow(problem, 0.1).run(start, 0.0)
-    assert state.t == 0.0
-    np.testing.assert_allclose(psi_of(state), start.psi.x.array, rtol=1e-14)
-
-
-def test_a_run_can_be_continued_and_repeated():
-    problem, start = made("network on quadrilaterals")
-    flow = mf.SchrodingerFlow(problem, 0.1, "sdirk2", fixed_point_tolerance=1e-12)
-    whole = list(flow.run(start, 1.0))
-    again = list(flow.run(start, 1.0))
-    rest = list(flow.run(whole[5].density, 0.5))
-    np.testing.assert_allclose(psi_of(again[-1]), psi_of(whole[-1]), rtol=0, atol=1e-11)
-    np.testing.assert_allclose(psi_of(rest[-1]), psi_of(whole[-1]), rtol=0, atol=1e-10)
-
-
-def test_states_own_their_densities():
-    problem, start = made("network on quadrilaterals")
-    before = start.psi.x.array.copy()
-    states, copies = [], []
-    for state in mf.SchrodingerFlow(problem, 0.2).run(start, 1.0):
-        states.append(state)
-        copies.append(psi_of(state).copy())
-    for state, copy in zip(states, copies, strict=True):
-        np.testing.assert_array_equal(psi_of(state), copy)
-    for a, b in pairwise(copies):
-        assert np.abs(a - b).max() > 1e-3
-    assert len({id(s.density) for s in states}) == len(states)
-    np.testing.assert_array_equal(start.psi.x.array, before)
-
-
-def test_scalars_are_everything_but_the_density():
-    problem, start = made("linear")
-    *_, state = mf.SchrodingerFlow(problem, 0.5).run(start, 0.5)
-    scalars = state.scalars()
-    assert list(scalars)[:5] == ["t", "dt", "next_dt", "step", "energy"]
-    assert "density" not in scalars
-    assert all(isinstance(v, int | float) for v in scalars.values())
-    np.testing.assert_equal({k: getattr(state, k) for k in scalars}, scalars)  # NaN is NaN
-
-
-def test_stops_at_a_steady_state():
-    problem, start = made("network on quadrilaterals")
-    states = list(mf.SchrodingerFlow(problem, 5.0).run(start, 1e6, steady_residual=1e-5))
-    assert states[-1].residual <= 1e-5 < states[-2].residual
-    assert states[-1].t < 1e6
-    (only,) = mf.SchrodingerFlow(problem, 5.0).run(states[-1].density, 1e6, steady_residual=1e-4)
-    assert only.t == 0.0
 
 
 @every_scheme
@@ -268,8 +198,8 @@ class Interaction:
         return v
 
 
-@every_scheme
-@pytest.mark.parametrize("problem_of", [plane, triangles])
+@rows("scheme", SCHEMES)
+@rows("problem_of", [plane, triangles])
 def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
     built_in = mf.MeanInteraction(Interaction.strength, Interaction.target)
     runs = []
@@ -285,13 +215,7 @@ def test_a_users_functional_follows_the_built_in_one(scheme, problem_of):
         np.testing.assert_allclose(psi_of(own), psi_of(user), rtol=0, atol=1e-8)
 
 
-def test_newton_needs_cylindrical_terms():
-    problem, start = made("contact")
-    with pytest.raises(ValueError, match=r"Newton needs .*cylindrical"):
-        final(problem, start, 1.0, 1.0, accelerator=mf.mean_field.Newton())
-
-
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass"),
     [("hexahedron", 3, "lumped"), ("tetrahedron", 2, "consistent"), ("tetrahedron", 1, "lumped")],
 )
@@ -310,89 +234,27 @@ def test_three_dimensions(cell, degree, mass):
     assert states[-1].energy == pytest.approx(mf.energy(problem, states[-1].density), rel=1e-10)
 
 
-# -- arguments ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "text"),
-    [
-        ((0.0,), {}, "dt must be a positive number, not 0.0"),
-        ((-1.0,), {}, "dt must be a positive number"),
-        ((np.nan,), {}, "dt must be a positive number"),
-        ((0.1, "euler"), {}, "unknown scheme 'euler'; choose one of .*backward-euler"),
-        ((0.1,), {"tolerance": 0.0}, "tolerance must lie between 0 and 1"),
-        ((0.1,), {"fixed_point_tolerance": 2.0}, "fixed_point_tolerance must lie"),
-        ((0.1,), {"max_iterations": 0}, "max_iterations is at least 1"),
-    ],
-)
-def test_bad_arguments(arguments, options, text):
-    with pytest.raises(ValueError, match=text):
-        mf.SchrodingerFlow(made("linear")[0], *arguments, **options)
-
-
-def test_bad_runs():
-    problem, start = made("linear")
-    flow = mf.SchrodingerFlow(problem, 0.1)
-    for t_end in (-1.0, np.nan, np.inf):
-        with pytest.raises(ValueError, match="t_end must be a non-negative number"):
-            flow.run(start, t_end)
-    with pytest.raises(ValueError, match="the start belongs to another problem"):
-        flow.run(made("contact")[1], 1.0)
-
-
-def test_states_of_other_flows_are_refused():
-    """Their energy is another: a state goes on only in a flow of its kind."""
-    functional = mf.Potential(lambda x: 0.5 * x[0] ** 2)
-    mesh = mf.interval(COMM, 5.0, 0.5)
-    lumped = mf.Problem(mesh, functional, 0.7, 1, mass="lumped")
-    smooth = mf.Problem(mesh, functional, 0.7, 2)
-    flows = {
-        "State": [mf.SchrodingerFlow(p, 0.1) for p in (lumped, smooth)],
-        "LangevinState": [mf.LangevinFlow(lumped, 0.1)],
-        "HJBState": [mf.HJBFlow(smooth, 0.1)],
-    }
-    states = {}
-    for kind, (flow, *_) in flows.items():
-        start = mf.Density.from_function(flow.problem, gaussian(0.3, 1.0))
-        *_, states[kind] = flow.run(start, 0.1)
-    for kind, group in flows.items():
-        for flow in group:
-            for name, state in states.items():
-                if name == kind and state.density.problem is flow.problem:
-                    assert [s.t for s in flow.run(state, 0.2)] == pytest.approx([0.1, 0.2])
-                elif name != kind:
-                    with pytest.raises(TypeError, match=rf"not from a {name} of another flow"):
-                        flow.run(state, 0.2)
-
-
-def test_a_step_that_fails_is_an_error_and_the_start_stays():
-    problem, start = made("network on quadrilaterals")
-    flow = mf.SchrodingerFlow(
-        problem, 1.0, accelerator=mf.mean_field.Picard(), max_iterations=2, safeguard=False
-    )
-    states = []
-    with pytest.raises(mf.ConvergenceError, match=r"did not converge.*max_iterations"):
-        for state in flow.run(start, 3.0):
-            states.append((state, state.energy))
-    assert [state.t for state, _ in states] == [0.0]
-    for state, energy in states:
-        assert mf.energy(problem, state.density) == pytest.approx(energy, rel=1e-12)
+@rows("tolerance", [0.0, 1.0, np.nan])
+def test_bad_tolerances(tolerance):
+    with pytest.raises(ValueError, match="tolerance must lie between 0 and 1"):
+        mf.SchrodingerFlow(made("linear")[0], 0.1, tolerance=tolerance)
 
 
 # -- PETSc options -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["network on quadrilaterals", "network on triangles"])
-@pytest.mark.parametrize(
-    "chosen",
+@rows(
+    ("name", "chosen"),
     [
-        {"ksp_type": "cg", "pc_type": "lu"},
-        {"ksp_type": "cg", "pc_type": "gamg"},
-        {"ksp_type": "preonly", "pc_type": "cholesky"},
-        {"ksp_type": "gmres", "pc_type": "jacobi", "ksp_gmres_restart": 50},
-        {"pc_type": "none"},
+        ("network on quadrilaterals", {"ksp_type": "cg", "pc_type": "lu"}),
+        ("network on triangles", {"ksp_type": "cg", "pc_type": "gamg"}),
+        ("network on quadrilaterals", {"ksp_type": "preonly", "pc_type": "cholesky"}),
+        (
+            "network on triangles",
+            {"ksp_type": "gmres", "pc_type": "jacobi", "ksp_gmres_restart": 50},
+        ),
+        ("network on quadrilaterals", {"pc_type": "none"}),
     ],
-    ids=lambda c: "-".join(map(str, c.values())),
 )
 def test_any_solver_gives_the_same_result(database, name, chosen):
     problem, start = made(name)
@@ -402,24 +264,6 @@ def test_any_solver_gives_the_same_result(database, name, chosen):
     np.testing.assert_allclose(psi_of(other), psi_of(default), rtol=0, atol=1e-9)
     assert other.energy == pytest.approx(default.energy, rel=1e-10)
     assert database.getAll() == before
-
-
-@pytest.mark.parametrize(
-    ("chosen", "text"),
-    [
-        ({"pc_tipe": "lu"}, r"does not know the options \['pc_tipe'\]"),
-        ({"pc_type": "jacobi", "pc_gamg_threshold": 0.1}, r"\['pc_gamg_threshold'\]"),
-        ({"pc_type": "hypre"}, "PETSc refused the solver options .*hypre"),
-        ({"ksp_type": "nonsense"}, "PETSc refused the solver options"),
-    ],
-)
-def test_bad_options_are_errors_and_leave_nothing_behind(database, chosen, text):
-    problem, start = made("linear")
-    before = database.getAll()
-    with pytest.raises(ValueError, match=text):
-        final(problem, start, 0.1, 0.1, petsc_options=chosen)
-    assert database.getAll() == before
-    final(problem, start, 0.1, 0.1)  # and the next flow works
 
 
 def test_the_command_line_goes_before_the_argument(database):

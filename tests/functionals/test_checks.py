@@ -7,6 +7,7 @@ import pytest
 
 import fem_mf as mf
 from fem_mf.functionals.checks import _mixture, _random_density
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 
@@ -47,7 +48,7 @@ def test_mixtures_lie_on_the_segment(density):
     assert np.abs(other.mean() - density.mean()).max() > 1e-2
 
 
-@pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 3.0])
+@rows("power", [1.0, 1.5, 2.0, 3.0])
 def test_order_is_that_of_the_remainder(density, power):
     # F(m) = |∫x dm − a|^p with a the mean of m: V = 0 there, the remainder is F(m_ε) ~ ε^p
     mean = density.mean()[0]
@@ -58,7 +59,7 @@ def test_order_is_that_of_the_remainder(density, power):
     assert check.order == pytest.approx(power, abs=0.05)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@rows("seed", range(5))
 def test_wrong_and_right_derivatives_are_told_apart_in_every_direction(density, seed):
     right = mf.Cylindrical(
         [lambda x: np.tanh(x[0]), lambda x: x[1]],

@@ -10,6 +10,7 @@ import pytest
 import fem_mf as mf
 from fem_mf.functionals.features import FeatureMatrix
 from fem_mf.points import evaluate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 RNG = np.random.default_rng(7)
@@ -31,7 +32,7 @@ def problem():
     return mf.Problem(mesh, mf.NetworkLoss(z, np.sin(z), neuron), 0.5, 4, mass="lumped")
 
 
-@pytest.mark.parametrize(("block", "rank"), [(64, 30), (40, 30), (13, 30), (8, 36)])
+@rows(("block", "rank"), [(64, 30), (40, 30), (13, 30), (8, 36)])
 def test_compression_loses_nothing(problem, block, rank):
     full = tanh_features(problem.discretisation.potential_nodes)
     columns = [full[:, i : i + block] for i in range(0, 40, block)]
@@ -101,7 +102,7 @@ def test_ghost_rows_follow_the_owned_ones():
     np.testing.assert_allclose(matrix.moments(measure), full[:150].T @ measure, atol=1e-11)
 
 
-@pytest.mark.parametrize("lowest", [-0.5, -1.0, -4.0])
+@rows("lowest", [-0.5, -1.0, -4.0])
 def test_data_of_full_rank_lose_nothing_either(problem, lowest):
     full = tanh_features(problem.discretisation.potential_nodes, lowest)
     matrix = FeatureMatrix(COMM, len(full), [full[:, :24], full[:, 24:]])
@@ -145,7 +146,7 @@ def test_a_matrix_goes_with_its_problem():
     assert len(functional._matrices) <= 1
 
 
-@pytest.mark.parametrize(
+@rows(
     ("function", "text"),
     [
         (lambda x: 1.0, r"returned shape \(\)"),

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 import fem_mf as mf
 from tests.exact import gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-2.0, 2.0, 7)
@@ -75,7 +76,7 @@ def nodal(values):
 # -- values and derivatives --------------------------------------------------------------------
 
 
-@every_space
+@rows("space", SPACES)
 def test_potential(space):
     def g(x):
         return 1.0 + x[0] - 2.0 * x[0] ** 2 + (0.5 * x[1] if space[0] != "interval" else 0.0)
@@ -95,7 +96,7 @@ def test_potential(space):
     )
 
 
-@every_space
+@rows("space", SPACES)
 def test_mean_interaction(space):
     target = 0.7
     functional = mf.MeanInteraction(3.0, target)
@@ -123,7 +124,7 @@ def test_mean_interaction_with_one_target_per_coordinate():
             mf.MeanInteraction(strength, target)
 
 
-@every_plane
+@rows("space", PLANE)
 def test_cylindrical_of_two_moments(space):
     functional = mf.Cylindrical(
         [lambda x: x[0], lambda x: x[0] * x[1] + 1.0],
@@ -169,7 +170,7 @@ def ufl_neuron(x, z):
     return ufl.tanh(x[0] * float(z) + x[1])
 
 
-@pytest.mark.parametrize(
+@rows(
     ("space", "rtol"),
     [
         (("triangles", 1, "lumped"), 1e-13),
@@ -252,7 +253,7 @@ def test_network_loss_refuses_an_unknown_loss_and_labels_of_another_kind():
         mf.NetworkLoss([1.0, 2.0], [0.0, 1.0], neuron, loss="logistic")
 
 
-@every_space
+@rows("space", SPACES)
 def test_contact_is_exact(space):
     functional = mf.Contact(2.5)
     density = density_on(space, functional)
@@ -298,7 +299,7 @@ def built_in():
     )
 
 
-@every_plane
+@rows("space", PLANE)
 def test_sums_and_multiples(space):
     a, b, c = mf.Potential(lambda x: x[0] ** 2), network(), mf.MeanInteraction(2.0, 0.4)
     sums = {
@@ -335,7 +336,7 @@ def test_what_is_not_a_functional_is_refused():
         mf.Problem(MESHES["interval"](), lambda m: 0.0, sigma=0.5)
 
 
-@pytest.mark.parametrize("space", [s for s in PLANE if s[1] > 1])  # |x|² has degree 2
+@rows("space", [s for s in PLANE if s[1] > 1])
 def test_user_defined_functional_equals_the_built_in_one(space):
     custom, known = Custom(), built_in()
     density = density_on(space, custom)
@@ -351,7 +352,7 @@ def test_user_defined_functional_equals_the_built_in_one(space):
     assert sum([trap, custom]).value(density) == pytest.approx((trap + custom).value(density))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("result", "text"),
     [
         (lambda m: np.ones(3), "must return a scalar dolfinx.fem.Function"),
@@ -394,13 +395,14 @@ def nonlinear(dim):
 
 
 @every_space
-@pytest.mark.parametrize("name", ["network", "mean interaction", "cylindrical", "contact", "sum"])
-def test_taylor_remainder_is_of_order_two(space, name):
-    functional = nonlinear(3 if space[0] in ("tetrahedra", "hexahedra") else 2)[name]
-    density = density_on(space, functional)
-    for seed in range(2):
-        check = mf.check_derivative(functional, density, seed=seed)
-        assert abs(check.order - 2.0) < 0.1, check
+def test_taylor_remainder_is_of_order_two(space):
+    functionals = nonlinear(3 if space[0] in ("tetrahedra", "hexahedra") else 2)
+    for name in ("network", "mean interaction", "cylindrical", "contact", "sum"):
+        functional = functionals[name]
+        density = density_on(space, functional)
+        for seed in range(2):
+            check = mf.check_derivative(functional, density, seed=seed)
+            assert abs(check.order - 2.0) < 0.1, (name, check)
 
 
 def test_taylor_remainder_of_users_functional_is_of_order_two():
@@ -456,7 +458,7 @@ def test_convexity_probe_sees_a_pair_attraction_in_a_convex_sum():
 # -- convergence of the potential's quadrature -------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("cell", "degree", "mass", "order"),
     [
         ("triangle", 1, "lumped", 2),
@@ -489,8 +491,8 @@ def test_moments_converge_at_the_order_of_the_energy(cell, degree, mass, order):
 # -- functions of a mesh -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"degree": 2}, {"degree": 1, "mass": "lumped"}])
-@pytest.mark.parametrize("kind", ["UFL", "Function"])
+@rows("options", [{"degree": 2}, {"degree": 1, "mass": "lumped"}])
+@rows("kind", ["UFL", "Function"])
 def test_potentials_and_features_may_be_functions_of_the_mesh(kind, options):
     mesh = mf.disk(COMM, 3.0, 0.5)
     x = ufl.SpatialCoordinate(mesh)
@@ -621,7 +623,7 @@ def own_forms(beta):
     )
 
 
-@pytest.mark.parametrize("options", OWN)
+@rows("options", OWN)
 def test_functionals_of_your_own_on_points_and_weights(options):
     """Potential and contact term by hand, against the package's, for every mass and degree."""
     mesh, beta = mf.interval(COMM, 5.0, 0.25), 3.0
@@ -688,8 +690,8 @@ def test_a_functional_that_is_not_quadratic():
     assert last.energy == pytest.approx(found.fun, abs=1e-10)
 
 
-@pytest.mark.parametrize("options", [{"degree": 2}, {"degree": 4, "mass": "lumped"}])
-@pytest.mark.parametrize("mesh", ["interval", "triangles", "quadrilaterals"])
+@rows("options", [{"degree": 2}, {"degree": 4, "mass": "lumped"}])
+@rows("mesh", ["interval", "triangles", "quadrilaterals"])
 def test_functionals_as_forms(mesh, options):
     """Potential, contact and a cubic as UFL forms, against the package's and against formulas."""
     if mesh == "triangles" and options.get("mass") == "lumped":

@@ -14,6 +14,7 @@ from fem_mf.flows.schrodinger_stage import Guess
 from fem_mf.mean_field.fixed_point import StopTest, solve
 from fem_mf.stationary.newton_cg import Anchor
 from tests.exact import gaussian, rate
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 DATA = Path(__file__).resolve().parents[2] / "demos" / "data" / "motorcycle.csv"
@@ -86,8 +87,8 @@ def test_contractions_are_solved_by_everything(name, strength):
     assert record.iterations == len(record.residuals)
 
 
-@pytest.mark.parametrize("name", ["picard", "anderson", "newton"])
-@pytest.mark.parametrize("strength", [3.0, 30.0])
+@rows("name", ["picard", "anderson", "newton"])
+@rows("strength", [3.0, 30.0])
 def test_safeguard_makes_expansions_converge(name, strength):
     toy = affine(4, strength)
     record = run(toy, ACCELERATORS[name](toy), max_iterations=2000)
@@ -207,7 +208,7 @@ def test_the_contraction_is_that_of_the_slow_part():
     assert error(slow=lambda residual: abs(float(residual[1]))) <= 1e-6
 
 
-@every_accelerator
+@rows("name", ACCELERATORS)
 def test_not_a_number_is_an_error(name):
     toy = affine(2, 0.5)
     toy.target = np.array([np.nan, 1.0])
@@ -269,7 +270,7 @@ def test_contraction_is_proportional_to_the_step(problem, start, scheme):
     assert factors[0] < 0.1
 
 
-@pytest.mark.parametrize("dt", [0.02, 0.1, 0.3, 1.0, 10.0])
+@rows("dt", [0.02, 0.1, 0.3, 1.0, 10.0])
 def test_anderson_never_needs_more_iterations_than_picard(problem, start, dt):
     counts = {}
     for accelerator in (mf.mean_field.Picard(), mf.mean_field.Anderson()):

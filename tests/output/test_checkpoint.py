@@ -20,6 +20,7 @@ import pytest
 
 import fem_mf as mf
 from fem_mf.doctor import mpi_launcher
+from tests.rows import rows
 
 pyvista = pytest.importorskip("pyvista")
 COMM = MPI.COMM_SELF
@@ -115,11 +116,12 @@ def saved_path(states: list[mf.flows.State], tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-@pytest.mark.parametrize("name", ["psi", "points", "cells"])
-@pytest.mark.parametrize("how", ["flipped", "cut off", "empty", "missing"])
+@rows("name", ["psi", "points", "cells"])
+@rows("how", ["flipped", "cut off", "empty", "missing"])
 def test_damaged_tables(saved_path: Path, name: str, how: str) -> None:
     (file,) = saved_path.glob(f"*-{name}.npy")
-    content = bytearray(file.read_bytes())
+    intact = file.read_bytes()
+    content = bytearray(intact)
     content[-9] ^= 1
     if how == "missing":
         file.unlink()
@@ -128,6 +130,7 @@ def test_damaged_tables(saved_path: Path, name: str, how: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}\.npy' is damaged"):
         saved = mf.Checkpoint.read(saved_path, COMM)
         saved.state(make_problem(saved.mesh))
+    file.write_bytes(intact)
 
 
 def test_damaged_manifest(saved_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_damaged_manifest(saved_path: Path) -> None:
         mf.Checkpoint.read(saved_path, COMM)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "message"),
     [
         ({"degree": 3}, "degree = 2, not 3"),

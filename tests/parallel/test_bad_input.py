@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
+from fem_mf.density import log_density
 
 COMM = MPI.COMM_WORLD
 TRAP = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
@@ -201,6 +202,16 @@ def test_amplitudes(value: float, text: str) -> None:
     fails(lambda: mf.Density(problem(), psi), text)
 
 
+def test_logarithms() -> None:
+    values = mf.LogDensity.from_function(problem(), lambda x: x[0] ** 2).log_values()
+    if COMM.rank == COMM.size - 1:
+        values[0] = np.nan
+    fails(lambda: mf.LogDensity(problem(), values), "not finite")
+    x = problem().discretisation.nodes[0, : problem().discretisation.num_owned]
+    narrow = mf.Density(problem(), np.exp(-20.0 * x**2))
+    fails(lambda: log_density(narrow), "further than ψ is known")
+
+
 def test_a_density_on_one_rank_only_is_no_error() -> None:
     most = mf.Density.from_function(problem(), corner(0.0))
     peak = mf.Density.from_function(problem(), lambda x: np.where(in_the_corner(x), 1.0, 0.0))
@@ -287,6 +298,7 @@ def test_a_mesh_too_small_is_a_warning_on_rank_0(caplog) -> None:
     assert float(message.split("reaches about ")[1].split()[0]) > 3.0
 
 
+@pytest.mark.skipif(COMM.size > 2, reason="many messages, and three ranks decide nothing new")
 def test_a_failed_step_is_one_error_on_every_rank() -> None:
     network = TRAP + 50.0 * mf.NetworkLoss([1.0, -1.0], [3.0, -2.0], neuron)
     own = problem(functional=network)
@@ -295,6 +307,35 @@ def test_a_failed_step_is_one_error_on_every_rank() -> None:
         own, 5.0, accelerator=mf.mean_field.Picard(), max_iterations=3, safeguard=False
     )
     fails(lambda: list(flow.run(density, 10.0)), "smaller dt", mf.ConvergenceError)
+
+
+def test_failures_of_the_minimiser_and_of_langevin_are_errors_on_every_rank() -> None:
+    for options, text, kind in (
+        ({"tol": 0.0}, "tol must be a positive number", ValueError),
+        ({"continuation": [-1.0]}, "each sigma of the continuation", ValueError),
+        ({"petsc_options": {"pc_type": "nonsense"}}, "PETSc refused", ValueError),
+        ({"max_iterations": 1}, "after 1 iterations", mf.ConvergenceError),
+        ({"tol": 1e-20}, "choose a larger tol", mf.ConvergenceError),
+    ):
+        fails(lambda options=options: mf.minimise(problem(), **options), text, kind)
+    own = mf.Problem(
+        problem().mesh, TRAP + mf.NetworkLoss([1.0], [3.0], neuron), 0.5, 1, mass="lumped"
+    )
+    density = mf.Density.from_function(own, lambda x: np.exp(-((x[0] - 1) ** 2) - x[1] ** 2))
+    for options, text, kind in (
+        ({"petsc_options": {"pc_type": "hypre"}}, "PETSc refused", ValueError),
+        ({"max_iterations": 1}, "did not converge", mf.ConvergenceError),
+    ):
+        flow = mf.LangevinFlow(own, 5.0, **options)
+        fails(lambda flow=flow: list(flow.run(density, 5.0)), text, kind)
+
+
+def test_negative_couplings_are_one_warning_on_rank_0(log) -> None:
+    own = mf.Problem(mf.ball(COMM, 5.0, 1.5), TRAP, 0.6, 1, mass="lumped")
+    density = mf.Density.from_function(own, lambda x: np.exp(-np.sum(x**2, axis=0)))
+    list(mf.LangevinFlow(own, 0.1).run(density, 0.1))
+    messages = {r.getMessage() for r in log.records if "coupling" in r.getMessage()}
+    assert len(messages) == (1 if COMM.rank == 0 else 0)
 
 
 # -- what must be the same on every rank -------------------------------------------------------

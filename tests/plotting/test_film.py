@@ -21,6 +21,7 @@ from fem_mf.output import XDMFSeries
 from fem_mf.plotting import Look
 from fem_mf.plotting.__main__ import main
 from tests.recorded_runs import TIMES, Run, write_run
+from tests.rows import rows
 
 pytest.importorskip("pyvista")
 imageio = pytest.importorskip("imageio.v3")
@@ -54,7 +55,7 @@ def coloured(image: np.ndarray) -> np.ndarray:
 # --- reading ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@rows("d", [1, 2, 3])
 def test_series_is_what_the_solver_had(runs: dict[int, Run], d: int) -> None:
     series, _ = scene(runs[d])
     assert series.times == list(TIMES)
@@ -135,7 +136,7 @@ def test_gif_and_length(runs: dict[int, Run], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.gif"]
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@rows("d", [1, 2, 3])
 def test_one_camera_one_frame_one_scale(runs: dict[int, Run], d: int) -> None:
     series, images = scene(runs[d], Look(size=SIZE, names=("a", "b", "c")[:d]))
     limits, box = images.limits, images.box.copy()

@@ -18,6 +18,7 @@ from fem_mf import plotting
 from fem_mf.plotting import density as density_pictures
 from fem_mf.plotting import history as curves
 from fem_mf.plotting.__main__ import main
+from tests.rows import rows
 
 pytest.importorskip("matplotlib")
 
@@ -207,7 +208,7 @@ def test_energy_above_the_last_one_does_not_bend(panels: Any) -> None:
     np.testing.assert_allclose(np.log(excess), -t, atol=0.12)
 
 
-@pytest.mark.parametrize(
+@rows(
     "energy",
     [
         5.0 - 0.3 * T,  # a run that has not begun to converge

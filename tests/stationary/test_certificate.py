@@ -11,6 +11,7 @@ from fem_mf.observables import first_order
 from fem_mf.petsc import lowest_states, shell_matrix
 from fem_mf.stationary.hessian import Hamiltonian, Hessian
 from tests.exact import gaussian, gaussian_energy
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 Z = np.linspace(-2.0, 2.0, 9)
@@ -104,7 +105,7 @@ def solved(request):
     return problem, mf.minimise(problem, tol=1e-12)
 
 
-@pytest.mark.parametrize(("mean", "precision"), DENSITIES)
+@rows(("mean", "precision"), DENSITIES)
 def test_the_gap_bounds_the_error_of_any_density(solved, mean, precision):
     problem, best = solved
     density = mf.Density.from_function(problem, gaussian(mean, precision))
@@ -132,8 +133,8 @@ def test_the_gap_grows_as_the_square_of_the_distance(solved):
     np.testing.assert_allclose(np.divide(errors[1:], errors[:-1]), 4.0, rtol=0.02)
 
 
-@pytest.mark.parametrize(("mean", "precision"), [(0.8, 1.0), (-1.5, 3.0)])
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+@rows(("mean", "precision"), [(0.8, 1.0), (-1.5, 3.0)])
+@rows("strength", [0.0, 0.5, 1.0])
 def test_the_gap_of_a_gaussian(mean, precision, strength):
     # V = ½κx² + λ_c(μ − a)x is an oscillator around −λ_c(μ − a)/κ
     target = 0.3
@@ -154,7 +155,7 @@ def test_the_gap_of_a_linear_functional_is_the_error_itself():
         assert mf.gap(problem, density) == pytest.approx(error, rel=1e-10)
 
 
-@pytest.mark.parametrize("tolerance", [1e-4, 1e-8, 1e-12])
+@rows("tolerance", [1e-4, 1e-8, 1e-12])
 def test_the_tolerance_of_the_gap_is_on_the_safe_side(tolerance):
     problem = plane(network(), degree=3)
     density = mf.Density.from_function(problem, gaussian([0.5, -0.3], 1.0))
@@ -222,7 +223,7 @@ def test_harmonic_oscillator(mesh, degree, mass, tolerance):
     assert mf.decay_rate(problem, best.density) == pytest.approx(SPACING, rel=tolerance)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("mesh", "degree", "mass", "tolerance"),
     [
         (lambda: mf.interval(COMM, 1.5, 0.5), 8, "lumped", 1e-9),
@@ -230,7 +231,6 @@ def test_harmonic_oscillator(mesh, degree, mass, tolerance):
         (lambda: mf.box(COMM, 1.5, 1.0, cell="quadrilateral"), 7, "lumped", 1e-7),
         (lambda: mf.box(COMM, 1.5, 1.5, cell="hexahedron"), 5, "lumped", 1e-4),
     ],
-    ids=["interval", "triangles", "quadrilaterals", "hexahedra"],
 )
 def test_particle_in_a_box(mesh, degree, mass, tolerance):
     problem = mf.Problem(mesh(), ZERO, SIGMA, degree, "dirichlet", mass)
@@ -241,8 +241,8 @@ def test_particle_in_a_box(mesh, degree, mass, tolerance):
     assert mf.decay_rate(problem, best.density) == pytest.approx(exact, rel=tolerance)
 
 
-@pytest.mark.parametrize("mean", [[0.0, 0.0], [1.5, -1.0]])
-@pytest.mark.parametrize("sigma", [0.2, 0.5])
+@rows("mean", [[0.0, 0.0], [1.5, -1.0]])
+@rows("sigma", [0.2, 0.5])
 def test_spectral_gap_against_dense_eigenvalues(mean, sigma):
     problem = tilted(sigma)
     density = mf.Density.from_function(problem, gaussian(mean, 1.0))
@@ -276,8 +276,8 @@ def test_an_excited_state_that_is_even(quantity):
 # -- the decay rate ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [line, plane], ids=["d = 1", "d = 2"])
-@pytest.mark.parametrize(
+@rows("make", [line, plane])
+@rows(
     "strength",
     [
         0.1,
@@ -294,7 +294,7 @@ def test_decay_rate_of_the_moving_gaussian(make, strength):
     assert mf.spectral_gap(problem, best.density) == pytest.approx(SPACING, rel=1e-4)
 
 
-@pytest.mark.parametrize(
+@rows(
     "functional",
     [
         lambda: mf.Potential(trap) + mf.NetworkLoss(Z, np.sin(2 * Z), one_neuron),
@@ -305,7 +305,6 @@ def test_decay_rate_of_the_moving_gaussian(make, strength):
             + mf.NetworkLoss(Z, np.cos(Z), one_neuron)
         ),
     ],
-    ids=["network", "contact", "both"],
 )
 def test_decay_rate_against_dense_eigenvalues(functional):
     problem = line(functional())
@@ -320,7 +319,7 @@ def one_neuron(x, z):
     return np.tanh(x[0] * z + 0.5)
 
 
-@pytest.mark.parametrize(("tilt", "sigma"), [(0.02, 0.05), (0.05, 0.04), (0.02, 0.1)])
+@rows(("tilt", "sigma"), [(0.02, 0.05), (0.05, 0.04), (0.02, 0.1)])
 def test_a_mode_that_sits_where_the_density_does_not(tilt, sigma):
     """Two wells: ψ fills the left one, the slow mode the right one. F is linear: rate = gap."""
     functional = mf.Potential(lambda x: 0.5 * (x[0] ** 2 - 1.0) ** 2 + tilt * x[0])
@@ -413,7 +412,7 @@ def starts(problem, count):
     return list(np.random.default_rng(3).normal(size=(count, problem.discretisation.num_owned)))
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@rows("count", [1, 2, 4])
 def test_lowest_states(pencil, count):
     problem, matrix, values, _ = pencil
     states = lowest_states(

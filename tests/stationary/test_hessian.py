@@ -16,6 +16,7 @@ from fem_mf.stationary.certificate import Metric
 from fem_mf.stationary.hessian import Hamiltonian, Hessian
 from fem_mf.stationary.newton_cg import Descent, NotPositiveError, newton_direction
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 PREFIX = "fem_mf_test_"
@@ -148,22 +149,21 @@ def check_differences(density, condition, hessian):
         assert np.abs(result[problem.discretisation.constrained]).max(initial=0.0) == 0.0
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("functional", FUNCTIONALS)
+@rows("boundary", ["natural", "dirichlet"])
+@rows("functional", FUNCTIONALS)
 def test_hessian_is_the_derivative_of_the_load(functional, boundary):
     check_differences(*linearised(functional, boundary=boundary))
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("functional", ["network", "contact", "mixed"])
-@pytest.mark.parametrize("mesh", list(MESHES)[1:])
-def test_hessian_on_every_mesh(functional, mesh, boundary):
-    check_differences(*linearised(functional, mesh, boundary))
+@rows("boundary", ["natural", "dirichlet"])
+@rows("mesh", list(MESHES)[1:])
+def test_hessian_on_every_mesh(mesh, boundary):
+    check_differences(*linearised("mixed", mesh, boundary))
 
 
-@pytest.mark.parametrize("functional", FUNCTIONALS)
-@pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
-def test_hessian_is_symmetric_and_linear(functional, mesh):
+@rows("functional", FUNCTIONALS)
+def test_hessian_is_symmetric_and_linear(functional):
+    mesh = "triangles" if functional in ("network", "mixed") else "quadrilaterals"
     density, _, hessian = linearised(functional, mesh)
     tolerance = 1e-7 if "'" in functional or functional == "mixed" else 1e-12
     v, w, _ = tangents(density)
@@ -175,7 +175,7 @@ def test_hessian_is_symmetric_and_linear(functional, mesh):
     assert np.abs(hessian.apply(0.0 * v)).max() == 0.0
 
 
-@pytest.mark.parametrize("functional", ["network", "contact", "user's"])
+@rows("functional", ["network", "contact", "user's"])
 def test_second_derivative_of_the_energy(functional):
     # along a great circle, d²F^σ/ds² = 2⟨v, Jv⟩
     density, _, hessian = linearised(functional)
@@ -191,7 +191,7 @@ def test_second_derivative_of_the_energy(functional):
         assert 2 * (v @ hessian.apply(v)) == pytest.approx(second, rel=1e-4)
 
 
-@pytest.mark.parametrize("strength", [-0.5, 0.0, 2.0])
+@rows("strength", [-0.5, 0.0, 2.0])
 def test_eigenvectors_at_the_moving_gaussian(strength):
     mesh = mf.interval(COMM, 7.0, 0.5)
     functional = mf.Potential(half_square) + mf.MeanInteraction(strength)
@@ -237,8 +237,8 @@ def test_negligible_directions_are_left_out():
         assert 0 < np.abs(result - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("functional", ["network", "quartic"])
-@pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
+@rows("functional", ["network", "quartic"])
+@rows("mesh", ["quadrilaterals", "triangles"])
 def test_covariance_of_the_moments(functional, mesh):
     density = linearised(functional, mesh)[0]
     mean_field = mean_field_of(density.problem)
@@ -253,8 +253,8 @@ def test_covariance_of_the_moments(functional, mesh):
 # -- operators ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("mesh", MESHES)
+@rows("boundary", ["natural", "dirichlet"])
+@rows("mesh", MESHES)
 def test_frozen_operator(mesh, boundary):
     density, condition, _ = linearised("linear", mesh, boundary)
     problem = density.problem
@@ -283,9 +283,15 @@ def metric_load(density, condition, v, margin):
     return load
 
 
-@pytest.mark.parametrize("boundary", ["natural", "dirichlet"])
-@pytest.mark.parametrize("mesh", ["quadrilaterals", "triangles"])
-@pytest.mark.parametrize("margin", [0.1, 10.0])
+@rows(
+    ("mesh", "boundary", "margin"),
+    [
+        ("quadrilaterals", "natural", 0.1),
+        ("quadrilaterals", "dirichlet", 10.0),
+        ("triangles", "natural", 10.0),
+        ("triangles", "dirichlet", 0.1),
+    ],
+)
 def test_the_metric_is_positive_and_solved_exactly(mesh, boundary, margin):
     density, condition, _ = linearised("network", mesh, boundary)
     metric = Metric(density.problem)
@@ -398,7 +404,7 @@ CONVEX = {
 }
 
 
-@pytest.mark.parametrize("name", CONVEX)
+@rows("name", CONVEX)
 def test_newton_direction_against_a_dense_solve(name):
     density, condition, hessian = small(CONVEX[name]())
     n, mass_psi = density.problem.discretisation.num_owned, density.mass_amplitude()
@@ -422,7 +428,7 @@ def test_newton_direction_with_another_preconditioner():
     np.testing.assert_allclose(plain.direction, usual.direction, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONVEX)
+@rows("name", CONVEX)
 def test_newton_direction_to_a_tight_tolerance(name):
     density, condition, hessian = small(CONVEX[name]())
     step = solve(density, condition, hessian, tolerance=1e-11)

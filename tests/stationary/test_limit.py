@@ -11,6 +11,7 @@ import pytest
 
 import fem_mf as mf
 from tests.exact import gaussian
+from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
 T = np.linspace(0.0, 12.0, 121)
@@ -26,7 +27,7 @@ def test_the_rate_of_one_mode() -> None:
     assert "not asymptotic" not in str(decay)
 
 
-@pytest.mark.parametrize(("t_end", "settled"), [(4.0, False), (12.0, False), (60.0, True)])
+@rows(("t_end", "settled"), [(4.0, False), (12.0, False), (60.0, True)])
 def test_a_second_mode_must_have_died_out(t_end: float, settled: bool) -> None:
     t = np.linspace(0.0, t_end, 301)
     decay = mf.measure_decay(t, np.exp(-0.4 * t) + 3.0 * np.exp(-0.5 * t), mf.Limit(0.0))
@@ -48,7 +49,7 @@ def test_energies_within_the_uncertainty_do_not_count() -> None:
     assert "too few steps" in str(below)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 6])
+@rows("n", [0, 1, 2, 3, 6])
 def test_few_steps_do_not_settle(n: int) -> None:
     decay = mf.measure_decay(T[:n], np.exp(-0.5 * T[:n]), mf.Limit(0.0))
     assert not decay.settled
