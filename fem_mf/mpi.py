@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 _HANDLER_NAME = "fem_mf rank 0"
+_SECONDS = 5.0  # between two announcements of the compiler
+_SECONDS = 5.0  # between two announcements of the compiler
 _RAISED_BY = "_fem_mf_raised_by"  # attribute of an exception that another rank passed on: its rank
 _TAG = 32_749  # of messages between failing ranks; MPI guarantees tags up to 32,767
 _SENT: list[MPI.Request] = []  # their buffers live as long as these
@@ -168,6 +170,27 @@ def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
     logger.addHandler(handler)
     logger.setLevel(level if comm.rank == 0 else logging.ERROR)
     logger.propagate = False
+    compiler = logging.getLogger("ffcx")
+    for filter_ in [f for f in compiler.filters if isinstance(f, _Compilation)]:
+        compiler.removeFilter(filter_)
+    compiler.addFilter(_Compilation(logger))
+    compiler.setLevel(logging.INFO)
+
+
+class _Compilation(logging.Filter):
+    """Says in the package's log that forms are being compiled, at most once every five seconds."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger, self._said = logger, -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Pass warnings only."""
+        now = time.monotonic()
+        if record.getMessage() == "Calling JIT C compiler" and now - self._said >= _SECONDS:
+            self._logger.info("compiling forms, once: they are cached for later runs")
+            self._said = now
+        return record.levelno >= logging.WARNING
 
 
 def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) -> None:

@@ -28,6 +28,7 @@ from ufl.core.expr import Expr
 from fem_mf.discretisation import Discretisation
 from fem_mf.functionals.features import FeatureMatrix
 from fem_mf.mpi import global_sum, number, same_on_all_ranks, warn
+from fem_mf.petsc import stage
 from fem_mf.problem import FunctionalLike, potential_degree_of, usual_potential_degree
 from fem_mf.typing import Array, SpaceFunction
 
@@ -45,6 +46,7 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 64  # features evaluated at a time
+_MANY = 20_000_000  # values of features that take more than a few seconds
 
 
 class Functional(ABC):
@@ -272,7 +274,11 @@ class Cylindrical(Functional):
         discrete = problem.discretisation
         if discrete not in self._matrices:
             same_on_all_ranks(problem.comm, **self._data())
-            features = enumerate(self.feature_functions(problem.dim))
+            functions = self.feature_functions(problem.dim)
+            nodes = problem.potential_space.dofmap.index_map.size_global
+            if len(functions) * nodes > _MANY:
+                _LOG.info("features: %d at each of %s nodes, once", len(functions), f"{nodes:,}")
+            features = enumerate(functions)
             largest: list[float] = []
 
             def values(number: int, feature: SpaceFunction | Expr) -> Array:
@@ -285,7 +291,8 @@ class Cylindrical(Functional):
                     largest.extend(np.abs(block).max(axis=0, initial=0.0))
                     yield block
 
-            matrix = FeatureMatrix(problem.comm, discrete.num_potential_owned, blocks())
+            with stage("features"):
+                matrix = FeatureMatrix(problem.comm, discrete.num_potential_owned, blocks())
             if not self.linear:
                 self._check_not_zero(problem, largest)
             self._matrices[discrete] = matrix

@@ -29,6 +29,7 @@ from typing import Protocol
 import numpy as np
 
 from fem_mf.mpi import ConvergenceError
+from fem_mf.petsc import event
 from fem_mf.typing import Array
 
 __all__ = [
@@ -333,16 +334,17 @@ class FixedPoint:
         slow: Callable[[Array], float] | None = None,
     ) -> FixedPointRecord:
         """Solve y = T(y); see :func:`solve` for the arguments and errors."""
-        return solve(
-            evaluate,
-            y,
-            accelerator=self.accelerator,
-            stop=stop or self.stop,
-            unknown=unknown,
-            safeguard=self._safeguard,
-            contraction=contraction,
-            slow=slow,
-        )
+        with event("fixed point"):
+            return solve(
+                evaluate,
+                y,
+                accelerator=self.accelerator,
+                stop=stop or self.stop,
+                unknown=unknown,
+                safeguard=self._safeguard,
+                contraction=contraction,
+                slow=slow,
+            )
 
 
 _MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before

@@ -51,6 +51,7 @@ from fem_mf.flows.relative_entropy_descent import DescentState
 from fem_mf.mesh import share_out
 from fem_mf.mpi import all_ranks_agree, on_root, warn
 from fem_mf.output.history import Instant, RunFile, replace_file
+from fem_mf.petsc import stage
 from fem_mf.problem import Problem
 from fem_mf.typing import PathLike
 
@@ -205,6 +206,7 @@ class Checkpoint(RunFile):
             raise SystemExit(130 if name == "SIGINT" else 0)
         return due
 
+    @stage("output")
     def _write(self, state: State, extra: dict[str, Any]) -> None:
         self._number += 1
         self._mesh = self._mesh or self._write_mesh()

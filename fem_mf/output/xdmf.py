@@ -26,6 +26,7 @@ from dolfinx.mesh import Mesh
 from fem_mf.density import Density
 from fem_mf.mpi import on_root
 from fem_mf.output.history import Instant, RunFile, replace_file
+from fem_mf.petsc import stage
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
@@ -202,6 +203,7 @@ class XDMFSeries(RunFile):
         if t > self._last:
             self.write(t, density, force=True)
 
+    @stage("output")
     def _write(self, t: float, density: Density) -> None:
         self._psi.interpolate(density.psi)
         self._potential.interpolate(self._problem.functional.derivative(density))

@@ -25,6 +25,7 @@ from fem_mf.petsc import (
     States,
     default_preconditioner,
     lowest_states,
+    stage,
 )
 from fem_mf.problem import Problem
 from fem_mf.spaces import owned_values
@@ -114,6 +115,7 @@ class Metric:
         return np.array(self._solution.array, dtype=np.float64)
 
 
+@stage("certificate")
 def certify_gap(
     problem: Problem,
     density: Density,

@@ -13,7 +13,8 @@ F^σ(m) − min F^σ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -68,6 +69,9 @@ class Iteration:
     gap: float
     angle: float
     linear_iterations: int
+
+
+type Callback = Callable[[Iteration], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,7 @@ def minimise(
     max_iterations: int = ...,
     continuation: Sequence[float] = ...,
     track_gap: bool = ...,
+    callback: Callback | None = ...,
     petsc_options: Options | None = ...,
 ) -> Minimum: ...
 
@@ -140,6 +145,7 @@ def minimise(
     max_iterations: int = ...,
     continuation: Sequence[float] = ...,
     track_gap: bool = ...,
+    callback: Callback | None = ...,
     petsc_options: Options | None = ...,
 ) -> list[Minimum]: ...
 
@@ -154,6 +160,7 @@ def minimise(
     max_iterations: int = 200,
     continuation: Sequence[float] = (),
     track_gap: bool = False,
+    callback: Callback | None = None,
     petsc_options: Options | None = None,
 ) -> Minimum | list[Minimum]:
     """Minimise F(m) + (σ²/4) I(m) and prove how close the result is (E1, C1). Collective.
@@ -173,6 +180,8 @@ def minimise(
         continuation: larger values of σ to solve with first, from the largest; for σ so small that
             the default start fails.
         track_gap: compute the gap at every iterate, for the history.
+        callback: called with each :class:`Iteration` on this problem; a true result ends the
+            search, and what it reached is returned with its gap.
         petsc_options: of the preconditioner, without prefix; ``-fem_mf_stationary_...`` on the
             command line takes precedence.
 
@@ -201,7 +210,7 @@ def minimise(
     residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
     minima = []
     for density in given:
-        search = _Search(problem, tol, max_iterations, track_gap, petsc_options)
+        search = _Search(problem, tol, max_iterations, track_gap, callback, petsc_options)
         first = _start(problem, density, continuation, max_iterations)
         minima.append(search.certified(first, residual_tol))
     return minima[0] if starts is None else _distinct(minima)
@@ -258,7 +267,22 @@ def _rough(problem: Problem, start: Density, max_iterations: int = 200) -> Densi
     density = start.on(problem)
     residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
     run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
-    return Density(problem, list(run)[-1].density.amplitude())
+    *_, last = _logged(problem, run)
+    return Density(problem, last.density.amplitude())
+
+
+def _logged(problem: Problem, run: Iterable[Iterate]) -> Iterator[Iterate]:
+    """Log Newton's iterations as a table, one line for each."""
+    unknowns, begun = problem.space.dofmap.index_map.size_global, time.monotonic()
+    _LOG.info("minimise: %s unknowns, σ = %g", f"{unknowns:,}", problem.sigma)
+    _LOG.info("step             energy   residual      angle    CG   seconds")
+    for step, iterate in enumerate(run):
+        _LOG.info(
+            "%4d %18.12g   %8.1e   %8.1e  %4d  %8.1f",
+            *(step, iterate.energy, iterate.residual, iterate.angle, iterate.linear_iterations),
+            time.monotonic() - begun,
+        )
+        yield iterate
 
 
 class _Search:
@@ -270,9 +294,11 @@ class _Search:
         tol: float,
         max_iterations: int,
         track_gap: bool,
+        callback: Callback | None,
         options: Options | None,
     ) -> None:
         self.problem, self._tol = problem, tol
+        self._callback, self._stopped = callback, False
         self._max_iterations, self._track = max_iterations, track_gap
         self._descent = Descent(problem, options)
         self._history: list[Iteration] = []
@@ -282,6 +308,8 @@ class _Search:
         tol = self._tol
         for _ in range(_ROUNDS):
             best = self._reached(density, residual)
+            if self._stopped:
+                break
             if np.isnan(best.gap) and best.residual > 2.0 * residual:
                 raise ConvergenceError(
                     f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
@@ -300,7 +328,7 @@ class _Search:
             raise ConvergenceError(
                 f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
             )
-        if best.convexity is not Convexity.PROVED:
+        if best.convexity is not Convexity.PROVED and not self._stopped:
             best = self._below_saddles(best, residual)
         warn_if_truncated(self.problem, best.density)
         _LOG.info("%s", best)
@@ -336,19 +364,21 @@ class _Search:
     def _reached(self, start: Density, residual: float) -> Minimum:
         """The critical point of a residual, and its gap."""
         run = self._descent.run(start, residual=residual, max_iterations=self._max_iterations)
-        for step, iterate in enumerate(run):
+        for step, iterate in enumerate(_logged(self.problem, run)):
             if step > 0 or not self._history:
                 tracked = self._gap(iterate.density, iterate.condition) if self._track else np.nan
-                self._history.append(
-                    Iteration(
-                        energy=iterate.energy,
-                        eigenvalue=iterate.condition.eigenvalue,
-                        residual=iterate.residual,
-                        gap=tracked,
-                        angle=iterate.angle,
-                        linear_iterations=iterate.linear_iterations,
-                    )
+                line = Iteration(
+                    energy=iterate.energy,
+                    eigenvalue=iterate.condition.eigenvalue,
+                    residual=iterate.residual,
+                    gap=tracked,
+                    angle=iterate.angle,
+                    linear_iterations=iterate.linear_iterations,
                 )
+                self._history.append(line)
+                if self._callback is not None and self._callback(line):
+                    self._stopped = True
+                    break
         return self._minimum(iterate, residual)
 
     def _gap(self, density: Density, condition: FirstOrder) -> float:
@@ -366,6 +396,7 @@ class _Search:
                 "with signs, %.1e without",
                 *(last.residual, condition.residual),
             )
+        _LOG.info("certificate: the lowest eigenvalue of H[m]")
         shape = convexity(problem.functional, density)
         curvatures = self._descent.hessian.curvatures_at(density)
         if curvatures.min(initial=0.0) < -1e-6 * np.abs(curvatures).max(initial=0.0):
