@@ -65,12 +65,10 @@ type _Action = Callable[[PETSc.Vec, PETSc.Vec], None]
 _LOG = logging.getLogger(__name__)
 _SYMMETRIC: Any = PETSc.Mat.Option.SYMMETRIC
 
-# --- what PETSc logs (PETSC_OPTIONS=-log_view) ---------------------------------------------------
-
 
 @contextmanager
 def stage(name: str) -> Generator[None]:
-    """Log a part of the program as a stage of its own; also a decorator."""
+    """Log a part of the program as a stage (PETSC_OPTIONS=-log_view); also a decorator."""
     part = PETSc.Log.Stage(f"fem_mf: {name}")
     part.push()
     try:
@@ -109,7 +107,7 @@ _IN_FORCE: dict[str, str] = {}
 
 
 def solvers_in_force() -> dict[str, str]:
-    """The solvers that were set up so far, by prefix, such as ``"cg with lu (mumps)"``."""
+    """The solvers that were set up so far, by prefix, such as ``"cg with lu by mumps"``."""
     return dict(_IN_FORCE)
 
 
@@ -117,8 +115,8 @@ def _describe(solver: PETSc.KSP | PETSc.SNES) -> str:
     """Method and preconditioner."""
     ksp = solver if isinstance(solver, PETSc.KSP) else solver.getKSP()
     pc = ksp.getPC()
-    package = pc.getFactorSolverType() if pc.getType() in ("lu", "cholesky") else None
-    inner = f"{ksp.getType()} with {pc.getType()}" + (f" ({package})" if package else "")
+    by = f" by {pc.getFactorSolverType()}" if pc.getType() in ("lu", "cholesky") else ""
+    inner = f"{ksp.getType()} with {pc.getType()}{by}"
     return inner if ksp is solver else f"{solver.getType()}, {inner}"
 
 

@@ -140,6 +140,7 @@ class Run:
                 self._open(files, problem, overwrite, every, minutes)
             self._files = files.pop_all()
         self._complete = True  # no steps have begun
+        self._state: State | None = None
 
     def _open(
         self,
@@ -223,6 +224,7 @@ class Run:
             self._history.append({**state.scalars(), **extra})
             if self._series is not None:
                 self._series.write(state.t, state.density)
+            self._state = state
             yield state
             if self._checkpoint is not None:
                 self._checkpoint.write(state, extra=self.extra)
@@ -256,9 +258,16 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Close the files and note how the run ended; exceptions pass. Not collective."""
-        if kind is None:
-            self._status(*(("finished",) if self._complete else ("stopped", "the loop was left")))
+        """Close the files and note how the run ended; exceptions pass.
+
+        Collective, unless there is an exception, which may be one rank's own.
+        """
+        if kind is None and self._complete:
+            self._status("finished")
+        elif kind is None:
+            if self._checkpoint is not None and self._state is not None:
+                self._checkpoint.write(self._state, force=True, extra=self.extra)
+            self._status("stopped", "the loop was left")
         elif issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit):
             self._status("stopped", "by a signal" if kind is not GeneratorExit else "")
         else:
