@@ -73,7 +73,7 @@ MUTATIONS = [
     ),
     Mutation(
         "E3, Bregman part of F by 4e-4",
-        "first_variation.py",
+        "bregman.py",
         "float(functional.value(first)) - linear",
         "float(functional.value(first)) - 1.0004 * linear",
         _FIRST + "test_bregman_of_gaussians_in_closed_form",
@@ -174,21 +174,21 @@ MUTATIONS = [
     # -- §4: u = v + w
     Mutation(
         "W1, closed form 1 % of a step late",
-        "flows/decomposition.py",
+        "flows/classical_part.py",
         "times = [t + (factor + sum(weights)) * dt",
         "times = [t + (factor + sum(weights) + 0.01) * dt",
         _HJB + "test_decomposed_moving_gaussian_has_an_error_in_time_of_w_alone",
     ),
     Mutation(
         "W1, σ² of the closed form by 0.1 %",
-        "flows/decomposition.py",
+        "flows/classical_part.py",
         "half = 0.5 * sigma**2\n",
         "half = 1.001 * 0.5 * sigma**2\n",
-        "tests/flows/test_decomposition.py::test_flow_is_that_of_the_integrator",
+        "tests/flows/test_classical_part.py::test_flow_is_that_of_the_integrator",
     ),
     Mutation(
         "W1, step of the implicit v by 0.1 %",
-        "flows/decomposition.py",
+        "flows/classical_part.py",
         "guess, self._potential, factor * dt, 0.0)",
         "guess, self._potential, 1.001 * factor * dt, 0.0)",
         _HJB + "test_without_mean_field_u_is_v_for_any_potential",

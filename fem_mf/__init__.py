@@ -29,8 +29,9 @@ except ImportError as error:
     ) from error
 
 from fem_mf.boundary import boundary_mass
+from fem_mf.bregman import bregman
 from fem_mf.density import Density, LogDensity
-from fem_mf.first_variation import bregman, first_order_forms
+from fem_mf.first_variation import first_order_forms
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.langevin import LangevinFlow, minimise_entropic

@@ -1,4 +1,4 @@
-"""The first variation δF^σ/δm (E2): the first-order condition in three forms, and (E3).
+"""The first variation δF^σ/δm (E2), and the first-order condition in its three forms.
 
 The three residuals measure ‖δF^σ/δm(m, ·) − λ‖ in L²(m) by three discretisations: tested against m
 (F1), as ‖Hψ − λψ‖ (F2), and by the Hamilton–Jacobi–Bellman operator of u (F3):
@@ -6,12 +6,7 @@ The three residuals measure ‖δF^σ/δm(m, ·) − λ‖ in L²(m) by three di
     forms = first_order_forms(problem, density)
     forms.flat, forms.schrodinger, forms.hjb    # the same number but for discretisation
 
-The Bregman divergence F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m) is not negative, by (E3):
-
-    gap = bregman(problem, density, start)
-    gap.functional, gap.fisher                  # both ≥ 0 for convex F
-
-All of them are defined at any density.
+They are defined at any density.
 """
 
 from __future__ import annotations
@@ -34,9 +29,8 @@ from fem_mf.observables import first_order
 from fem_mf.petsc import SpdSolver
 from fem_mf.problem import Problem
 from fem_mf.spaces import assemble_owned, exponential_measure
-from fem_mf.typing import Array
 
-__all__ = ["Bregman", "FirstOrderForms", "bregman", "first_order_forms"]
+__all__ = ["FirstOrderForms", "first_order_forms"]
 
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
@@ -56,24 +50,6 @@ class FirstOrderForms:
     schrodinger: float
     hjb: float
     eigenvalues: tuple[float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bregman:
-    """F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m), which (E3) says is not negative.
-
-    Attributes:
-        functional: the part of F, F(m') − F(m) − ∫V[m] d(m' − m).
-        fisher: the part of (σ²/4) I, (σ²/4)∫|∇log(m'/m)|² dm' (D6).
-    """
-
-    functional: float
-    fisher: float
-
-    @property
-    def total(self) -> float:
-        """Their sum."""
-        return self.functional + self.fisher
 
 
 def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
@@ -98,12 +74,6 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
     )
 
 
-def _constant(problem: Problem) -> fem.Constant:
-    """σ for a form that is compiled once for every σ."""
-    value: Any = default_scalar_type(problem.sigma)
-    return fem.Constant(problem.mesh, value)
-
-
 def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
     discrete = problem.discretisation
@@ -111,7 +81,9 @@ def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
     dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
-    load = equations.first_variation(u, chi, v, _constant(problem), dx)
+    value: Any = default_scalar_type(problem.sigma)
+    sigma = fem.Constant(problem.mesh, value)  # a form that is compiled once for every σ
+    load = equations.first_variation(u, chi, v, sigma, dx)
     tested = assemble_owned(fem.form(load), discrete.new_amplitude()).copy()
     mass: PETSc.Mat = _assemble_matrix(fem.form(equations.mass(delta, chi, dx, u)))
     mass.assemble()
@@ -127,27 +99,3 @@ def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     for item in (solver, mass, right, solution):
         item.destroy()
     return float(np.sqrt(max(deviation, 0.0))), eigenvalue
-
-
-def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
-    """The Bregman divergence of F^σ, whose sign is the inequality (E3). Collective.
-
-    Args:
-        problem: the problem.
-        new: m'.
-        old: m, at which F^σ is linearised.
-
-    Raises:
-        ValueError: ψ is too small somewhere for its logarithm to mean anything.
-    """
-    discrete = problem.discretisation
-    first, second = log_density(old), log_density(new)
-    functional = problem.functional
-    potential = problem.on_potential_space(functional.derivative(first))
-    change: Array = second.measure() - first.measure()
-    linear = discrete.dot(potential[: discrete.num_potential_owned], change)
-    part = float(functional.value(second)) - float(functional.value(first)) - linear
-    dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
-    form = fem.form(equations.relative_fisher(second.u(), first.u(), _constant(problem), dx))
-    fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
-    return Bregman(functional=part, fisher=fisher)

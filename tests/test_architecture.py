@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fem_mf"
 ORDER = [
     *("typing", "mpi", "petsc", "equations", "points", "multiblock", "mesh"),
     *("spaces", "collocation", "discretisation", "problem", "density", "observables"),
-    "boundary",
+    *("boundary", "bregman"),
     *("functionals", "mean_field", "hamiltonian", "stationary", "flows"),
     *("first_variation", "output", "plotting", "case"),
     *("doctor", "__init__", "__main__"),

@@ -86,7 +86,7 @@ WRITERS = {"output", "output.history", "output.xdmf", "output.checkpoint"}
 # What an example uses besides the names of its module, of the package and of ``namespace``.
 PREPARATION = {
     "flows.edge_averaged": "mass_diagonal = problem.discretisation.mass_diagonal",
-    "flows.decomposition": """
+    "flows.classical_part": """
         from fem_mf.flows.tableau import SCHEMES
         density = mf.LogDensity.from_function(problem, well)
     """,

@@ -8,8 +8,9 @@ import ufl
 from dolfinx import fem
 
 import fem_mf as mf
-from fem_mf.first_variation import bregman, first_order_forms
-from fem_mf.flows.decomposition import Quadratic
+from fem_mf.bregman import bregman
+from fem_mf.first_variation import first_order_forms
+from fem_mf.flows.classical_part import Quadratic
 from tests.exact import rate
 from tests.rows import rows
 

@@ -8,7 +8,7 @@ from scipy.stats import kstest
 
 import fem_mf as mf
 from fem_mf.density import log_density
-from fem_mf.flows.decomposition import Quadratic
+from fem_mf.flows.classical_part import Quadratic
 from tests.rows import rows
 
 COMM = MPI.COMM_WORLD

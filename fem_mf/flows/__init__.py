@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fem_mf.flows.decomposition import Quadratic, RiccatiFlow
+from fem_mf.flows.classical_part import Quadratic, RiccatiFlow
 from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.hjb import HJBFlow
 from fem_mf.flows.hjb_operator import HJBOperator

@@ -153,7 +153,7 @@ class Trajectory[S: State](ABC):
 
 
 class Flow[S: State](ABC):
-    """A curve m_t of densities, computed step by step by implicit stages.
+    """A gradient flow m_t (D1, or L1), computed step by step by implicit stages.
 
     Every stage solves for the mean field by a fixed point, whose settings are the same arguments
     in all flows; they are checked here.

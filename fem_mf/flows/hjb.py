@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fem_mf.density import Density, LogDensity, log_density
-from fem_mf.flows.decomposition import ClassicalPart, Quadratic
+from fem_mf.flows.classical_part import ClassicalPart, Quadratic
 from fem_mf.flows.flow import Clock, Flow, HJBState, Trajectory, check_scheme, counts
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.hjb_stage import HJBResult, HJBStage

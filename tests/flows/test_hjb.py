@@ -12,7 +12,7 @@ from dolfinx import fem
 from scipy.integrate import solve_ivp
 
 import fem_mf as mf
-from fem_mf.flows.decomposition import Quadratic, convexity_bound
+from fem_mf.flows.classical_part import Quadratic, convexity_bound
 from fem_mf.observables import Regularity
 from tests.exact import X1, moving_gaussian, rate
 from tests.rows import rows

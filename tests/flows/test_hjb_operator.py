@@ -9,7 +9,7 @@ import pytest
 
 import fem_mf as mf
 from demos.well_posedness import contraction, explicit_descent
-from fem_mf.flows.decomposition import Quadratic
+from fem_mf.flows.classical_part import Quadratic
 from tests.exact import rate
 from tests.rows import rows
 

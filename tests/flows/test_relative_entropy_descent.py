@@ -11,7 +11,7 @@ import ufl
 from dolfinx import fem
 
 import fem_mf as mf
-from fem_mf.flows.decomposition import Quadratic
+from fem_mf.flows.classical_part import Quadratic
 from fem_mf.flows.hjb import HJBFlow
 from tests.exact import rate
 from tests.rows import rows

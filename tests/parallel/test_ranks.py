@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.first_variation import bregman, first_order_forms
-from fem_mf.flows.decomposition import Quadratic
+from fem_mf.bregman import bregman
+from fem_mf.first_variation import first_order_forms
+from fem_mf.flows.classical_part import Quadratic
 from fem_mf.flows.edge_averaged import EdgeOperator
 from fem_mf.observables import Regularity
 from fem_mf.stationary.coarse_start import coarse_problem, from_grid

@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import fem_mf as mf
-from fem_mf.flows.decomposition import Quadratic, RiccatiFlow, convexity_bound
+from fem_mf.flows.classical_part import Quadratic, RiccatiFlow, convexity_bound
 from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
