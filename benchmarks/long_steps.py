@@ -95,7 +95,7 @@ def one_step(problem: mf.Problem, length: float, repeats: int) -> list[str]:
     """A step by the fixed point and by Newton's method."""
     flow = mf.SchrodingerFlow(problem, length)
     now, stage = flow._start(centred(problem)), flow._stage
-    anchor, guess = Anchor(*now.value), Guess(now.psi, now.y, now.eigenvalue)
+    anchor, guess = Anchor(now.value), Guess(now.psi, now.y, now.eigenvalue)
     newton, by_newton = seconds(lambda: stage.by_newton(anchor, length, now.psi), repeats)
     cells = [f"{1e3 * newton:.1f}", f"{by_newton.iterations}"]
     try:

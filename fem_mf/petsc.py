@@ -30,6 +30,7 @@ import logging
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +78,19 @@ def stage(name: str) -> Generator[None]:
         part.pop()
 
 
+_event = cache(lambda name: PETSc.Log.Event(f"fem_mf: {name}"))  # found by name, which takes time
+
+
 @contextmanager
 def event(name: str) -> Generator[None]:
     """Log what is done many times as an event, within the present stage; also a decorator."""
-    part = PETSc.Log.Event(f"fem_mf: {name}")
+    part = _event(name)
     part.begin()
     try:
         yield
     finally:
         part.end()
 
-
-# --- options --------------------------------------------------------------------------------
 
 # Unpreconditioned condition number above which Jacobi needs more iterations than a factorisation
 # or multigrid costs (measured at 66k dofs: 15 iterations at 30, some 100 at 1e3).
@@ -217,9 +219,6 @@ def _reason(solver: PETSc.KSP | PETSc.SNES) -> str:
     value: Any = solver.getConvergedReason()
     names = vars(type(solver).ConvergedReason).items()
     return next((name for name, number in names if number == value), str(value))
-
-
-# --- linear systems -------------------------------------------------------------------------
 
 
 class Preconditioner:
@@ -351,8 +350,6 @@ def _ksp(matrix: PETSc.Mat, prefix: str) -> PETSc.KSP:
     return ksp
 
 
-# --- nonlinear systems ----------------------------------------------------------------------
-
 _MOST_STEPS = 25
 _ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
 
@@ -422,8 +419,6 @@ class NewtonSolver:
             )
         return iterations
 
-
-# --- eigenvalue problems --------------------------------------------------------------------
 
 _MAX_ITERATIONS = 2000
 LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound

@@ -102,11 +102,11 @@ PREPARATION = {
         from fem_mf.mean_field.fixed_point import Anderson, FixedPoint, StopTest
     """,
     "flows.tableau": """
-        from fem_mf.flows.tableau import StageResult
+        from types import SimpleNamespace
         y = rate = np.ones(3)
         def solve(start, a, before):  # of ∂_t y = −y
             value = start / (1.0 + a)
-            return StageResult(value=value, rate=-value, y=value, iterations=1)
+            return SimpleNamespace(value=value, rate=-value)
     """,
     "functionals.network": "z = new_z = np.linspace(-1.0, 1.0, 5); y = np.ones(5)",
     "functionals.terms": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",

@@ -39,9 +39,11 @@ class HJBResult(StageResult):
     """A solved stage; its value is w (or φ, of :mod:`fem_mf.flows.hopf_cole`).
 
     Attributes:
+        rate: k = (w − r)/a.
         density: m ∝ e^{−v−w}.
     """
 
+    rate: Array
     density: LogDensity
 
 

@@ -96,7 +96,6 @@ class LangevinStage:
         record = self._fixed_point.solve(self._evaluate, y, self.mean_field)
         return StageResult(
             value=self._m,
-            rate=(self._m - start) / dt,
             y=self._moments,
             iterations=record.iterations,
             contraction=record.contraction,

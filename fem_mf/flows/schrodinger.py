@@ -157,7 +157,7 @@ class SchrodingerFlow(Flow[State]):
         tableau = SCHEMES[scheme]
 
         def solve(start: Array, a: float, before: list[Movement]) -> Movement:
-            anchor = Anchor(*start)
+            anchor = Anchor(start)
             if (before or tableau.explicit) and self._negative(anchor) > _NEGATIVE:
                 raise TooLongError(
                     f"a stage would start from an amplitude that changes sign; dt = {dt:.3g} is "
@@ -183,7 +183,7 @@ class SchrodingerFlow(Flow[State]):
         reach = SCHEMES[self.scheme].reach
         for _ in range(60):
             dt *= 0.5
-            if self._negative(Anchor(*(now.value + reach * dt * now.rate))) <= _NEGATIVE:
+            if self._negative(Anchor(now.value + reach * dt * now.rate)) <= _NEGATIVE:
                 break
         return dt
 
@@ -257,7 +257,9 @@ class SchrodingerFlow(Flow[State]):
 
     def _reached(self, stage: Movement) -> Instant:
         """ψ at the end of a stage: the equation gives −½(H − λ)ψ = (⟨ψ, r⟩ψ − r)/a."""
-        rate = stage.rate - (1.0 - stage.overlap) / stage.length * stage.value
+        rate = stage.overlap * stage.value
+        rate -= stage.anchor.values
+        rate /= stage.length
         density = Density(self.problem, stage.psi, normalised=True)
         return self._instant(density, stage.value, rate, stage.y)
 

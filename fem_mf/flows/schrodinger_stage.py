@@ -13,7 +13,7 @@ give the same ψ.
     loop = FixedPoint(Anderson(), StopTest())
     stage = ImplicitStage(problem, mean_field, loop, prefix="fem_mf_schrodinger_")
     psi = density.amplitude()
-    anchor = Anchor(base=psi, load=density.mass_amplitude())
+    anchor = Anchor(np.stack((psi, density.mass_amplitude())))
     result = stage.solve(anchor, Guess(psi, y, shift=0.0), a=0.05, origin=psi)
 
 Newton's method for the moments needs the response of the fixed point to the potential. With n = ‖ψ̂‖
@@ -93,6 +93,11 @@ class Movement(StageResult):
     length: float
     overlap: float
     shift: float
+
+    @property
+    def rate(self) -> Array:
+        """(ψ − r)/a, and M times it."""
+        return np.asarray((self.value - self.anchor.values) / self.length)
 
     @property
     def psi(self) -> Array:
@@ -295,7 +300,6 @@ class ImplicitStage:
             )
         return Movement(
             value=np.stack((psi, mass_psi)),
-            rate=np.stack((psi - anchor.base, mass_psi - anchor.load)) / a,
             y=y,
             iterations=iterations,
             contraction=self.tolerance.contraction,

@@ -76,7 +76,6 @@ class StageResult:
 
     Attributes:
         value: y_i, in the unknown of the flow.
-        rate: k_i = (y_i − r_i)/a, where a is the length of the stage.
         y: the mean field.
         iterations: evaluations of the mean field.
         contraction: factor by which the fixed point contracts; NaN where it was not measured.
@@ -86,7 +85,6 @@ class StageResult:
     """
 
     value: Array
-    rate: Array
     y: Array
     iterations: int
     contraction: float = float("nan")
@@ -122,9 +120,9 @@ def solve_stages[S: Stage](
     stages: list[S] = []
     rates = [rate] if scheme.explicit and rate is not None else []
     for *weights, a in scheme.implicit:
-        start = value.copy()
+        start = value
         for weight, before in zip(weights, rates, strict=True):
-            start += dt * weight * before
+            start = start + dt * weight * before
         stages.append(solve(start, a * dt, stages))
         rates.append(stages[-1].rate)
     return stages

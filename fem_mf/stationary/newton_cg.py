@@ -403,15 +403,23 @@ def newton_direction(
 
 @dataclass(frozen=True)
 class Anchor:
-    """r, from which a minimising movement starts (D7); all arrays are owned values.
+    """r, from which a minimising movement starts (D7).
 
     Attributes:
-        base: r, of any norm.
-        load: M r.
+        values: owned values of r, of any norm, and of M r, ``(2, num_owned)``.
     """
 
-    base: Array
-    load: Array
+    values: Array
+
+    @property
+    def base(self) -> Array:
+        """Owned values of r."""
+        return np.asarray(self.values[0])
+
+    @property
+    def load(self) -> Array:
+        """Owned values of M r."""
+        return np.asarray(self.values[1])
 
     def squared_distance(self, problem: Problem, psi: Array, mass_psi: Array) -> float:
         """‖ψ − r‖², without the cancellation of 2 − 2⟨ψ, r⟩. Collective."""

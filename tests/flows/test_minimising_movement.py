@@ -149,7 +149,7 @@ def test_the_inequality_is_checked_with_the_distance_moved():
     density = mf.Density.from_function(problem, STARTS["far bump"])
     flow = mf.SchrodingerFlow(problem, 0.1)
     now = flow._start(density)
-    anchor = Anchor(*now.value)
+    anchor = Anchor(now.value)
     stage = flow._stage.by_newton(anchor, 0.1, now.psi)
     then = flow._reached(stage)
     fallen = mf.energy(problem, density) - mf.energy(problem, then.density)
@@ -169,7 +169,7 @@ def test_the_response_is_the_derivative_of_an_evaluation(length):
         problem, length, accelerator=mf.mean_field.Newton(), petsc_options={"ksp_rtol": 1e-13}
     )
     now, stage = flow._start(mf.Density.from_function(problem, STARTS["centred"])), flow._stage
-    anchor = Anchor(*now.value)
+    anchor = Anchor(now.value)
     stage.by_fixed_point(anchor, Guess(now.psi, now.y, now.eigenvalue), length)
     evaluation = stage._evaluation
     evaluation._inexact = False
@@ -194,7 +194,7 @@ def test_the_fixed_point_and_newton_give_the_same_step(name, length):
     density = mf.Density.from_function(problem, STARTS["centred"])
     flow = mf.SchrodingerFlow(problem, length, fixed_point_tolerance=1e-12)
     now, stage = flow._start(density), flow._stage
-    anchor = Anchor(*now.value)
+    anchor = Anchor(now.value)
     newton = stage.by_newton(anchor, length, now.psi)
     assert newton.shift == pytest.approx(
         mf.eigenvalue(problem, mf.Density(problem, newton.psi, normalised=True))

@@ -295,7 +295,7 @@ def test_safeguarded_loops_converge_where_plain_picard_does_not(problem):
 
     flow = mf.SchrodingerFlow(problem, 100.0, accelerator=mf.mean_field.Picard(), safeguard=False)
     now = flow._start(narrow)
-    anchor, guess = Anchor(*now.value), Guess(now.psi, now.y, now.eigenvalue)
+    anchor, guess = Anchor(now.value), Guess(now.psi, now.y, now.eigenvalue)
     with pytest.raises(mf.ConvergenceError, match=r"did not converge|not positive"):
         flow._stage.by_fixed_point(anchor, guess, 100.0)
     # In a flow Newton's method takes over.
