@@ -60,7 +60,8 @@ def main(
         descents[f"relative entropy, h = {step:g}"] = flow.run(start, t_end)
     limit, entropic = mf.Limit.of(mf.minimise(problem)), mf.minimise_entropic(linear)
     # In terms of u the discrete minimum is another one: that to which long steps lead.
-    *_, end = mf.RelativeEntropyDescent(problem, 1e3).run(start, 5e3)
+    run = mf.RelativeEntropyDescent(problem, 1e3).run(start, 5e3)
+    *_, end = mf.progress(run, 5e3, comm, "minimum of the HJB form")
     minima = {"Schrödinger": limit.minimum, "Langevin": entropic.energy}
     curves: dict[str, tuple[Any, Any]] = {}
     for name, descent in descents.items():

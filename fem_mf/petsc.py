@@ -30,8 +30,8 @@ import logging
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from petsc4py import PETSc

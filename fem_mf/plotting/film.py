@@ -10,9 +10,11 @@ and one scale of colours: curves for d = 1, surfaces for d = 2, isosurfaces for 
 from __future__ import annotations
 
 import ctypes.util
+import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import unescape
@@ -45,6 +47,9 @@ _SHELLS = (0.9, 0.6, 0.3)  # of the mass inside each isosurface of m
 _LINE = "#31688e"  # a curve, in a colour of the map
 
 type Image = npt.NDArray[np.uint8]
+
+_LOG = logging.getLogger(__name__)
+_SECONDS = 5.0  # between two lines of the progress output
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def film(
     def work() -> None:
         series = _Series(path)
         steps = _uniform(series.times, fps, every, seconds)
-        _write_film(Path(out), _Scene(series, field, steps, look).images(steps), fps)
+        _write_film(Path(out), _Scene(series, field, steps, look).images(steps), fps, len(steps))
 
     on_root(comm, work)
 
@@ -190,7 +195,7 @@ def render(
                 scene.save(step, drawn[-1])
             if len(steps) > 1:
                 drawn.append(out / f"{start}.{kind}")
-                _write_film(drawn[-1], scene.images(steps), fps)
+                _write_film(drawn[-1], scene.images(steps), fps, len(steps))
         return drawn
 
     return on_root(comm, work)
@@ -465,7 +470,7 @@ def _pixels(figure: Figure) -> Image:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write_film(out: Path, images: Iterable[Image], fps: float) -> None:
+def _write_film(out: Path, images: Iterable[Image], fps: float, count: int | None = None) -> None:
     """Write images; the file appears when it is complete."""
     if out.suffix not in FORMATS:
         raise ValueError(f"'{out}' must end in .mp4 or .gif")
@@ -481,9 +486,14 @@ def _write_film(out: Path, images: Iterable[Image], fps: float) -> None:
     draft = out.with_name(f"{out.stem}-new{out.suffix}")
     try:
         writer: Any = imageio.get_writer(draft, **settings)
+        _LOG.info("rendering the film '%s'%s", out, f": {count} frames" if count else "")
+        said = time.monotonic()
         with writer:
-            for image in images:
+            for number, image in enumerate(images, 1):
                 writer.append_data(image)
+                if time.monotonic() - said >= _SECONDS:
+                    _LOG.info("film '%s': frame %d", out, number)
+                    said = time.monotonic()
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
