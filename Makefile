@@ -62,7 +62,7 @@ test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 		$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$files \
 		</dev/null $(say-if-stopped); done
 
-# 124 is how `timeout` says that it had to stop the program, without a word.
+# 124 is how `timeout` says that it had to stop the program, without a message.
 say-if-stopped = || { status=$$?; [ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status; }
 
 # -W: a warning stops it; -E: nothing is left over from the build before.

@@ -59,8 +59,7 @@ def main(
     trap = mf.Potential(lambda x: 0.5 * KAPPA * (x[0] ** 2 + x[1] ** 2))
     problem = mf.Problem(mesh, trap + mf.MeanInteraction(STRENGTH, TARGET), sigma, degree=2)
     start = mf.Density.from_function(problem, partial(gaussian, mean=MEAN, theta=PRECISION))
-    run = mf.SchrodingerFlow(problem, dt, scheme).run(start, t_end)
-    states = mf.progress(run, t_end, problem.comm)
+    states = mf.SchrodingerFlow(problem, dt, scheme).run(start, t_end)
 
     grid = np.meshgrid(np.linspace(-3.6, 3.2, 137), np.linspace(-2.7, 3.0, 115))
     errors, pictures = list[Any](), list[tuple[float, Any, Any]]()

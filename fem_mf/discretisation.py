@@ -47,7 +47,7 @@ _ADD = la.InsertMode.add
 _SAME_PATTERN: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _SAME = 1e-12  # relative difference of a fast path and the form it stands for
 _MASS_OPTIONS = {"ksp_type": "cg", "pc_type": "jacobi"}
-# A function of several forms, of which its annotations know one.
+# Its annotations cover only one of the signatures that it accepts.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 

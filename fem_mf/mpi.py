@@ -202,7 +202,7 @@ def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) ->
 def install_abort_hook() -> None:
     """Make an uncaught exception on any rank end the whole MPI job.
 
-    Without it the other ranks wait for ever in their next collective call. The traceback is
+    Without it the other ranks wait indefinitely in their next collective call. The traceback is
     printed first: once for an error that several ranks share (same type, same message), by rank 0
     or, if the error occurred on one rank and was passed on to the others, by that rank. The ranks
     wait about a second for each other, then the job ends. Nothing is installed when the job has

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _EXTRA_DEGREE = 6
-# A function of several forms, of which its annotations know one.
+# Its annotations cover only one of the signatures that it accepts.
 _assemble_vector: Any = fem.assemble_vector
 
 

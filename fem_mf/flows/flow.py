@@ -223,7 +223,7 @@ class Flow[S: State](ABC):
 
     @abstractmethod
     def _begin(self, start: Density | S, **options: Any) -> Trajectory[S]:
-        """A run that begins at a density or goes on from a state. Collective."""
+        """A run from a density, or resumed from a state. Collective."""
 
     def _states(self, trajectory: Trajectory[S], t_end: float, steady: float | None) -> Iterator[S]:
         state = trajectory.state
@@ -299,7 +299,7 @@ def check_run(
         type(start) is State if kind is State else isinstance(start, kind)
     ):
         raise TypeError(
-            f"this flow goes on from a {kind.__name__} of its own, not from a "
+            f"this flow resumes from a {kind.__name__} of its own, not from a "
             f"{type(start).__name__} of another flow; start from its density: "
             "run(state.density, ...)"
         )
@@ -350,7 +350,7 @@ class Clock:
         return self._dt > _SMALLEST_STEP * max(self._t_end, 1e-300)
 
     def next_step(self) -> float:
-        """The step to try: dt, or what is left."""
+        """The step to try: dt, or the rest of the time."""
         left = self._t_end - self.t
         # A last step longer by rounding is better than one more of length 1e-16.
         self.last = left if self._dt >= left * (1.0 - 1e-9) else self._dt

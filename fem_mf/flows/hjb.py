@@ -111,7 +111,7 @@ class HJBFlow(Flow[HJBState]):
 
         Args:
             start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
-                of this flow, from which it goes on, with the v it has.
+                of this flow, to resume from, with its v.
             t_end: final time, reached exactly (the last step is shortened).
             steady_residual: stop earlier, when ‖∂_t u‖ in L²(m) is at most this.
             v_start: v_0 of the decomposition; the default is u_0 where it is quadratic, else the

@@ -36,7 +36,7 @@ __all__ = ["HJBOperator"]
 
 _POWER_ITERATIONS = 60
 _TOLERANCE = 1e-11
-# A function of several forms, of which its annotations know one.
+# Its annotations cover only one of the signatures that it accepts.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 

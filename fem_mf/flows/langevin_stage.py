@@ -205,7 +205,7 @@ def default_accelerator(problem: Problem, mean_field: MeanField) -> Accelerator:
     others = [term for _, term in flatten(problem.functional) if not isinstance(term, Contact)]
     if _contact(problem) > 0.0 and all(getattr(term, "linear", False) for term in others):
         return Picard()  # whose steps are Newton's: half as many as Anderson's
-    return Anderson(depth=3)  # deeper ones are led astray by a start far from the solution
+    return Anderson(depth=3)  # deeper ones converge more slowly from a distant start
 
 
 def _contact(problem: Problem) -> float:

@@ -68,7 +68,7 @@ class RelativeEntropyDescent:
 
         Args:
             start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
-                of this descent, from which it goes on.
+                of this descent, to resume from.
             t_end: final time; the last step is shortened.
             steady_residual: stop earlier, see :meth:`fem_mf.HJBFlow.run`.
 

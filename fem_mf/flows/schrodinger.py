@@ -230,7 +230,7 @@ class SchrodingerFlow(Flow[State]):
                 self.problem.comm,
                 _LOG,
                 "t = %.6g: a step of %.3g was replaced by %d minimising movement(s) of the same "
-                "length together, of order 1 (column 'replaced'; said once): %s",
+                "length together, of order 1 (column 'replaced'; this warning appears once): %s",
                 *(t, dt, parts, error),
             )
             return
@@ -238,8 +238,8 @@ class SchrodingerFlow(Flow[State]):
             self.problem.comm,
             _LOG,
             "t = %.6g: dt = %.3g is too long for %s, and such steps are replaced by minimising "
-            "movements of the same length, of order 1 (column 'replaced'; said once); %s resolves "
-            "dt up to about %.2g there",
+            "movements of the same length, of order 1 (column 'replaced'; this warning appears "
+            "once); %s resolves dt up to about %.2g there",
             *(t, dt, self.scheme, self.scheme),
             self._resolved_step(now, dt),
         )

@@ -42,7 +42,7 @@ class Tableau:
 
     @property
     def explicit(self) -> bool:
-        """Whether the first stage is the value at the start, which only lends its rate."""
+        """Whether the first stage is the value at the start, of which only the rate is needed."""
         return self.rows[0] == (0.0,)
 
     @property

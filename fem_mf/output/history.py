@@ -290,8 +290,7 @@ def progress[S](
     text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
     columns = text[0], BarColumn(bar_width=24), text[1], TimeRemainingColumn()
     terminal = sys.stderr.isatty()
-    begun = said = time.monotonic()
-    first = math.nan
+    begun, said, first = time.monotonic(), -math.inf, math.nan
     try:
         hidden = comm.rank > 0 or not terminal
         with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
@@ -301,9 +300,9 @@ def progress[S](
                 first = t if step == 0 else first
                 bar.update(task, completed=t, text=_summary(step, state))
                 if comm.rank == 0 and not terminal and now - said >= _SECONDS:
-                    left = (now - begun) * (t_end - t) / (t - first) if t > first else math.inf
+                    left = (now - begun) * (t_end - t) / (t - first) if t > first else math.nan
                     name = f"{description}: " if description else ""
-                    _LOG.info("%s%s  %s left", name, _summary(step, state), _duration(left))
+                    _LOG.info("%s%s%s", name, _summary(step, state), _left(left))
                     said = now
                 yield state
     finally:
@@ -322,8 +321,8 @@ def _summary(step: int, state: object) -> str:
     return "  ".join(parts)
 
 
-def _duration(seconds: float) -> str:
-    """About so long."""
-    if not math.isfinite(seconds):
-        return "unknown time"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _left(seconds: float) -> str:
+    """About how long a run will still take; nothing at its start."""
+    if math.isnan(seconds):
+        return ""
+    return f"  {seconds:.0f} s left" if seconds < 120 else f"  {seconds / 60:.0f} min left"

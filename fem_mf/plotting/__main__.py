@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fem_mf.plotting",
         description="Pictures, a film and curves of a folder of results, without a display; "
-        "also while the run goes on.",
+        "also during the run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -3,8 +3,8 @@
     film("run/series.xdmf", "run/m.mp4", field="m")
     picture("run/series.xdmf", "run/u.png", field="u", time=1.0)
 
-The run may still be going on, or have been killed. All images of a film have one camera, one frame
-and one scale of colours: curves for d = 1, surfaces for d = 2, isosurfaces for d = 3.
+The run may be alive, or may have been killed. All images of a film have one camera, one frame and
+one scale of colours: curves for d = 1, surfaces for d = 2, isosurfaces for d = 3.
 """
 
 from __future__ import annotations

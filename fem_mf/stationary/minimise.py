@@ -87,7 +87,7 @@ class Minimum:
             convex, for then nothing is proved.
         convexity: of F: proved from its terms, probed, or refuted.
         kind: ``"global minimum"`` with a certificate (proved where F is), ``"local minimum"``, or
-            ``"saddle"``, of which a warning was given.
+            ``"saddle"``, which is logged as a warning.
         curvature: smallest eigenvalue of half the second derivative of F^σ on the sphere, where F
             is not known to be convex; else NaN.
         iterations: Newton steps on this problem.
