@@ -99,7 +99,7 @@ def test_it_is_kept_beside_the_history(tmp_path: Path) -> None:
         history.append({"t": 1.0, "energy": 0.5})
     assert mf.Limit.read(path) == limit
     assert mf.History.read(path)["t"].tolist() == [0.0, 1.0]
-    mf.History(path, COMM).close()  # another run: that minimum is not its own
+    mf.History(path, COMM, overwrite=True).close()  # another run: that minimum is not its own
     assert mf.Limit.read(path) is None
 
 
