@@ -54,7 +54,7 @@ start = (
 with (
     mf.History(folder / "history.csv", comm, resume=saved) as history,
     mf.XDMFSeries(folder / "series.xdmf", problem, every=10, resume=saved) as series,
-    mf.Checkpoint(folder / "checkpoint", problem, every=1) as checkpoint,
+    mf.Checkpoint(folder / "checkpoint", problem, every=1, resume=saved) as checkpoint,
 ):
     for state in flow.run(start, steps * 0.02):
         history.append(state)

@@ -93,6 +93,12 @@ class Density:
         self._measure = None
         return norm
 
+    def __repr__(self) -> str:
+        """One line: the space; no numbers of m, which would be collective."""
+        space = self.psi.function_space
+        dofs, dim = space.dofmap.index_map.size_global, self.problem.dim
+        return f"{type(self).__name__}(d = {dim}, degree {self.problem.degree}, {dofs} dofs)"
+
     @staticmethod
     def from_log(problem: Problem, u: SpaceFunction | fem.Function) -> LogDensity:
         """The density proportional to e^{−u}, known by its logarithm. Collective.

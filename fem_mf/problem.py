@@ -132,6 +132,16 @@ class Problem:
         self.discretisation.check_potential_part(self.sigma)
         self.stiffness: PETSc.Mat = self.discretisation.stiffness_for(self.sigma)
 
+    def __repr__(self) -> str:
+        """One line: F, σ, the mesh and the space."""
+        cells = self.mesh.topology.index_map(self.dim).size_global
+        mass = "lumped" if self.lumped else "consistent"
+        return (
+            f"Problem(F = {self.functional!r}, σ = {self.sigma:.12g}, "
+            f"{cells} cells ({self.mesh.topology.cell_name()}), degree {self.degree}, "
+            f"{self.space.dofmap.index_map.size_global} dofs, {mass} mass, {self.boundary})"
+        )
+
     @property
     def mesh(self) -> dmesh.Mesh:
         """The mesh."""

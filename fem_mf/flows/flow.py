@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class State:
     """The state of a flow at one time; any run of that flow can resume from it.
 
@@ -94,13 +94,20 @@ class State:
     rejected: int = 0
     replaced: int = 0
 
+    def __repr__(self) -> str:
+        """One line: when and where it is."""
+        return (
+            f"{type(self).__name__}(t = {self.t:.6g}, step {self.step}, "
+            f"energy {self.energy:.12g}, residual {self.residual:.3g})"
+        )
+
     def scalars(self) -> dict[str, float | int]:
         """The numbers, in the order of the attributes: one row of a history."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, (int, float))}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HJBState(State):
     """The state of an HJB flow at one time; see :class:`State` for what is not listed.
 

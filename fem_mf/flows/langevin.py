@@ -52,7 +52,7 @@ __all__ = ["LangevinFlow", "LangevinState", "minimise_entropic"]
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LangevinState(State):
     """One instant of the flow; see :class:`fem_mf.flows.State` for what is not listed.
 

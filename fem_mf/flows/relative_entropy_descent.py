@@ -25,7 +25,7 @@ from fem_mf.problem import Problem
 __all__ = ["DescentState", "RelativeEntropyDescent"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DescentState(HJBState):
     """One iterate m_k at t = kh; see :class:`fem_mf.flows.HJBState` for what is not listed.
 

@@ -82,7 +82,7 @@ class NetworkLoss(Cylindrical):
             raise ValueError(
                 f"with loss='logistic' y are labels −1 or 1; got values {np.unique(self.y)[:5]}"
             )
-        self.neuron = neuron
+        self.neuron, self.loss = neuron, loss
         value, slope = _LOSSES[loss]
         super().__init__(
             [_neuron_at(neuron, datum) for datum in self.z],
@@ -90,6 +90,10 @@ class NetworkLoss(Cylindrical):
             lambda f: slope(f, self.y) / len(self.y),
             convex=True,
         )
+
+    def __repr__(self) -> str:
+        """One line: the number of data, and the loss."""
+        return f"NetworkLoss({len(self.y)} data, {self.loss!r})"
 
     def _data(self) -> dict[str, Any]:
         return {"z": self.z, "y": self.y}

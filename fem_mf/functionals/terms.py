@@ -67,6 +67,10 @@ class Functional(ABC):
         """Polynomial degree the potential needs for a density amplitude of the given degree."""
         return usual_potential_degree(degree)
 
+    def __repr__(self) -> str:
+        """One line: the class, and the numbers that define F."""
+        return f"{type(self).__name__}(...)"
+
     def __add__(self, other: FunctionalLike) -> Functional:
         """F₁ + F₂."""
         if not isinstance(other, FunctionalLike):
@@ -97,6 +101,9 @@ class _Callables(Functional):
 
     def __init__(self, value: Any, derivative: Any, convex: bool | None) -> None:
         self._value, self._derivative, self.convex = value, derivative, convex
+
+    def __repr__(self) -> str:
+        return f"functional(value={_name(self._value)})"
 
     def value(self, density: Any) -> float:
         return float(self._value(density))
@@ -147,6 +154,10 @@ class FormFunctional(Functional):
             WeakKeyDictionary()
         )
 
+    def __repr__(self) -> str:
+        """One line: the name of the form."""
+        return f"FormFunctional({_name(self._form)})"
+
     def potential_degree(self, degree: int) -> int:
         """2k: m itself, a polynomial of degree 2k, is then exact."""
         return 2 * degree
@@ -195,6 +206,19 @@ class _Sum(Functional):
 
     def potential_degree(self, degree: int) -> int:
         return max(potential_degree_of(f, degree) for _, f in self.terms)
+
+    def __repr__(self) -> str:
+        signed = [
+            f"{'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):.12g} * '}{f!r}"
+            for c, f in self.terms
+        ]
+        return " ".join(signed).removeprefix("+ ")
+
+
+def _name(function: object) -> str:
+    """The name of a user's function, dots where it has none."""
+    name = getattr(function, "__name__", "<")
+    return "..." if "<" in name else name
 
 
 def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:
@@ -246,6 +270,11 @@ class Cylindrical(Functional):
         self._features, self._phi, self._gradient = list(features), phi, gradient
         self.convex = convex
         self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        """One line: the class, and how many features."""
+        number = len(self._features)
+        return f"{type(self).__name__}({number} feature{'s' if number > 1 else ''})"
 
     def phi(self, y: Array) -> float:
         """Φ(y)."""
@@ -349,6 +378,10 @@ class Potential(Cylindrical):
     def __init__(self, g: SpaceFunction | Expr) -> None:
         super().__init__([g], lambda y: float(y[0]), np.ones_like, convex=True)
 
+    def __repr__(self) -> str:
+        """One line: the name of g."""
+        return f"Potential({_name(self._features[0])})"
+
 
 class MeanInteraction(Cylindrical):
     """F(m) = (λ_c/2) |∫x dm − a|²; V[m](x) = λ_c (∫x dm − a)·x.
@@ -369,6 +402,11 @@ class MeanInteraction(Cylindrical):
             lambda y: self.strength * (y - self.target),
             convex=self.strength >= 0,
         )
+
+    def __repr__(self) -> str:
+        """One line: λ_c and a."""
+        target = ", ".join(f"{a:.12g}" for a in self.target)
+        return f"MeanInteraction({self.strength:.12g}, [{target}])"
 
     def _data(self) -> dict[str, Any]:
         return {"strength": self.strength, "target": self.target}
@@ -397,6 +435,10 @@ class Contact(Functional):
         if not np.isfinite(self.beta):
             raise ValueError(f"beta must be finite, not {beta}")
         self.convex = self.beta >= 0
+
+    def __repr__(self) -> str:
+        """One line: β."""
+        return f"Contact({self.beta:.12g})"
 
     def potential_degree(self, degree: int) -> int:
         """2k: the square of a polynomial of degree k."""

@@ -22,6 +22,7 @@ which depends neither on the partition of the mesh nor on the numbering of degre
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -55,11 +56,11 @@ from fem_mf.petsc import stage
 from fem_mf.problem import Problem
 from fem_mf.typing import PathLike
 
-__all__ = ["Checkpoint", "Saved"]
+__all__ = ["MANIFEST", "Checkpoint", "Saved"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "fem_mf checkpoint 1"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _TABLES = "[0-9]*-*.npy"
 _KINDS = {kind.__name__: kind for kind in (State, HJBState, DescentState, LangevinState)}
 _SAME = 1e-8  # relative difference allowed between the stored value of the functional and today's
@@ -84,6 +85,10 @@ class Checkpoint(RunFile):
         resume: the checkpoint or state from which the run resumes.
         overwrite: replace the checkpoint of an earlier run.
         command: the command that resumes the run, to be shown when it is stopped.
+
+    Attributes:
+        path: the folder.
+        stopped_by: the name of the signal on which ``write`` ended the program; empty before.
 
     Raises:
         ValueError: ``every`` or ``minutes`` is not positive, or the mesh has a higher degree.
@@ -117,6 +122,7 @@ class Checkpoint(RunFile):
         self._command = command
         self._number: int = on_root(problem.comm, self._last_number)
         self._mesh: dict[str, Any] = {}  # written with the first checkpoint, shared by the others
+        self.stopped_by = ""
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -124,7 +130,7 @@ class Checkpoint(RunFile):
                 self._handlers[number] = signal.signal(number, self._note)
 
     def _exists(self) -> bool:
-        return (self.path / _MANIFEST).exists()
+        return (self.path / MANIFEST).exists()
 
     def _make_room(self) -> None:
         """Create the folder, and make sure that two checkpoints fit on its disk. Rank 0."""
@@ -162,10 +168,23 @@ class Checkpoint(RunFile):
             FileNotFoundError: there is no checkpoint; on every rank.
             ValueError: it is damaged, or was written by another program; on every rank.
         """
-        content, error = _read_manifest(Path(path) / _MANIFEST)
-        all_ranks_agree(comm, error)
+        # Rank 0 alone: a running program may replace the file between two ranks' reading.
+        content = on_root(comm, lambda: _read_manifest(Path(path) / MANIFEST))
         mesh, numbers = _read_mesh(comm, Path(path), content["mesh"]), content["numbers"]
         return Saved(Path(path), mesh, numbers["t"], numbers["step"], content["extra"], content)
+
+    @staticmethod
+    def time(path: PathLike) -> float:
+        """The time of the last complete checkpoint of a folder. Not collective.
+
+        Args:
+            path: the folder.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: it is damaged, or was written by another program.
+        """
+        return float(_read_manifest(Path(path) / MANIFEST)["numbers"]["t"])
 
     def write(
         self, state: State, force: bool = False, extra: Mapping[str, Any] | None = None
@@ -195,13 +214,21 @@ class Checkpoint(RunFile):
         self._comm.Allreduce(mine, flags, op=MPI.MAX)  # all ranks do the same, at the same step
         due = force or any(flags) or (self._every is not None and state.step % self._every == 0)
         if due:
-            self._write(state, dict(extra or {}))
+            try:
+                self._write(state, dict(extra or {}))
+            except OSError:
+                self._mesh = {}  # perhaps among the tables cut short, which take up the disk
+                if self._comm.rank == 0:
+                    with contextlib.suppress(OSError):
+                        self._tidy()
+                raise
             self._written_at = time.monotonic()
         if flags[0]:
             name = signal.Signals(flags[0]).name
             command = f": {self._command}" if self._command else ""
             message = f"{name}: stopped at t = {state.t:.6g}, step {state.step}; '{self.path}' has"
             warn(self._comm, _LOG, "%s all that is needed to resume the run%s", message, command)
+            self.stopped_by = name
             self.close()
             raise SystemExit(130 if name == "SIGINT" else 0)
         return due
@@ -233,12 +260,17 @@ class Checkpoint(RunFile):
         text = json.dumps({"format": _FORMAT, "crc32": _checksum(content), "content": content})
 
         def publish() -> None:
-            replace_file(self.path / _MANIFEST, text, sync=True)
-            for path in self.path.glob(_TABLES):
-                if path.name not in text:  # of an older checkpoint, or of one cut short
-                    path.unlink()
+            replace_file(self.path / MANIFEST, text, sync=True)
+            self._tidy()
 
         self._on_disk(publish)
+
+    def _tidy(self) -> None:
+        """Remove the tables of older checkpoints, and of those cut short. Rank 0."""
+        text = (self.path / MANIFEST).read_text(encoding="utf-8") if self._exists() else ""
+        for path in self.path.glob(_TABLES):
+            if path.name not in text:
+                path.unlink()
 
     def _write_mesh(self) -> dict[str, Any]:
         mesh = self._problem.mesh
@@ -368,8 +400,8 @@ class Saved:
         return function
 
 
-def _read_manifest(file: Path) -> tuple[dict[str, Any], Exception | None]:
-    """The content of a manifest, or what is wrong with it."""
+def _read_manifest(file: Path) -> dict[str, Any]:
+    """The content of a manifest."""
     try:
         whole = json.loads(file.read_bytes())
         found = whole.get("format") if isinstance(whole, dict) else None
@@ -377,14 +409,15 @@ def _read_manifest(file: Path) -> tuple[dict[str, Any], Exception | None]:
             raise ValueError(f"its format is {found!r}, not {_FORMAT!r}")
         if whole.get("crc32") != _checksum(whole.get("content")):
             raise ValueError("its checksum is wrong")
-        return whole["content"], None
+        content: dict[str, Any] = whole["content"]
     except (FileNotFoundError, NotADirectoryError):
         advice = "start the run without it, or name the folder of the run that wrote one"
-        message = f"no checkpoint in '{file.parent}': it has no {_MANIFEST}; {advice}"
-        return {}, FileNotFoundError(message)
+        message = f"no checkpoint in '{file.parent}': it has no {MANIFEST}; {advice}"
+        raise FileNotFoundError(message) from None
     except (OSError, ValueError) as caught:
         what = "is damaged, or another program or version wrote it"
-        return {}, ValueError(f"the checkpoint '{file}' {what}: {caught}")
+        raise ValueError(f"the checkpoint '{file}' {what}: {caught}") from None
+    return content
 
 
 def _read_mesh(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Mesh:

@@ -32,8 +32,7 @@ from fem_mf.mpi import all_ranks_agree, on_root
 from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
-__all__ = ["History", "Instant", "RunFile", "progress", "replace_file"]
-
+__all__ = ["History", "Instant", "RunFile", "on_disk", "progress", "replace_file"]
 
 _LOG = logging.getLogger(__name__)
 _SECONDS = 5.0  # between two lines of the progress output
@@ -89,30 +88,30 @@ class RunFile(ABC):
 
     def _on_disk(self, work: Callable[[], object]) -> None:
         """Let rank 0 touch the disk; a failure is an ``OSError`` on every rank. Collective."""
-        error: Exception | None = None
-        if self._comm.rank == 0:
-            try:
-                work()
-            except OSError as caught:
-                full = "disk full: " if caught.errno == errno.ENOSPC else ""
-                error = OSError(f"{full}cannot write '{self.path}': {caught}")
-                if caught.errno is None:  # not from the system: it says what to do
-                    error = caught
-        all_ranks_agree(self._comm, error)
+        on_disk(self._comm, self.path, work)
 
     def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], sync: bool) -> None:
         """Write arrays of every rank into a file, each from its first byte. Collective."""
-        error: Exception | None = None
-        try:
-            file = MPI.File.Open(self._comm, path, MPI.MODE_WRONLY)  # type: ignore[arg-type]
+        errors: list[MPI.Exception] = []
+
+        def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+            # The calls are collective: a rank that fails makes the others, too.
+            try:
+                return call(*arguments)
+            except MPI.Exception as caught:
+                errors.append(caught)
+
+        file = attempt(MPI.File.Open, self._comm, path, MPI.MODE_WRONLY)
+        if file is not None:
             for first, values in parts:
-                file.Write_at_all(first, values)
+                attempt(file.Write_at_all, first, values)
             if sync:
-                file.Sync()
-            file.Close()
-        except MPI.Exception as caught:
-            full = "disk full: " if caught.Get_error_class() == MPI.ERR_NO_SPACE else ""
-            error = OSError(f"{full}cannot write '{path}': {caught}")
+                attempt(file.Sync)
+            attempt(file.Close)
+        error = None
+        if errors:
+            full = "disk full: " if errors[0].Get_error_class() == MPI.ERR_NO_SPACE else ""
+            error = OSError(f"{full}cannot write '{path}': {errors[0]}")
         # Also the barrier after which the values of all ranks are in the file.
         all_ranks_agree(self._comm, error)
 
@@ -129,15 +128,34 @@ class RunFile(ABC):
         self.close()
 
 
+def on_disk(comm: MPI.Comm, path: Path, work: Callable[[], object]) -> None:
+    """Let rank 0 touch the disk; a failure is an ``OSError`` on every rank. Collective."""
+    error: Exception | None = None
+    if comm.rank == 0:
+        try:
+            work()
+        except OSError as caught:
+            full = "disk full: " if caught.errno == errno.ENOSPC else ""
+            error = OSError(f"{full}cannot write '{path}': {caught}")
+            if caught.errno is None:  # not from the system: it says what to do
+                error = caught
+    all_ranks_agree(comm, error)
+
+
 def replace_file(path: Path, text: str, sync: bool = False, draft: str = "-new") -> None:
     """Replace a file atomically; ``sync`` makes it survive a power failure, too."""
     new = path.with_name(path.name + draft)
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    new.replace(path)  # whoever reads, or finds the file after a kill, has a whole one
+    try:
+        # Command lines may contain bytes that are not UTF-8.
+        with new.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        new.replace(path)  # whoever reads, or finds the file after a kill, has a whole one
+    except OSError:
+        new.unlink(missing_ok=True)  # a full disk has no room for a half-written draft
+        raise
     if sync:
         with contextlib.suppress(OSError):  # not every file system can be asked
             folder = os.open(path.parent, os.O_RDONLY)
@@ -229,17 +247,32 @@ class History(RunFile):
             if no step was written.
 
         Raises:
-            ValueError: a line has another number of entries than the header.
+            ValueError: the file is damaged: a line has another number of entries than the header,
+                or an entry is not a number.
         """
         header, *rows = _entries(Path(path)) or [[]]
-        columns = list(zip(*rows, strict=True))
-        return dict(zip(header, map(_column, columns), strict=True)) if rows else {}
+        return dict(zip(header, map(_column, zip(*rows, strict=True)), strict=True)) if rows else {}
 
 
 def _entries(path: Path) -> list[list[str]]:
     """The entries of each complete line; what follows the last line end was cut off by a kill."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [line.split(",") for line in lines if not line.startswith("#")]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    numbered = [(i, line.split(",")) for i, line in enumerate(lines, 1) if line[:1] != "#"]
+    for number, entries in numbered[1:]:
+        if len(entries) != len(numbered[0][1]) or not all(map(_is_number, entries)):
+            raise ValueError(
+                f"'{path}' is damaged: line {number} does not have a number for each of its "
+                f"{len(numbered[0][1])} columns"
+            )
+    return [entries for _, entries in numbered]
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry)
+    except ValueError:
+        return False
+    return True
 
 
 def _before(path: Path, t: float) -> list[list[str]]:

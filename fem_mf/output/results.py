@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import logging
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,30 @@ from fem_mf.density import Density
 from fem_mf.functionals.terms import Potential
 from fem_mf.mesh import share_out
 from fem_mf.mpi import on_root, warn
-from fem_mf.output.checkpoint import Checkpoint
+from fem_mf.output.checkpoint import MANIFEST, Checkpoint, Saved
 from fem_mf.output.history import History
-from fem_mf.output.run import CHECKPOINT, HISTORY, RUN_FILE, SERIES, is_running, versions
+from fem_mf.output.run import (
+    CHECKPOINT,
+    FORMAT,
+    HISTORY,
+    RUN_FILE,
+    SERIES,
+    is_running,
+    versions,
+)
+from fem_mf.output.xdmf import steps_of
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
 __all__ = ["Results", "open_results"]
 
 _LOG = logging.getLogger(__name__)
+_NEEDED = (  # of a record
+    *("status", "reason", "started", "ended", "command", "parameters", "flow", "result"),
+    *("problem", "versions", "ranks", "host"),
+)
 _NEAR = 1e-9  # relative difference of times that are the same
+_SHAPES = {"interval": "LINE", "quadrilateral": "QUAD", "tetrahedron": "TETRA"}  # of VTK
 _CYCLIC = {"quadrilateral": [0, 1, 3, 2], "hexahedron": [0, 1, 3, 2, 4, 5, 7, 6]}
 
 
@@ -57,7 +72,7 @@ def open_results(folder: PathLike, comm: MPI.Comm = MPI.COMM_WORLD) -> Results:
     return Results(path, comm, on_root(comm, lambda: _read_record(path, comm)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """What a run left in its folder.
 
@@ -70,16 +85,19 @@ class Results:
 
     folder: Path
     comm: MPI.Comm
-    run: dict[str, Any] = field(repr=False)
+    run: dict[str, Any]
 
     @property
     def history(self) -> Any:
         """The scalars of every step so far: a DataFrame, or a structured array without pandas.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: there is no history, or it is damaged.
         """
-        columns = History.read(self.folder / HISTORY)
+        path = self.folder / HISTORY
+        if not path.exists():
+            raise ValueError(f"'{self.folder}' has no {HISTORY}")
+        columns = History.read(path)
         try:
             from pandas import DataFrame  # type: ignore[import-untyped]
         except ImportError:
@@ -92,21 +110,24 @@ class Results:
 
     @property
     def times(self) -> Array:
-        """The times at which fields were written so far."""
+        """The times at which fields were written so far.
+
+        Raises:
+            ValueError: the list of the series is damaged.
+        """
         return np.array([t for t, _ in self._steps()])
 
     def fields(self, t: float | None = None) -> Any:
         """The fields at a written time, the last by default: a pyvista grid with m, psi, u and V.
 
         Raises:
-            ValueError: no fields were written at that time.
+            ValueError: no fields were written at that time, or they are damaged.
         """
         import pyvista
 
         grid = self._step(t)
         points, cells, kind = self._mesh(grid)
-        shapes = {"interval": "LINE", "hexahedron": "HEXAHEDRON", "tetrahedron": "TETRA"}
-        shape = pyvista.CellType[shapes.get(kind, {"triangle": "TRIANGLE"}.get(kind, "QUAD"))]
+        shape = pyvista.CellType[_SHAPES.get(kind, kind.upper())]
         cyclic = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
         space = np.zeros((len(points), 3))
         space[:, : points.shape[1]] = points
@@ -123,21 +144,24 @@ class Results:
         its problem is zero.
 
         Raises:
-            ValueError: no fields were written at that time.
+            ValueError: no fields were written at that time, or they are damaged; on every rank.
         """
         nothing, problem = Potential(lambda x: 0.0 * x[0]), self.run["problem"]
-        saved = None
-        if (self.folder / CHECKPOINT).exists():
-            saved = Checkpoint.read(self.folder / CHECKPOINT, self.comm)
-        if saved is not None and (t is None or abs(t - saved.t) <= _NEAR * abs(saved.t)):
+        if problem is None:
+            raise ValueError(f"'{self.folder}' is a study of several problems, without fields")
+        if (saved := self._checkpoint(t)) is not None:
             kept = {name: problem[name] for name in ("sigma", "degree", "mass")}
             return saved.density(Problem(saved.mesh, nothing, **kept))
-        grid = self._step(t)
+        # Rank 0 alone reads the list, which a running program may replace in between.
+        text = on_root(self.comm, lambda: ET.tostring(self._step(t)))
+        grid = ET.fromstring(text)
         points, cells, kind = self._mesh(grid)
         first, last = (len(cells) * rank // self.comm.size for rank in _own(self.comm))
         low, high = (len(points) * rank // self.comm.size for rank in _own(self.comm))
         mesh = share_out(self.comm, kind, 1, cells[first:last], points[low:high])
-        on_mesh = Problem(mesh, nothing, problem["sigma"], degree=1)
+        # The vertices are the nodes of degree 1, where the mass of the run is that of the density.
+        mass = problem["mass"] if problem["degree"] == 1 else "consistent"
+        on_mesh = Problem(mesh, nothing, problem["sigma"], degree=1, mass=mass)
         psi: fem.Function = fem.Function(on_mesh.space)
         (values,) = (self._table(a) for a in grid.iterfind("Attribute[@Name='psi']"))
         psi.x.array[on_mesh.space.dofmap.list] = values[
@@ -145,37 +169,60 @@ class Results:
         ]
         return Density(on_mesh, psi.x.array[: on_mesh.discretisation.num_owned].copy())
 
+    def _checkpoint(self, t: float | None) -> Saved | None:
+        """The checkpoint if it is of this time, or no older than the series. Collective."""
+        path = self.folder / CHECKPOINT
+
+        def is_wanted() -> bool:
+            if not (path / MANIFEST).exists():
+                return False
+            there = Checkpoint.time(path)
+            last = self.times[-1] if t is None and len(self.times) else t
+            return last is None or there > last or _same(there, last)
+
+        try:
+            if on_root(self.comm, is_wanted):
+                return Checkpoint.read(path, self.comm)
+        except (ValueError, FileNotFoundError) as error:
+            warn(self.comm, _LOG, "%s; taking the series instead", error)
+        return None
+
+    def __repr__(self) -> str:
+        """The folder, and how the run ended."""
+        return f"Results('{self.folder}', {self.run['status']})"
+
     def __str__(self) -> str:
         """What the run is, when it ran and how it ended, and what it left."""
         run, problem = self.run, self.run["problem"]
         reason = f" ({run['reason']})" if run["reason"] else ""
         until = f" to {run['ended']}" if run["ended"] else ""
-        flow = run["flow"]["class"] if run["flow"] else "no flow"
-        times = self.times
-        fields = f"{len(times)} times up to t = {times[-1]:g}" if len(times) else "none"
-        return "\n".join(
-            [
-                f"{self.folder}: {run['status']}{reason}",
-                f"  {flow}, d = {problem['dim']}, σ = {problem['sigma']:g}, {problem['dofs']} dofs "
-                f"of degree {problem['degree']}",
-                f"  {run['command']}",
-                f"  {run['started']}{until}, {run['ranks']} ranks of {run['host']}",
-                f"  {len(self.history)} steps in the history; fields: {fields}",
+        ranks = "1 rank" if run["ranks"] == 1 else f"{run['ranks']} ranks"
+        lines = [
+            f"{self.folder}: {run['status']}{reason}",
+            f"  {run['command']}",
+            f"  {run['started']}{until}, {ranks} of {run['host']}",
+        ]
+        if problem is not None:
+            flow = f"{run['flow']['class']}, " if run["flow"] else ""
+            size = f"{problem['dofs']} dofs of degree {problem['degree']}"
+            lines += [
+                f"  F = {problem['functional']}",
+                f"  {flow}d = {problem['dim']}, σ = {problem['sigma']:g}, {size}",
+                f"  history: {_said(lambda: f'{len(self.history)} steps')}",
+                f"  fields: {_said(self._extent)}",
             ]
-        )
+        return "\n".join(lines)
+
+    def _extent(self) -> str:
+        times = self.times
+        return f"{len(times)} times up to t = {times[-1]:g}" if len(times) else "none"
 
     # -- the series -------------------------------------------------------------------------------
 
     def _steps(self) -> list[tuple[float, ET.Element]]:
         """The time and the description of every step of the series."""
         path = self.folder / SERIES
-        if not path.exists():
-            return []
-        try:
-            grids = ET.parse(path).iterfind(".//Grid/Grid")
-        except ET.ParseError as error:
-            raise ValueError(f"'{path}' is damaged: {error}") from None
-        return [(float(grid.find("Time").attrib["Value"]), grid) for grid in grids]  # type: ignore[union-attr]
+        return steps_of(path) if path.exists() else []
 
     def _step(self, t: float | None) -> ET.Element:
         steps = self._steps()
@@ -183,10 +230,10 @@ class Results:
             raise ValueError(f"'{self.folder}' has no fields")
         known = np.array([time for time, _ in steps])
         at = len(steps) - 1 if t is None else int(np.argmin(np.abs(known - t)))
-        if t is not None and not abs(known[at] - t) <= _NEAR * max(1.0, abs(t)):
+        if t is not None and not _same(known[at], t):
             raise ValueError(
-                f"'{self.folder}' has no fields at t = {t:g}; the nearest time is {known[at]!r}, "
-                "and all of them are in .times"
+                f"'{self.folder}' has no fields at t = {t:g}; the nearest time is "
+                f"{known[at]:.17g}, and all of them are in .times"
             )
         return steps[at][1]
 
@@ -212,6 +259,18 @@ class Results:
         return np.array(self._table(geometry)[:, :dim]), cells, kind
 
 
+def _same(one: float, other: float) -> bool:
+    return bool(abs(one - other) <= _NEAR * max(1.0, abs(other)))
+
+
+def _said(what: Callable[[], str]) -> str:
+    """A text, or what is wrong with the file of which it speaks."""
+    try:
+        return what()
+    except ValueError as error:
+        return str(error)
+
+
 def _own(comm: MPI.Comm) -> tuple[int, int]:
     return comm.rank, comm.rank + 1
 
@@ -223,16 +282,26 @@ def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
         raise FileNotFoundError(
             f"'{folder}' is not the folder of a run: it has no {RUN_FILE}, which mf.Run writes"
         )
+    # Asked before and after the record is read: a run may start or end in between.
+    alive = is_running(folder)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        ours = str(record["format"]).startswith("fem_mf run")
-    except (ValueError, KeyError, TypeError) as error:
+        form = record["format"] if isinstance(record, dict) else None
+    except (ValueError, KeyError) as error:
         raise ValueError(f"'{path}' is damaged: {error!r}") from None
-    if not ours:
-        raise ValueError(f"'{path}' is of another program: its format is {record['format']!r}")
-    if record["status"] == "running" and not is_running(folder):
+    if form != FORMAT:
+        what = "is of another program or version"
+        raise ValueError(f"'{path}' {what}: its format is {form!r}, not {FORMAT!r}")
+    if missing := [name for name in _NEEDED if name not in record]:
+        raise ValueError(f"'{path}' is damaged: it has no {', '.join(missing)}")
+    if record["result"]:  # numbers that are not finite, for which JSON has no words
+        record["result"] = {
+            name: float(value) if isinstance(value, str) else value
+            for name, value in record["result"].items()
+        }
+    if record["status"] == "running" and not (alive or is_running(folder)):
         record["status"], record["reason"] = "killed", "it ended without a word"
-    written, here = record["versions"]["fem_mf"], versions()["fem_mf"]
+    written, here = record["versions"].get("fem_mf"), versions()["fem_mf"]
     if written != here:
         warn(comm, _LOG, "'%s' was written by fem_mf %s; this is %s", folder, written, here)
     return record

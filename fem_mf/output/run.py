@@ -29,6 +29,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
+import math
 import os
 import platform
 import shlex
@@ -36,7 +38,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,21 +49,24 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 import dolfinx
+import numpy as np
 from dolfinx.mesh import Mesh
 
 from fem_mf.density import Density
 from fem_mf.flows.flow import State
-from fem_mf.mpi import on_root
-from fem_mf.output.checkpoint import Checkpoint, Saved
-from fem_mf.output.history import History, progress, replace_file
+from fem_mf.mpi import on_root, warn
+from fem_mf.output.checkpoint import MANIFEST, Checkpoint, Saved
+from fem_mf.output.history import History, on_disk, progress, replace_file
 from fem_mf.output.xdmf import XDMFSeries
 from fem_mf.petsc import solvers_in_force
 from fem_mf.problem import Problem
+from fem_mf.stationary.limit import limit_file
 from fem_mf.stationary.minimise import Minimum
 from fem_mf.typing import PathLike
 
 __all__ = [
     "CHECKPOINT",
+    "FORMAT",
     "HISTORY",
     "RUN_FILE",
     "SERIES",
@@ -72,10 +77,11 @@ __all__ = [
 ]
 
 RUN_FILE, HISTORY, SERIES, CHECKPOINT = "run.json", "history.csv", "series.xdmf", "checkpoint"
-_FORMAT = "fem_mf run 1"
+FORMAT = "fem_mf run 1"
 _LOCK = "run.lock"
-# Checkpoints that were read for their meshes, until a run is restarted from them.
-_SAVED: WeakKeyDictionary[Mesh, Saved] = WeakKeyDictionary()
+# What was read of checkpoints with their meshes, for the runs that restart on them.
+_READ: WeakKeyDictionary[Mesh, dict[str, Any]] = WeakKeyDictionary()
+_LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -101,8 +107,8 @@ class Run:
         FileExistsError: the folder has results, and neither ``overwrite`` nor ``restart`` is given.
         FileNotFoundError: there is no checkpoint to restart from.
         RuntimeError: another run writes to the folder.
-        ValueError: the problem is not on the mesh of the checkpoint, or an argument is out of
-            range.
+        ValueError: the problem is not that of the checkpoint, on its mesh; an argument is out of
+            range; or a file to be continued is damaged.
         OSError: the folder cannot be written to, or the disk is too small for a checkpoint.
     """
 
@@ -120,38 +126,44 @@ class Run:
     ) -> None:
         if every < 0:
             raise ValueError(f"every is a number of steps, or 0 for no fields, not {every}")
+        if overwrite and restart:
+            raise ValueError("overwrite replaces the results that restart continues: choose one")
+        if restart and problem is None:
+            raise ValueError("a study has no checkpoint to restart from: give Run its problem")
         self.folder, self._comm = Path(folder), comm if problem is None else problem.comm
-        self._problem, self._start = problem, None
-        if restart:
-            self._start = _saved(self.folder, self.problem)
-        self.extra: dict[str, Any] = self._start.extra if self._start else {}
+        self._problem = problem
+        self._saved = _saved(self.folder, self.problem) if restart else None
+        # Now, since it refuses another problem before anything of the folder is touched.
+        self._start = self._saved.state(self.problem) if self._saved else None
+        self.extra: dict[str, Any] = self._saved.extra if self._saved else {}
         self._lock: TextIO | None = None
-        on_root(self._comm, lambda: self._claim(overwrite or restart))
+        on_root(self._comm, lambda: self._claim(overwrite, restart))
         self._record = on_root(self._comm, lambda: _provenance(self._comm, parameters or {}))
         self._record["problem"] = None if problem is None else _describe_problem(problem)
-        self._record |= {"restarted_at": self._start.t if self._start else None}
-        self._status("running")
-        self._files = ExitStack()
+        self._record["restarted_at"] = self._saved.t if self._saved else None
         self._series: XDMFSeries | None = None
         self._checkpoint: Checkpoint | None = None
-        with ExitStack() as files:  # closed at once when one of them cannot be opened
-            files.callback(self._release)
-            if problem is not None:
-                self._open(files, problem, overwrite, every, minutes)
-            self._files = files.pop_all()
         self._complete = True  # no steps have begun
         self._state: State | None = None
+        self._files = ExitStack()
+        self._files.callback(self._release)
+        try:
+            on_disk(self._comm, self.folder, lambda: self._status("running"))
+            if problem is not None:
+                self._open(self._files, problem, every, minutes)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def _open(
         self,
         files: ExitStack,
         problem: Problem,
-        overwrite: bool,
         every: int,
         minutes: float | None,
     ) -> None:
         """Open the files of a run. Collective."""
-        how: dict[str, Any] = {"overwrite": overwrite, "resume": self._start}
+        how: dict[str, Any] = {"overwrite": True, "resume": self._saved}  # the folder is ours
         about = self._essentials()
         comments = [f"{name}: {text}" for name, text in about.items()]
         history = History(self.folder / HISTORY, self._comm, comments=comments, **how)
@@ -184,7 +196,8 @@ class Run:
             ValueError: it is damaged; on every rank.
         """
         saved = Checkpoint.read(Path(folder) / CHECKPOINT, comm)
-        _SAVED[saved.mesh] = saved
+        names = (field.name for field in fields(saved) if field.name != "mesh")
+        _READ[saved.mesh] = {name: getattr(saved, name) for name in names}
         return saved.mesh
 
     def steps[S: State](
@@ -217,25 +230,27 @@ class Run:
             Exception: as ``flow.run``; what was written stays valid.
         """
         self._record["flow"] = _describe(flow)
-        first: Any = self._start.state(self.problem) if self._start else start
-        self._complete, state, extra = False, None, {}
-        for state in progress(flow.run(first, t_end, **options), t_end, self._comm, description):
-            extra = {} if columns is None else dict(columns(state))
-            self._history.append({**state.scalars(), **extra})
+        first: Any = self._start or start
+        self._start = None  # further steps of this run begin where they are told to
+        self._complete, state = False, None
+        states = progress(flow.run(first, t_end, **options), t_end, self._comm, description)
+        for number, state in enumerate(states):
+            row = {**state.scalars(), **({} if columns is None else columns(state))}
+            self._history.append(row)
+            self._record["result"] = row
             if self._series is not None:
                 self._series.write(state.t, state.density)
             self._state = state
             yield state
             if self._checkpoint is not None:
                 self._checkpoint.write(state, extra=self.extra)
-            if state.step <= 1:  # now the solvers exist
-                self._status("running")
+            if number == 1:  # the first step has made the solvers
+                on_disk(self._comm, self.folder, lambda: self._status("running"))
         if state is not None:
             if self._series is not None:
                 self._series.write_last(state.t, state.density)
             if self._checkpoint is not None:
                 self._checkpoint.write(state, force=True, extra=self.extra)
-            self._record["result"] = {**state.scalars(), **extra}
         self._complete = True
 
     def save(self, best: Minimum) -> None:
@@ -258,38 +273,64 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Close the files and note how the run ended; exceptions pass.
+        """Write a last checkpoint, note how the run ended, close the files; exceptions pass.
 
         Collective, unless there is an exception, which may be one rank's own.
         """
-        if kind is None and self._complete:
-            self._status("finished")
-        elif kind is None:
-            if self._checkpoint is not None and self._state is not None:
-                self._checkpoint.write(self._state, force=True, extra=self.extra)
-            self._status("stopped", "the loop was left")
-        elif issubclass(kind, SystemExit | KeyboardInterrupt | GeneratorExit):
-            self._status("stopped", "by a signal" if kind is not GeneratorExit else "")
-        else:
-            self._status("failed", f"rank {self._comm.rank}: {kind.__name__}: {error}")
-        self._files.close()
+        try:
+            if kind is None and not self._complete:
+                self._save_last()
+            self._status(*self._end(kind, error))
+        except OSError as refusal:
+            if kind is None:
+                raise
+            _LOG.error("cannot write '%s': %s", self.folder / RUN_FILE, refusal)
+        finally:
+            self._files.close()
+
+    def _save_last(self) -> None:
+        """Write the state at which the loop was left. Collective."""
+        if self._checkpoint is not None and self._state is not None:
+            self._checkpoint.write(self._state, force=True, extra=self.extra)
+
+    def _end(self, kind: type[BaseException] | None, error: object) -> tuple[str, str]:
+        """Status and reason of a run that ends with an exception, or without."""
+        if kind is None:
+            return ("finished", "") if self._complete else ("stopped", "the loop was left")
+        if self._checkpoint is not None and self._checkpoint.stopped_by:
+            return "stopped", self._checkpoint.stopped_by
+        if issubclass(kind, KeyboardInterrupt | GeneratorExit):
+            return "stopped", kind.__name__
+        if isinstance(error, SystemExit) and not error.code:
+            return "stopped", "the program ended itself"
+        return "failed", f"rank {self._comm.rank}: {kind.__name__}: {error}"
 
     # -- the record -----------------------------------------------------------------------------
 
-    def _claim(self, may_replace: bool) -> None:
-        """Lock the folder, and refuse one with results. Rank 0."""
+    def _claim(self, overwrite: bool, restart: bool) -> None:
+        """Lock the folder; refuse one with results, or remove them. Rank 0."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / _LOCK).open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.close()
             raise RuntimeError(
                 f"another run writes to '{self.folder}'{_owner(self.folder)}: wait for its end, or "
                 "choose another folder"
             ) from None
+        except OSError as error:
+            message = "'%s' cannot be locked (%s): start no second run there"
+            warn(self._comm, _LOG, message, self.folder, error)
         self._lock = lock  # released when the process ends, however it does
-        if not may_replace and (self.folder / RUN_FILE).exists():
+        manifest = self.folder / CHECKPOINT / MANIFEST
+        results = [self.folder / name for name in (RUN_FILE, HISTORY, SERIES)] + [manifest]
+        if overwrite:
+            # All of them: what this run does not write would pass for its own.
+            values = self.folder.glob(f"{Path(SERIES).stem}*.bin")
+            for path in (*results, *values, limit_file(self.folder / HISTORY)):
+                path.unlink(missing_ok=True)
+        elif not restart and any(path.exists() for path in results):
             self._release()
             raise FileExistsError(
                 f"'{self.folder}' has the results of another run: choose another folder, or say "
@@ -308,7 +349,7 @@ class Run:
             self._record["ended"] = _now()
         self._record["solvers"] = solvers_in_force()
         if self._comm.rank == 0 or status == "failed":
-            text = json.dumps(self._record, indent=1, ensure_ascii=False, default=str)
+            text = json.dumps(_plain(self._record), indent=1, ensure_ascii=False)
             replace_file(self.folder / RUN_FILE, text + "\n", draft=f"-{self._comm.rank}")
 
     def _essentials(self) -> dict[str, str]:
@@ -319,15 +360,16 @@ class Run:
             "versions": versions,
             "commit": str(record["commit"]),
             "command": record["command"],
-            "parameters": json.dumps(record["parameters"], ensure_ascii=False, default=str),
-            "problem": json.dumps(record["problem"], ensure_ascii=False, default=str),
+            "parameters": json.dumps(record["parameters"], ensure_ascii=False),
+            "problem": json.dumps(record["problem"], ensure_ascii=False),
             "started": f"{record['started']} on {record['ranks']} ranks of {record['host']}",
         }
 
 
 def restart_command() -> str:
     """The command line of this program, with ``--restart`` instead of ``--overwrite``."""
-    words = [word for word in sys.argv if word not in ("--restart", "--overwrite")]
+    # Not argv, which has lost the -m of python -m.
+    words = [word for word in sys.orig_argv[1:] if word not in ("--restart", "--overwrite")]
     return shlex.join(["python", *words, "--restart"])
 
 
@@ -345,14 +387,14 @@ def is_running(folder: Path) -> bool:
 
 def _saved(folder: Path, problem: Problem) -> Saved:
     """The checkpoint on whose mesh the problem is. Collective."""
-    saved = _SAVED.get(problem.mesh)
-    if saved is None:
-        Checkpoint.read(folder / CHECKPOINT, problem.comm)  # says so when there is none
+    path, read = folder / CHECKPOINT, _READ.get(problem.mesh)
+    if read is None or read["path"].resolve() != path.resolve():
+        Checkpoint.read(path, problem.comm)  # says so when there is none
         raise ValueError(
             "a restarted run lives on the mesh of its checkpoint: build the problem on "
             f"Run.mesh('{folder}', comm)"
         )
-    return saved
+    return Saved(mesh=problem.mesh, **read)
 
 
 def _owner(folder: Path) -> str:
@@ -367,13 +409,13 @@ def _owner(folder: Path) -> str:
 def _provenance(comm: MPI.Comm, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Everything about a run that is known when it starts. Rank 0."""
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "status": "running",
         "reason": "",
         "started": _now(),
         "ended": None,
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-        "parameters": dict(parameters),
+        "parameters": _plain(parameters),
         "flow": None,
         "result": None,
         "solvers": {},
@@ -385,6 +427,19 @@ def _provenance(comm: MPI.Comm, parameters: Mapping[str, Any]) -> dict[str, Any]
         "host": platform.node(),
         "pid": os.getpid(),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value made of what JSON knows; numbers that are not finite become text for ``float``."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _describe_problem(problem: Problem) -> dict[str, Any]:
@@ -425,17 +480,11 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The git commit of the package's checkout, with a + where files have changed; else None."""
-    here = Path(__file__).parent
-    git = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps inside a repository of something else
+        return None
+    words = ["describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(root), *words]
     try:
         found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

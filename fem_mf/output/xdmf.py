@@ -30,7 +30,7 @@ from fem_mf.petsc import stage
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
-__all__ = ["XDMFSeries", "cut"]
+__all__ = ["XDMFSeries", "cut", "steps_of"]
 
 _HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
 _TAIL = "</Domain>\n</Xdmf>\n"
@@ -122,12 +122,12 @@ class XDMFSeries(RunFile):
         if resume is None or not self.path.exists():
             return []
         steps = []
-        for grid in ET.parse(self.path).iterfind(".//Grid/Grid"):
+        for t, grid in steps_of(self.path):
             (values,) = {item.get("Dimensions") for item in grid.iterfind("Attribute/DataItem")}
             if values != f"{self._where[1]} 1":
                 what = "is a series on another mesh or of another subdivision"
                 raise ValueError(f"'{self.path}' {what}; choose another path")
-            if float(grid.find("Time").attrib["Value"]) < resume.t:  # type: ignore[union-attr]
+            if t < resume.t:
                 steps.append(ET.tostring(grid, encoding="unicode"))
         return steps
 
@@ -230,6 +230,19 @@ class XDMFSeries(RunFile):
     def close(self) -> None:
         """Write no more. Calling it again does nothing."""
         self._closed = True
+
+
+def steps_of(path: Path) -> list[tuple[float, ET.Element]]:
+    """The time and the description of every step of a series.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        grids = list(ET.parse(path).iterfind(".//Grid/Grid"))
+        return [(float(grid.find("Time").attrib["Value"]), grid) for grid in grids]  # type: ignore[union-attr]
+    except (ET.ParseError, AttributeError, KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged: {error}") from None
 
 
 def cut(

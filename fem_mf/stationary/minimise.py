@@ -74,7 +74,7 @@ class Iteration:
 type Callback = Callable[[Iteration], object]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Minimum:
     """A minimiser and what is known of it.
 
@@ -106,6 +106,10 @@ class Minimum:
     iterations: int
     linear_iterations: int
     history: tuple[Iteration, ...]
+
+    def __repr__(self) -> str:
+        """What ``str`` says, with the kind."""
+        return f"Minimum({self.kind}: {self})"
 
     def __str__(self) -> str:
         """One line: energy, certificate, residual."""

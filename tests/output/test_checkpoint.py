@@ -84,8 +84,10 @@ def test_files_of_older_checkpoints_are_removed(
             checkpoint.write(state)
     names = sorted(p.name.split("-", 1)[1] for p in (tmp_path / "c").iterdir() if "-" in p.name)
     assert names == ["cells.npy", "points.npy", "psi.npy"]
+    with pytest.raises(FileExistsError, match=r"--overwrite\).*--restart\)"):
+        checkpoint_of(states, tmp_path / "c")
     # A second run into the same folder leaves the first one's until it has one of its own.
-    again = checkpoint_of(states, tmp_path / "c")
+    again = checkpoint_of(states, tmp_path / "c", overwrite=True)
     assert mf.Checkpoint.read(tmp_path / "c", COMM).step == 3
     again.write(states[9], force=True)
     again.close()
@@ -286,7 +288,7 @@ def test_ctrl_c_is_a_failure_that_says_how_to_resume(
     command = "python demos/x.py --sigma 0.5 --restart"
     with (
         pytest.raises(SystemExit) as stop,
-        mf.Checkpoint(tmp_path / "c", problem, resume=command) as checkpoint,
+        mf.Checkpoint(tmp_path / "c", problem, command=command) as checkpoint,
     ):
         os.kill(os.getpid(), signal.SIGINT)
         checkpoint.write(states[0])

@@ -168,9 +168,11 @@ def test_every_and_force_and_times(tmp_path: Path) -> None:
 def test_a_new_series_replaces_an_old_one(tmp_path: Path) -> None:
     problem, density = stand_ins(make_mesh("triangle"), 1)
     for steps in (3, 1):
-        with XDMFSeries(tmp_path / "f.xdmf", problem) as series:
+        with XDMFSeries(tmp_path / "f.xdmf", problem, overwrite=steps == 1) as series:
             for k in range(steps):
                 series.write(float(k), density)
+    with pytest.raises(FileExistsError, match=r"--overwrite\).*--restart\)"):
+        XDMFSeries(tmp_path / "f.xdmf", problem)
     assert times(tmp_path / "f.xdmf") == [0.0]
     check_fields(read_step(tmp_path / "f.xdmf", 0), 1.0)
 
