@@ -318,8 +318,11 @@ class Run:
 
 def restart_command() -> str:
     """The command line of this program, with ``--restart`` instead of ``--overwrite``."""
-    words = [word for word in sys.argv if word not in ("--restart", "--overwrite")]
-    return shlex.join(["python", *words, "--restart"])
+    program, *words = sys.argv
+    module = Path(program).name == "__main__.py"  # of a package, which cannot be run by its path
+    words = [word for word in words if word not in ("--restart", "--overwrite")]
+    start = ["-m", Path(program).parent.name] if module else [program]
+    return shlex.join(["python", *start, *words, "--restart"])
 
 
 def is_running(folder: Path) -> bool:
