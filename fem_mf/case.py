@@ -1,7 +1,7 @@
 """A run described by a file: mesh, functional, flow or minimisation, output.
 
     [mesh]
-    kind = "interval"           # interval, disk, ball, box; or file = "mesh.msh"
+    kind = "interval"           # interval, disk, ball, box; or file = "mesh.msh" alone
     radius = 5.0
     h = 0.25
 
@@ -10,7 +10,7 @@
 
     [[functional]]
     term = "potential"          # mean-interaction, contact, network, or "module:function"
-    g = "0.5 * x[0]**2"
+    g = "0.5 * x[0]**2"         # and factor, a number
 
     [start]
     m = "exp(-x[0]**2)"         # or u, a formula for −log m
@@ -23,25 +23,30 @@
     [output]
     folder = "results/trap"
 
-``python -m fem_mf run case.toml --set sigma=0.2`` makes it. A key of the command line is one of the
-file, ``problem.sigma``, or its last part where only one table knows it. All other keys are those of
-the functions that the tables stand for: what ``disk``, ``Problem`` and ``HJBFlow`` take. Formulas
-are NumPy expressions in x, whose components are x[0], x[1] and x[2].
+``python -m fem_mf run case.toml --set sigma=0.2`` runs it. Every other key is an argument of what
+its table stands for: ``disk``, ``Problem``, ``Contact`` or ``HJBFlow``, say. On the command line a
+key is called ``problem.sigma`` or ``contact.beta``, or ``sigma`` if no other table or term has it.
+Formulas are NumPy expressions in x, whose components are x[0], x[1] and x[2]. Paths are relative to
+the current folder.
 
-``python -m fem_mf sweep case.toml --over sigma=1,0.5,0.2`` makes one run for each value, in folders
-of their own, and a table and a picture of how they end. Runs that are finished are not made again.
+``python -m fem_mf sweep case.toml --over sigma=1,0.5,0.2`` makes one run for each value, each in a
+folder of its own, and a table and a picture of their last numbers. Finished runs are kept.
 """
 
 from __future__ import annotations
 
+import ast
 import copy
+import csv
 import difflib
 import importlib
 import inspect
+import io
+import json
 import logging
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -57,50 +62,67 @@ from fem_mf.flows.langevin import LangevinFlow
 from fem_mf.flows.relative_entropy_descent import RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
 from fem_mf.functionals.network import NetworkLoss
-from fem_mf.functionals.terms import Contact, MeanInteraction, Potential
-from fem_mf.mpi import on_root
-from fem_mf.output.history import History
+from fem_mf.functionals.terms import Contact, Functional, MeanInteraction, Potential
+from fem_mf.mpi import on_root, positive, warn
+from fem_mf.output.history import replace_file
 from fem_mf.output.results import open_results
-from fem_mf.output.run import RUN_FILE, Run
+from fem_mf.output.run import CHECKPOINT, RUN_FILE, Run
+from fem_mf.plotting.history import plot_sweep
 from fem_mf.problem import Problem
 from fem_mf.stationary.minimise import minimise
 from fem_mf.typing import Array, PathLike
 
-__all__ = ["Case", "sweep"]
+__all__ = ["Case", "formula", "read_settings", "read_values", "sweep"]
 
 _LOG = logging.getLogger(__name__)
 
-_MESHES: dict[str, Callable[..., Any]] = {
+type _Maker = Callable[..., Any]
+
+_START = "exp(-0.5 * (x[0]**2 + x[1]**2 + x[2]**2))"
+_TABLES = ["mesh", "problem", "functional", "start", "flow", "minimise", "output"]
+# Arguments that are not values of a file.
+_NO_KEYS = {"comm", "problem", "mesh", "functional", "facet_tags", "start", "starts"}
+_NO_KEYS |= {"accelerator", "callback"}
+_MESHES: dict[str, _Maker] = {
     "interval": meshes.interval,
     "disk": meshes.disk,
     "ball": meshes.ball,
     "box": meshes.box,
 }
-_FLOWS: dict[str, Callable[..., Any]] = {
+_DESCENT = "relative-entropy-descent"
+_FLOWS: dict[str, _Maker] = {
     "schrodinger": SchrodingerFlow,
     "hjb": HJBFlow,
     "langevin": LangevinFlow,
-    "relative-entropy-descent": RelativeEntropyDescent,
+    _DESCENT: lambda problem, dt, **options: RelativeEntropyDescent(problem, dt, **options),
 }
+_FIXED = ("scheme", "form", "decomposed", "weighted")  # of the descent's steps, which are HJBFlow's
 
 
 def formula(text: str, *names: str) -> Callable[..., Array]:
     """A NumPy expression as a function of some names: ``formula("x[0]**2 + sin(x[1])", "x")``.
 
+    It may use NumPy's functions of single numbers (``sin``, ``maximum``, ``where``) and ``pi``.
+    Sums and maxima over an array are refused: they would depend on the points of a rank.
+
     Raises:
-        ValueError: it is not an expression, or uses a name that NumPy does not know.
+        ValueError: it is not an expression, or uses a name that is not known.
     """
     try:
-        code = compile(text, "<formula>", "eval")
-    except SyntaxError as error:
-        raise ValueError(f"the formula {text!r} is not an expression: {error.msg}") from None
-    unknown = [name for name in code.co_names if name not in names and not hasattr(np, name)]
-    if unknown:
-        raise ValueError(
-            f"the formula {text!r} uses {unknown[0]!r}, which is neither {' nor '.join(names)} nor "
-            "a function of NumPy"
-        )
-    known = {name: getattr(np, name) for name in code.co_names if name not in names}
+        tree = ast.parse(text, "<formula>", "eval")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"the formula {text!r} is not an expression: {error}") from None
+    if attribute := next((n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)), None):
+        raise ValueError(f"the formula {text!r} uses .{attribute}: call functions without a dot")
+    found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(names)
+    known = {name: getattr(np, name, None) for name in sorted(found)}
+    for name, value in known.items():
+        if not (isinstance(value, np.ufunc | float) or value is np.where):
+            raise ValueError(
+                f"the formula {text!r} uses {name!r}, which is neither {' nor '.join(names)} nor a "
+                "function of NumPy that acts on each point"
+            )
+    code = compile(tree, "<formula>", "eval")
 
     def evaluate(*values: Any) -> Array:
         given = dict(zip(names, values, strict=True))
@@ -110,17 +132,20 @@ def formula(text: str, *names: str) -> Callable[..., Array]:
     return evaluate
 
 
-def _network(data: str, neuron: str, loss: str = "squared") -> NetworkLoss:
+def _network(comm: MPI.Comm, data: str, neuron: str, loss: str = "squared") -> NetworkLoss:
     """The loss on a CSV file with columns z_1, ..., z_k, y; the neuron is a formula in x and z."""
-    table = np.loadtxt(data, delimiter=",", ndmin=2, comments="#")
+    table = on_root(comm, lambda: np.genfromtxt(data, delimiter=",", ndmin=2))
+    table = table[1:] if np.isnan(table[:1]).all() else table  # the names of the columns
+    if table.shape[1] < 2:
+        raise ValueError(f"'{data}' needs columns of inputs and one of outputs, with commas")
     inputs = table[:, 0] if table.shape[1] == 2 else table[:, :-1]
     return NetworkLoss(inputs, table[:, -1], formula(neuron, "x", "z"), loss=loss)
 
 
-_TERMS: dict[str, Callable[..., Any]] = {
-    "potential": lambda g: Potential(formula(g, "x")),
-    "mean-interaction": lambda strength, target=0.0: MeanInteraction(strength, target),
-    "contact": lambda beta: Contact(beta),
+_TERMS: dict[str, _Maker] = {
+    "potential": lambda comm, g: Potential(formula(str(g), "x")),
+    "mean-interaction": lambda comm, strength, target=0.0: MeanInteraction(strength, target),
+    "contact": lambda comm, beta: Contact(beta),
     "network": _network,
 }
 
@@ -136,8 +161,8 @@ class Case:
         tables: the tables with the settings in place.
 
     Raises:
-        ValueError: a table or a key that is not known, naming the nearest one that is; a table that
-            is missing, or a value that cannot be read.
+        ValueError: a table, a kind, a term or a key is not known, with the nearest known one; or a
+            table or a kind is missing.
     """
 
     def __init__(
@@ -145,11 +170,16 @@ class Case:
     ) -> None:
         self.tables: dict[str, Any] = copy.deepcopy(dict(tables))
         self._check_tables()
-        for key, value in (settings or {}).items():
-            table, name = self._place(key)
-            self.tables.setdefault(table, {})[name] = value
-        for table in self.tables:
-            self._check_keys(table)
+        # Kinds come first: the other keys depend on them.
+        for key, value in sorted((settings or {}).items(), key=lambda s: not s[0].endswith("kind")):
+            entry, name = self._place(key)
+            entry[name] = value
+        for where, entry, keys in self._entries():
+            _check(f"key of [{where}]", entry, keys)
+        if "file" in self.tables["mesh"] and len(self.tables["mesh"]) > 1:
+            raise ValueError("[mesh] has either a key file or a kind with its numbers, not both")
+        if len(self.tables["start"]) > 1:
+            raise ValueError("[start] has either a key m or a key u, not both")
 
     @classmethod
     def read(cls, path: PathLike, settings: Mapping[str, Any] | None = None) -> Case:
@@ -161,123 +191,129 @@ class Case:
         """
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"'{path}' is not a TOML file: {error}") from None
         return cls(tables, settings)
 
     def _check_tables(self) -> None:
-        known = ["mesh", "problem", "functional", "start", "flow", "minimise", "output"]
-        _check("table", self.tables, known)
+        _check("table", self.tables, _TABLES)
         for name in ("mesh", "problem", "functional"):
             if name not in self.tables:
                 raise ValueError(f"the case has no table [{name}]")
         if ("flow" in self.tables) == ("minimise" in self.tables):
             raise ValueError("a case has either a table [flow] or a table [minimise]")
-        if not isinstance(self.tables["functional"], list):
-            self.tables["functional"] = [self.tables["functional"]]
+        for name in ("start", "output"):
+            self.tables.setdefault(name, {})
+        terms = self.tables["functional"]
+        self.tables["functional"] = terms if isinstance(terms, list) else [terms]
+        for name, content in self.tables.items():
+            for entry in content if name == "functional" else [content]:
+                if not isinstance(entry, dict):
+                    raise ValueError(f"{name} is a table, [{name}], not {entry!r}")
 
-    def _keys(self, table: str) -> list[str]:
-        """The keys that a table may have."""
-        content = self.tables.get(table, {})
-        if table == "mesh":
-            kind = content.get("kind", "disk")
-            maker = _MESHES[_choice("mesh.kind", kind, _MESHES)]
-            return ["kind", "file", *_arguments(maker)]
-        if table == "flow":
-            kind = content.get("kind", "schrodinger")
-            maker = _FLOWS[_choice("flow.kind", kind, _FLOWS)]
-            more = _arguments(HJBFlow) if maker is RelativeEntropyDescent else []
-            return ["kind", "t_end", "steady_residual", *_arguments(maker), *more]
-        return {
-            "problem": [name for name in _arguments(Problem) if name != "functional"],
-            "start": ["m", "u"],
-            "minimise": ["tol", "residual_tol", "max_iterations", "continuation"],
-            "output": ["folder", "every", "minutes"],
-        }[table]
+    def _entries(self) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        """Each table and each term: its name, its content, and the keys that it may have."""
+        for table, content in self.tables.items():
+            if table != "functional":
+                yield table, content, _keys(table, content)
+                continue
+            for entry in content:
+                term = entry.get("term")
+                if isinstance(term, str) and ":" in term:  # the function knows its keys
+                    yield term, entry, list(dict.fromkeys(["term", "factor", *entry]))
+                else:
+                    maker = _chosen("functional", "term", entry, _TERMS)
+                    yield str(term), entry, ["term", "factor", *_arguments(maker)]
 
-    def _check_keys(self, table: str) -> None:
-        if table != "functional":
-            _check(f"key of [{table}]", self.tables[table], self._keys(table))
-            return
-        for term in self.tables["functional"]:
-            if "term" not in term:
-                raise ValueError("each [[functional]] needs a key term")
-            if ":" not in term["term"]:
-                _choice("functional.term", term["term"], _TERMS)
-
-    def _place(self, key: str) -> tuple[str, str]:
+    def _place(self, key: str) -> tuple[dict[str, Any], str]:
         """The table and the name of a key of the command line."""
-        tables = [name for name in self.tables if name != "functional"] + ["output", "start"]
-        places = [(t, k) for t in dict.fromkeys(tables) for k in self._keys(t)]
-        full = {f"{table}.{name}": (table, name) for table, name in places}
-        if key in full:
-            return full[key]
-        found = [place for place in places if place[1] == key]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = " or ".join(f"{table}.{name}" for table, name in found)
-            raise ValueError(f"the key {key!r} is in several tables: say {names}")
-        _check("key", [key], [*full, *(name for _, name in places)])
-        raise AssertionError
+        places = [
+            (f"{where}.{name}", entry, name)
+            for where, entry, keys in self._entries()
+            for name in keys
+        ]
+        found = [place for place in places if key in (place[0], place[2])]
+        if len(found) > 1:
+            names = " or ".join(full for full, _, _ in found)
+            raise ValueError(f"the key {key!r} has several meanings: {names}")
+        if not found:
+            _check("key", [key], [name for full, _, short in places for name in (full, short)])
+        return found[0][1:]
 
     # -- what it stands for -----------------------------------------------------------------------
 
     @property
     def folder(self) -> Path:
         """The folder of the results."""
-        return Path(self.tables.get("output", {}).get("folder", "results/case"))
+        return Path(self.tables["output"].get("folder", "results/case"))
 
-    def functional(self) -> Any:
-        """F, the sum of the terms."""
+    def functional(self, comm: MPI.Comm) -> Functional:
+        """F, the sum of the terms. Collective."""
         terms = []
         for entry in self.tables["functional"]:
             arguments = dict(entry)
             factor, name = arguments.pop("factor", 1.0), arguments.pop("term")
-            terms.append(factor * _call(f"functional.{name}", _term(name), arguments))
-        return reduce(add, terms)
+            if ":" in name:
+                term = _call(name, _imported(name), arguments)
+            else:
+                term = _call(name, _TERMS[name], arguments, comm)
+            if not isinstance(term, Functional):
+                raise ValueError(f"{name} returned {type(term).__name__}, not a fem_mf.Functional")
+            terms.append(_call(name, lambda factor, term=term: factor * term, {"factor": factor}))
+        total: Functional = reduce(add, terms)
+        return total
 
     def mesh(self, comm: MPI.Comm) -> Any:
         """The mesh. Collective."""
         content = dict(self.tables["mesh"])
         if "file" in content:
-            return meshes.read_mesh(content["file"], comm)
-        kind = content.pop("kind", "disk")
-        return _call("mesh", _MESHES[kind], content, comm)
+            return _call("mesh", meshes.read_mesh, {"path": content["file"]}, comm=comm)
+        return _call("mesh", _MESHES[content.pop("kind")], content, comm)
+
+    def problem(self, domain: Any) -> Problem:
+        """The problem on a mesh. Collective."""
+        given = dict(self.tables["problem"])
+        if not isinstance(given.get("boundary", ""), str) and "file" in self.tables["mesh"]:
+            given["facet_tags"] = meshes.read_facet_tags(self.tables["mesh"]["file"], domain)
+        functional = self.functional(domain.comm)
+        return _call("problem", Problem, given, domain, functional)  # type: ignore[no-any-return]
 
     def run(
         self, comm: MPI.Comm, *, overwrite: bool = False, restart: bool = False
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Make the run, and return its last numbers. Collective.
 
         Raises:
+            ValueError: a value is out of range or missing; it names the table.
             Exception: as :class:`fem_mf.Run`, the flow or ``minimise``.
         """
-        output = {k: v for k, v in self.tables.get("output", {}).items() if k != "folder"}
-        domain = Run.mesh(self.folder, comm) if restart else self.mesh(comm)
-        problem = _call("problem", Problem, self.tables["problem"], domain, self.functional())
-        how: dict[str, Any] = {"overwrite": overwrite, "restart": restart, **output}
-        if "flow" not in self.tables:
-            how["minutes"] = None
-        with Run(self.folder, problem, parameters=self.tables, **how) as run:
-            start = self._start(problem)
-            if "minimise" in self.tables:
-                best = _call("minimise", minimise, self.tables["minimise"], problem, start)
-                run.save(best)
-                return run.result
-            content = dict(self.tables["flow"])
-            maker, t_end = _FLOWS[content.pop("kind", "schrodinger")], content.pop("t_end", 1.0)
-            steady = content.pop("steady_residual", None)
-            flow = _call("flow", maker, content, problem)
-            for _ in run.steps(flow, start, t_end, steady_residual=steady):
-                pass
+        if restart and "minimise" in self.tables:
+            raise ValueError("a minimisation has no checkpoint to restart from; begin again")
+        problem = self.problem(Run.mesh(self.folder, comm) if restart else self.mesh(comm))
+        how: dict[str, Any] = {"overwrite": overwrite, "restart": restart}
+        how |= {"parameters": self.tables, **self.tables["output"]}
+        how.pop("folder", None)
+        if "minimise" in self.tables:
+            with Run(self.folder, problem, **{**how, "minutes": None}) as run:
+                start = self._start(problem) if self.tables["start"] else None
+                run.save(_call("minimise", minimise, self.tables["minimise"], problem, start))
             return run.result
+        content = dict(self.tables["flow"])
+        maker = _FLOWS[content.pop("kind")]
+        t_end = _call("flow", lambda t_end: positive("t_end", t_end), _part(content, "t_end"))
+        options = _part(content, "steady_residual")
+        # Whatever may be wrong is built before the folder is.
+        flow, start = _call("flow", maker, content, problem), self._start(problem)
+        with Run(self.folder, problem, **how) as run:
+            for _ in run.steps(flow, start, t_end, **options):
+                pass
+        return run.result
 
     def _start(self, problem: Problem) -> Density:
-        content = self.tables.get("start", {"m": "exp(-0.5 * (x[0]**2 + x[1]**2 + x[2]**2))"})
+        content = self.tables["start"]
         if "u" in content:
-            return Density.from_log(problem, formula(content["u"], "x"))
-        return Density.from_function(problem, formula(content["m"], "x"))
+            return Density.from_log(problem, formula(str(content["u"]), "x"))
+        return Density.from_function(problem, formula(str(content.get("m", _START)), "x"))
 
 
 def sweep(
@@ -288,8 +324,9 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
-) -> Path:
-    """Make one run of a case for each value of a key; those that are finished are kept. Collective.
+    restart: bool = False,
+) -> list[dict[str, Any]]:
+    """Make one run of a case for each value of a key; finished runs are kept. Collective.
 
     The runs are in folders ``key=value`` of the case's own folder, beside ``sweep.csv``, which has
     the last numbers of each, and ``sweep.png``.
@@ -301,39 +338,66 @@ def sweep(
         comm: the communicator of the runs.
         settings: values that replace those of the file, by key.
         overwrite: make all runs again.
+        restart: resume runs that were stopped from their checkpoints, not from the beginning.
 
     Returns:
-        The path of the table.
+        The value and the last numbers of each run.
 
     Raises:
         ValueError: a key is not known, or a value does not suit it.
+        FileExistsError: a folder has a run of another case, and ``overwrite`` is not given.
         Exception: as the runs; those that are finished stay.
     """
-    cases = [Case.read(case, {**(settings or {}), key: value}) for value in values]
-    folder = cases[0].folder
-    rows: list[dict[str, float]] = []
-    for one, value in zip(cases, values, strict=True):
-        one.tables.setdefault("output", {})["folder"] = str(folder / f"{key}={value}")
-        if not overwrite and on_root(comm, partial(_finished, one)):
-            _LOG.info("%s is finished", one.folder)
-            row = open_results(one.folder, comm).run["result"]
-        else:
-            _LOG.info("%s = %s: %s", key, value, one.folder)
-            row = one.run(comm, overwrite=True)
+
+    def read() -> list[tuple[Case, dict[str, Any] | None]]:
+        cases = [Case.read(case, {**(settings or {}), key: value}) for value in values]
+        for one, value in zip(cases, values, strict=True):
+            name = f"{key}={value}".replace("/", "_")
+            one.tables["output"]["folder"] = str(one.folder / name)
+        return [(one, None if overwrite else _result(one)) for one in cases]
+
+    rows: list[dict[str, Any]] = []
+    cases = on_root(comm, read)
+    for (one, row), value in zip(cases, values, strict=True):
+        done = "finished already" if row else "running"
+        _LOG.info("%s = %s: %s, in %s", key, value, done, one.folder)
+        if row is None:
+            resume = restart and on_root(comm, (one.folder / CHECKPOINT).exists)
+            row = one.run(comm, overwrite=not resume, restart=resume)
         rows.append({key: value, **row})
-    table = folder / "sweep.csv"
-    with History(table, comm, overwrite=True) as history:
-        for row in rows:
-            history.append({name: row[name] for name in rows[0]})
-    return table
+    folder = cases[0][0].folder.parent
+    on_root(comm, lambda: _write_table(folder / "sweep.csv", rows))
+    try:
+        plot_sweep(folder / "sweep.png", rows, comm)
+    except ImportError as error:  # the runs are what counts
+        warn(comm, _LOG, "no picture of the sweep: %s", error)
+    return rows
 
 
-def _finished(case: Case) -> bool:
-    """Whether the folder of a case has a finished run of it. Rank 0."""
+def _result(case: Case) -> dict[str, Any] | None:
+    """The last numbers of a case that is finished; None where it has to be run. Rank 0."""
     if not (case.folder / RUN_FILE).exists():
-        return False
+        return None
     run = open_results(case.folder, MPI.COMM_SELF).run
-    return bool(run["status"] == "finished" and run["parameters"] == case.tables)
+    wanted = json.loads(json.dumps(case.tables, default=str))  # as the record has it
+    for tables in (wanted, run["parameters"]):
+        tables.get("output", {}).pop("folder", None)  # results may have been moved
+    if run["parameters"] != wanted:
+        raise FileExistsError(
+            f"'{case.folder}' has the results of another case: choose another folder "
+            "(--set output.folder=...), or replace all runs by overwrite=True (--overwrite)"
+        )
+    return dict(run["result"]) if run["status"] == "finished" else None
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows, with the columns that all of them have. Rank 0."""
+    columns = [name for name in rows[0] if all(name in row for row in rows)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    replace_file(path, text.getvalue())
 
 
 def read_settings(words: Iterable[str]) -> dict[str, Any]:
@@ -342,16 +406,34 @@ def read_settings(words: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: a word has no ``=``.
     """
-    settings = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is not of the form key=value")
-        settings[key.strip()] = read_value(text)
-    return settings
+    return {key: _read_value(text) for key, text in map(_split, words)}
 
 
-def read_value(text: str) -> Any:
+def read_values(word: str) -> tuple[str, list[Any]]:
+    """The key and the values of ``key=value,value,...`` of a command line.
+
+    Raises:
+        ValueError: there is no ``=``, or no value, or a value comes twice.
+    """
+    key, text = _split(word)
+    values = _read_value(f"[{text}]")
+    if not isinstance(values, list):  # words, which are not TOML
+        values = [_read_value(value) for value in text.split(",")]
+    if not values or "" in values:
+        raise ValueError(f"{word!r} has no value, or an empty one: say key=value,value")
+    if len({str(value) for value in values}) < len(values):
+        raise ValueError(f"{word!r} has a value twice")
+    return key, values
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError(f"{word!r} is not of the form key=value")
+    return key.strip(), text.strip()
+
+
+def _read_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -359,42 +441,72 @@ def read_value(text: str) -> Any:
         return text.strip()
 
 
-def _term(name: str) -> Callable[..., Any]:
-    """The maker of a term: one of the short list, or ``module:function`` of the user's own."""
-    if ":" not in name:
-        return _TERMS[name]
+def _keys(table: str, content: Mapping[str, Any]) -> list[str]:
+    """The keys that a table may have."""
+    if table == "mesh":
+        if "file" in content:
+            return ["file", "kind", "radius", "h"]
+        return ["kind", "file", *_arguments(_chosen("mesh", "kind", content, _MESHES))]
+    if table == "flow":
+        maker = _chosen("flow", "kind", content, _FLOWS)
+        keys = _arguments(HJBFlow if content["kind"] == _DESCENT else maker)
+        keys = [key for key in keys if content["kind"] != _DESCENT or key not in _FIXED]
+        return ["kind", "t_end", "steady_residual", *keys]
+    return {
+        "problem": _arguments(Problem),
+        "start": ["m", "u"],
+        "minimise": _arguments(minimise),
+        "output": ["folder", "every", "minutes"],
+    }[table]
+
+
+def _chosen(
+    table: str, key: str, content: Mapping[str, Any], known: Mapping[str, _Maker]
+) -> _Maker:
+    """What the kind or the term of a table stands for."""
+    if key not in content:
+        raise ValueError(f"[{table}] needs a key {key}: {', '.join(known)}")
+    if content[key] not in list(known):
+        near = _nearest(str(content[key]), known)
+        raise ValueError(f"{table}.{key} = {content[key]!r} is not known{near}")
+    return known[content[key]]
+
+
+def _imported(name: str) -> _Maker:
+    """The function of the user's own that ``module:function`` names."""
     module, _, function = name.partition(":")
     try:
-        maker: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        maker: _Maker = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"functional.term = {name!r} cannot be imported: {error}") from None
     return maker
 
 
-def _arguments(maker: Callable[..., Any]) -> list[str]:
+def _arguments(maker: _Maker) -> list[str]:
     """The names of the arguments that a table may give."""
     parameters = inspect.signature(maker).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in named if name not in ("comm", "problem", "mesh", "functional", "self")]
+    return [name for name in named if name not in _NO_KEYS]
 
 
-def _call(where: str, maker: Callable[..., Any], given: Mapping[str, Any], *first: Any) -> Any:
-    """Call a maker with the keys of a table; what does not fit is said by key."""
+def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """A key with its value, taken out of a table, or nothing."""
+    return {key: content.pop(key)} if key in content else {}
+
+
+def _call(where: str, maker: _Maker, given: Mapping[str, Any], *first: Any, **more: Any) -> Any:
+    """Call a maker with the keys of a table; what does not fit is said with its table."""
     try:
-        inspect.signature(maker).bind(*first, **given)
+        inspect.signature(maker).bind(*first, **given, **more)
     except TypeError as error:
         raise ValueError(f"[{where}]: {error}; its keys are {_arguments(maker)}") from None
-    return maker(*first, **given)
+    try:
+        return maker(*first, **given, **more)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"[{where}]: {error}") from error
 
 
-def _choice(key: str, value: Any, known: Mapping[str, Any]) -> str:
-    if value not in known:
-        raise ValueError(f"{key} = {value!r} is not known{_nearest(str(value), known)}")
-    return str(value)
-
-
-def _check(what: str, found: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
+def _check(what: str, found: Iterable[str], known: Sequence[str]) -> None:
     for name in found:
         if name not in known:
             raise ValueError(f"the {what} {name!r} is not known{_nearest(name, known)}")

@@ -32,6 +32,7 @@ __all__ = [
     "LinearSolverError",
     "StagnationError",
     "all_ranks_agree",
+    "end_job",
     "global_sum",
     "install_abort_hook",
     "integer",
@@ -212,22 +213,33 @@ def install_abort_hook() -> None:
         return
 
     def abort(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-        try:
-            sys.stdout.flush()
-            try:
-                mine = _is_printed_here(MPI.COMM_WORLD, kind, value)
-            except Exception:  # better twice than not at all
-                mine = True
-            if mine:
-                text = "".join(traceback.format_exception(kind, value, trace))
-                sys.stderr.write(f"rank {MPI.COMM_WORLD.rank}: {text}")  # in one piece
-                sys.stderr.flush()
-            # The rank that prints it may have failed later.
-            time.sleep(_FLUSH if mine else _FLUSH + _PATIENCE)
-        finally:  # also when Ctrl-C interrupts the wait
-            MPI.COMM_WORLD.Abort(1)
+        text = "".join(traceback.format_exception(kind, value, trace))
+        end_job(value, f"rank {MPI.COMM_WORLD.rank}: {text}")
 
     sys.excepthook = abort
+
+
+def end_job(error: BaseException, text: str) -> None:
+    """Print the text of an error, once for all ranks that share it, and end the job.
+
+    At one rank nothing is ended.
+    """
+    if MPI.COMM_WORLD.size == 1:
+        sys.stderr.write(text)
+        return
+    try:
+        sys.stdout.flush()
+        try:
+            mine = _is_printed_here(MPI.COMM_WORLD, type(error), error)
+        except Exception:  # better twice than not at all
+            mine = True
+        if mine:
+            sys.stderr.write(text)  # in one piece
+            sys.stderr.flush()
+        # The rank that prints it may have failed later.
+        time.sleep(_FLUSH if mine else _FLUSH + _PATIENCE)
+    finally:  # also when Ctrl-C interrupts the wait
+        MPI.COMM_WORLD.Abort(1)
 
 
 def _is_printed_here(comm: MPI.Comm, kind: type[BaseException], value: BaseException) -> bool:

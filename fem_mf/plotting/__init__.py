@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from fem_mf.plotting.density import Sampled, gather, plot_density
 from fem_mf.plotting.film import Look, film, film_of_figures, picture, render
-from fem_mf.plotting.history import plot_convergence, plot_fit, plot_history
+from fem_mf.plotting.history import plot_convergence, plot_fit, plot_history, plot_sweep
 
 __all__ = [
     "Look",
@@ -29,5 +29,6 @@ __all__ = [
     "plot_density",
     "plot_fit",
     "plot_history",
+    "plot_sweep",
     "render",
 ]

@@ -1,4 +1,7 @@
-"""The command line of the pictures: ``python -m fem_mf.plotting results/run``."""
+"""The command line of the pictures: ``python -m fem_mf plot results/run``.
+
+``python -m fem_mf.plotting results/run`` is the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from mpi4py import MPI
 from fem_mf.mpi import on_root
 from fem_mf.plotting.film import FORMATS, Look, render
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "add_options", "draw", "main"]
+
+DESCRIPTION = (
+    "Pictures, a film and curves of a folder of results, without a display; also while the run "
+    "goes on."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 when there is nothing to draw or it cannot be drawn, 2 for a mistake
         in the arguments.
     """
-    return on_root(MPI.COMM_WORLD, lambda: _draw(arguments))
+    return on_root(MPI.COMM_WORLD, lambda: _parse_and_draw(arguments))
 
 
-def _draw(arguments: Sequence[str] | None) -> int:
+def _parse_and_draw(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fem_mf.plotting",
+        description=DESCRIPTION,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_options(parser)
     try:
-        options = _parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
     except SystemExit as stop:  # it has said why
         return int(stop.code or 0)
+    return draw(options)
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Draw what the options say, and return the exit code. Rank 0."""
     try:
         files = render(
             options.results,
@@ -53,13 +72,8 @@ def _draw(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fem_mf.plotting",
-        description="Pictures, a film and curves of a folder of results, without a display; "
-        "also during the run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`draw`."""
     add = parser.add_argument
     add("results", help="folder with .xdmf series and history.csv, or one of these files")
     add("--output", metavar="DIR", help="folder for the pictures; that of the results if not given")
@@ -73,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the colours and heights")
     add("--whole", action="store_true", help="show the whole mesh, not only where there is mass")
     add("--names", nargs="+", metavar="NAME", help="names of the axes")
-    return parser
 
 
 def _size(text: str) -> tuple[int, int]:

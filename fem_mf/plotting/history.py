@@ -10,7 +10,7 @@ The columns of a history come from its CSV file, the minimum and the rate from b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_convergence", "plot_fit", "plot_history"]
+__all__ = ["plot_convergence", "plot_fit", "plot_history", "plot_sweep"]
 
 _LOGARITHMIC = ("dissipation", "residual", "gap")
 _FIRST = ("energy", *_LOGARITHMIC)
@@ -260,6 +260,45 @@ def plot_fit(
             axes.plot(np.ravel(grid), np.ravel(values), label=label)
         axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
         axes.legend(frameon=False)
+        save(figure, path)
+
+    on_root(comm, draw)
+
+
+def plot_sweep(
+    path: PathLike, rows: Sequence[Mapping[str, Any]], comm: MPI.Comm = MPI.COMM_SELF
+) -> None:
+    """Draw how runs end: energy and, where there is one, gap. Collective; rank 0 draws.
+
+    Args:
+        path: the picture; missing folders are created.
+        rows: the last numbers of each run; the first one is what varies, a number or a word.
+        comm: the communicator that calls.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+
+    def draw() -> None:
+        key, *_ = rows[0]
+        x = [row[key] for row in rows]
+        numbers = all(isinstance(value, int | float) for value in x)
+        panels = []
+        for name in ("energy", "gap"):
+            y = np.array([row.get(name, np.nan) for row in rows], dtype=float)
+            if np.isfinite(y).any():
+                panels.append((name, y))
+        figure, grid = _panels(len(panels), len(panels), "")
+        for axes, (name, y) in zip(grid, panels, strict=True):
+            order = np.argsort(x) if numbers else np.arange(len(x))
+            along = np.array(x, dtype=float) if numbers else np.array([str(value) for value in x])
+            axes.plot(along[order], y[order], ".-" if numbers else "o")
+            if numbers and _spans(along):
+                axes.set_xscale("log")
+            if name in _LOGARITHMIC and (y > 0.0).any():
+                axes.set_yscale("log")
+            axes.set(xlabel=key, ylabel=name)
+            axes.grid(alpha=0.3)
         save(figure, path)
 
     on_root(comm, draw)
