@@ -60,9 +60,9 @@ def indented_blocks(text: str) -> list[str]:
 
 
 def is_code(block: str) -> bool:
-    """Neither a command line nor a formula, which is not ASCII outside strings and comments."""
+    """Not a command line, a case file or a formula (not ASCII outside strings and comments)."""
     bare = re.sub(r'"[^"]*"|#.*', "", block)
-    return bare.isascii() and not block.startswith("python -m")
+    return bare.isascii() and not block.startswith(("python -m", "[mesh]"))
 
 
 def examples() -> Iterator[Example]:

@@ -323,7 +323,8 @@ def progress[S](
     text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
     columns = text[0], BarColumn(bar_width=24), text[1], TimeRemainingColumn()
     terminal = sys.stderr.isatty()
-    begun, said, first = time.monotonic(), -math.inf, math.nan
+    begun = before = time.monotonic()
+    said, first = -math.inf, math.nan
     try:
         hidden = comm.rank > 0 or not terminal
         with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
@@ -332,7 +333,9 @@ def progress[S](
                 t, now = getattr(state, "t", 0.0), time.monotonic()
                 first = t if step == 0 else first
                 bar.update(task, completed=t, text=_summary(step, state))
-                if comm.rank == 0 and not terminal and now - said >= _SECONDS:
+                # The next line may have to wait for another step as long as this one.
+                soon, before = now + (now - before), now
+                if comm.rank == 0 and not terminal and soon - said >= _SECONDS:
                     left = (now - begun) * (t_end - t) / (t - first) if t > first else math.nan
                     name = f"{description}: " if description else ""
                     _LOG.info("%s%s%s", name, _summary(step, state), _left(left))
