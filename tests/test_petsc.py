@@ -1,5 +1,9 @@
 """The linear solver: right answers, ages of preconditioners, options and their errors."""
 
+import re
+import subprocess
+import sys
+
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -7,7 +11,7 @@ import numpy as np
 import pytest
 
 import fem_mf as mf
-from fem_mf.petsc import SpdSolver, default_options
+from fem_mf.petsc import SpdSolver, default_options, solvers_in_force
 from tests.rows import rows
 
 COMM = MPI.COMM_WORLD
@@ -188,3 +192,36 @@ def test_defaults_suit_condition_size_and_dimension():
         system.solution.set(0.0)
         solver.solve(system.right, system.solution, 1e-13)
         assert system.error() < 1e-4
+
+
+PROGRAM = """
+import fem_mf as mf
+from mpi4py import MPI
+import numpy as np
+
+F = mf.Potential(lambda x: x[0] ** 2) + mf.MeanInteraction(1.0, 0.5)
+problem = mf.Problem(mf.interval(MPI.COMM_WORLD, 3.0, 0.25), F, sigma=0.5)
+start = mf.Density.from_function(problem, lambda x: np.exp(-(x[0] ** 2)))
+with mf.Run(FOLDER, problem) as run:
+    for state in run.steps(mf.SchrodingerFlow(problem, 0.1), start, 0.3):
+        pass
+mf.minimise(problem)
+"""
+
+
+def test_the_log_of_petsc_has_our_stages_and_events(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETSC_OPTIONS", "-log_view")
+    program = PROGRAM.replace("FOLDER", repr(str(tmp_path / "run")))
+    command = [sys.executable, "-c", program]
+    log = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    for stage in ("features", "certificate", "output"):
+        assert re.search(rf"^ *\d+: *fem_mf: {stage}", log, re.MULTILINE), stage
+    for event in ("fixed point", "linear solve"):
+        assert re.search(rf"^fem_mf: {event} +[1-9]", log, re.MULTILINE), event
+
+
+def test_solvers_in_force_are_named():
+    problem = System().problem
+    flow = mf.SchrodingerFlow(problem, 0.1, petsc_options={"pc_type": "jacobi"})
+    list(flow.run(mf.Density.from_function(problem, lambda x: np.exp(-(x[0] ** 2))), 0.1))
+    assert solvers_in_force()["fem_mf_schrodinger_"] == "cg with jacobi"

@@ -505,6 +505,31 @@ def test_histories(name):
     assert steps[-1].energy == pytest.approx(best.energy, abs=1e-13)
 
 
+def test_a_callback_sees_every_step_and_may_stop():
+    problem, _ = made("network on quadrilaterals")
+    seen = []
+    best = mf.minimise(problem, uniform(problem), callback=seen.append)
+    assert tuple(seen) == best.history
+    stopped = mf.minimise(problem, uniform(problem), callback=lambda line: line.residual < 1e-1)
+    assert stopped.history == best.history[: len(stopped.history)]
+    assert 1 < len(stopped.history) < len(best.history)
+    assert stopped.gap >= stopped.energy - best.energy > 0.0
+
+
+def test_every_step_is_a_line_of_the_log(caplog):
+    problem, _ = made("network on quadrilaterals")
+    with caplog.at_level(logging.INFO, logger="fem_mf"):
+        best = mf.minimise(problem, uniform(problem))
+    lines = [record.getMessage() for record in caplog.records]
+    steps = [line.split() for line in lines if line[:4].strip().isdigit()]
+    assert [int(step[0]) for step in steps] == list(range(best.iterations + 1))
+    for step, iteration in zip(steps, best.history, strict=True):
+        assert float(step[1]) == pytest.approx(iteration.energy, rel=1e-11)
+        assert float(step[2]) == pytest.approx(iteration.residual, rel=0.1)
+        assert int(step[4]) == iteration.linear_iterations
+    assert any("unknowns" in line for line in lines) and str(best) == lines[-1]
+
+
 @rows("tol", [1e-2, 1e-6, 1e-13])
 def test_the_gap_is_as_small_as_asked_for(tol):
     problem, best = made("network on quadrilaterals")
