@@ -110,9 +110,9 @@ MUTATIONS = [
     ),
     Mutation(
         "D2, time of Crank–Nicolson by 0.1 %",
-        "flows/schemes.py",
-        "anchor = _along(now, 0.5 * dt)",
-        "anchor = _along(now, 0.501 * dt)",
+        "flows/tableau.py",
+        "rows=((0.0,), (0.5, 0.5))",
+        "rows=((0.0,), (0.501, 0.5))",
         _MOVEMENT + "test_steps_of_every_scheme_against_dense_eigenvectors",
     ),
     Mutation(
@@ -175,8 +175,8 @@ MUTATIONS = [
     Mutation(
         "W1, closed form 1 % of a step late",
         "flows/classical_part.py",
-        "times = [t + (factor + sum(weights)) * dt",
-        "times = [t + (factor + sum(weights) + 0.01) * dt",
+        "self._flow.shape(t + time * dt)",
+        "self._flow.shape(t + (time + 0.01) * dt)",
         _HJB + "test_decomposed_moving_gaussian_has_an_error_in_time_of_w_alone",
     ),
     Mutation(
@@ -189,8 +189,8 @@ MUTATIONS = [
     Mutation(
         "W1, step of the implicit v by 0.1 %",
         "flows/classical_part.py",
-        "guess, self._potential, factor * dt, 0.0)",
-        "guess, self._potential, 1.001 * factor * dt, 0.0)",
+        "guess, self._potential, a, 0.0)",
+        "guess, self._potential, 1.001 * a, 0.0)",
         _HJB + "test_without_mean_field_u_is_v_for_any_potential",
     ),
     Mutation(
@@ -225,8 +225,8 @@ MUTATIONS = [
     Mutation(
         "J2, the step by 0.1 %",
         "flows/hjb.py",
-        "stage.solve(start, guess, y, factor * dt, shift)",
-        "stage.solve(start, guess, y, 1.001 * factor * dt, shift)",
+        "stage.solve(start, guess, known, a, shift)",
+        "stage.solve(start, guess, known, 1.001 * a, shift)",
         _DESCENT + "test_recursion_on_gaussians",
     ),
     Mutation(
@@ -261,16 +261,16 @@ MUTATIONS = [
     Mutation(
         "L1, Gibbs exponent of the minimiser by 1e-4",
         "flows/langevin_stage.py",
-        "exponent = (problem.discretisation.min(potential) - potential) / s",
-        "exponent = 1.0001 * (problem.discretisation.min(potential) - potential) / s",
+        "exponent = (discrete.min(potential) - potential) / s",
+        "exponent = 1.0001 * (discrete.min(potential) - potential) / s",
         _LANGEVIN + "test_the_minimiser_proves_itself",
     ),
     # -- §8: certificates
     Mutation(
         "C1, gap by 1e-4",
         "stationary/certificate.py",
-        "return max(condition.eigenvalue - lowest, 0.0)",
-        "return 0.9999 * max(condition.eigenvalue - lowest, 0.0)",
+        "return max(condition.eigenvalue - pairs.values[0], 0.0)",
+        "return 0.9999 * max(condition.eigenvalue - pairs.values[0], 0.0)",
         _CERTIFICATE + "test_the_gap_of_a_linear_functional_is_the_error_itself",
     ),
 ]
