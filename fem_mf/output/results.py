@@ -177,8 +177,9 @@ class Results:
             if not (path / MANIFEST).exists():
                 return False
             there = Checkpoint.time(path)
-            last = self.times[-1] if t is None and len(self.times) else t
-            return last is None or there > last or _same(there, last)
+            if t is not None:
+                return _same(there, t)
+            return not len(self.times) or there > self.times[-1] or _same(there, self.times[-1])
 
         try:
             if on_root(self.comm, is_wanted):
