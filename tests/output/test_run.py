@@ -507,12 +507,12 @@ def test_restart_as_if_nothing_had_happened(
         with pytest.raises(ValueError, match="later than"):  # the checkpoint is used once
             list(run.steps(flow_of(other), start_of(other), 0.1))
     assert [s.step for s in states] == list(range(3, 9))
-    assert states[-1].energy == pytest.approx(whole[-1].energy, rel=1e-12)
+    assert states[-1].energy == pytest.approx(whole[-1].energy, rel=1e-10)
     results = mf.open_results(folder, COMM)
     assert results.run["restarted_at"] == whole[3].t
     history = results.history
     assert history["step"].tolist()[:9] == list(range(9))
-    np.testing.assert_allclose(history["energy"][:9], [s.energy for s in whole], rtol=1e-12)
+    np.testing.assert_allclose(history["energy"][:9], [s.energy for s in whole], rtol=1e-10)
     assert results.times.tolist() == [whole[i].t for i in (0, 2, 4, 6, 8)]
     head = (folder / "history.csv").read_text().count("# versions")
     assert head == 1
@@ -596,7 +596,7 @@ def test_a_disk_that_becomes_full(
     before = signal.getsignal(signal.SIGTERM)
     steps = []
     with (
-        pytest.raises(OSError, match="^disk full: cannot write"),
+        pytest.raises(OSError, match=r"^disk full: cannot write"),
         mf.Run(small_disk / "run", problem, minutes=1e-9) as run,
     ):
         for state in run.steps(flow_of(problem), start, 1000.0):
