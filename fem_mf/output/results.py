@@ -30,7 +30,7 @@ from fem_mf.density import Density
 from fem_mf.functionals.terms import Potential
 from fem_mf.mesh import share_out
 from fem_mf.mpi import on_root, warn
-from fem_mf.output.checkpoint import MANIFEST, Checkpoint, Saved
+from fem_mf.output.checkpoint import MANIFEST, Checkpoint
 from fem_mf.output.history import History
 from fem_mf.output.run import (
     CHECKPOINT,
@@ -146,12 +146,11 @@ class Results:
         Raises:
             ValueError: no fields were written at that time, or they are damaged; on every rank.
         """
-        nothing, problem = Potential(lambda x: 0.0 * x[0]), self.run["problem"]
+        problem = self.run["problem"]
         if problem is None:
             raise ValueError(f"'{self.folder}' is a study of several problems, without fields")
-        if (saved := self._checkpoint(t)) is not None:
-            kept = {name: problem[name] for name in ("sigma", "degree", "mass")}
-            return saved.density(Problem(saved.mesh, nothing, **kept))
+        if (saved := self._saved(t)) is not None:
+            return saved
         # Rank 0 alone reads the list, which a running program may replace in between.
         text = on_root(self.comm, lambda: ET.tostring(self._step(t)))
         grid = ET.fromstring(text)
@@ -161,7 +160,7 @@ class Results:
         mesh = share_out(self.comm, kind, 1, cells[first:last], points[low:high])
         # The vertices are the nodes of degree 1, where the mass of the run is that of the density.
         mass = problem["mass"] if problem["degree"] == 1 else "consistent"
-        on_mesh = Problem(mesh, nothing, problem["sigma"], degree=1, mass=mass)
+        on_mesh = Problem(mesh, _nothing(), problem["sigma"], degree=1, mass=mass)
         psi: fem.Function = fem.Function(on_mesh.space)
         (values,) = (self._table(a) for a in grid.iterfind("Attribute[@Name='psi']"))
         psi.x.array[on_mesh.space.dofmap.list] = values[
@@ -169,20 +168,23 @@ class Results:
         ]
         return Density(on_mesh, psi.x.array[: on_mesh.discretisation.num_owned].copy())
 
-    def _checkpoint(self, t: float | None) -> Saved | None:
-        """The checkpoint if it is of this time, or no older than the series. Collective."""
+    def _saved(self, t: float | None) -> Density | None:
+        """The density of the checkpoint at its own time, or if no field is later. Collective."""
         path = self.folder / CHECKPOINT
 
         def is_wanted() -> bool:
             if not (path / MANIFEST).exists():
                 return False
             there = Checkpoint.time(path)
-            last = self.times[-1] if t is None and len(self.times) else t
-            return last is None or there > last or _same(there, last)
+            if t is not None:
+                return _same(there, t)
+            return not len(self.times) or there > self.times[-1] or _same(there, self.times[-1])
 
         try:
             if on_root(self.comm, is_wanted):
-                return Checkpoint.read(path, self.comm)
+                saved = Checkpoint.read(path, self.comm)
+                kept = {name: self.run["problem"][name] for name in ("sigma", "degree", "mass")}
+                return saved.density(Problem(saved.mesh, _nothing(), **kept))
         except (ValueError, FileNotFoundError) as error:
             warn(self.comm, _LOG, "%s; taking the series instead", error)
         return None
@@ -233,7 +235,7 @@ class Results:
         if t is not None and not _same(known[at], t):
             raise ValueError(
                 f"'{self.folder}' has no fields at t = {t:g}; the nearest time is "
-                f"{known[at]:.17g}, and all of them are in .times"
+                f"{float(known[at])!r}, and all of them are in .times"
             )
         return steps[at][1]
 
@@ -257,6 +259,11 @@ class Results:
         cells = np.asarray(self._table(topology))
         cells = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
         return np.array(self._table(geometry)[:, :dim]), cells, kind
+
+
+def _nothing() -> Potential:
+    """The functional F = 0."""
+    return Potential(lambda x: 0.0 * x[0])
 
 
 def _same(one: float, other: float) -> bool:

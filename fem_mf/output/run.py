@@ -227,8 +227,11 @@ class Run:
             The states of the flow.
 
         Raises:
+            ValueError: the flow is of another problem, or the run is a study.
             Exception: as ``flow.run``; what was written stays valid.
         """
+        if flow.problem is not self.problem:
+            raise ValueError("the flow is of another problem than the run")
         self._record["flow"] = _describe(flow)
         first: Any = self._start or start
         self._start = None  # further steps of this run begin where they are told to
@@ -254,7 +257,13 @@ class Run:
         self._complete = True
 
     def save(self, best: Minimum) -> None:
-        """Write a minimiser: its iterates as the history, its fields at t = 0. Collective."""
+        """Write a minimiser: its iterates as the history, its fields at t = 0. Collective.
+
+        Raises:
+            ValueError: it is on another mesh, or the run is a study.
+        """
+        if best.density.problem.mesh is not self.problem.mesh:
+            raise ValueError("the minimiser is on another mesh than the run")
         for number, iterate in enumerate(best.history):
             self._history.append({"iteration": number, **asdict(iterate)})
         if self._series is not None:
@@ -468,7 +477,7 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:  # run from a checkout that is not installed
         own = "unknown"
     petsc = ".".join(map(str, PETSc.Sys.getVersion()))
-    mpi = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+    mpi = " ".join(MPI.Get_library_version().split("\n")[0].strip("\x00").split())
     return {
         "fem_mf": own,
         "DOLFINx": dolfinx.__version__,
