@@ -334,7 +334,7 @@ class Run:
         self._lock = lock  # released when the process ends, however it does
         manifest = self.folder / CHECKPOINT / MANIFEST
         results = [self.folder / name for name in (RUN_FILE, HISTORY, SERIES)] + [manifest]
-        if overwrite:
+        if overwrite or (not restart and _came_to_nothing(self.folder)):
             # All of them: what this run does not write would pass for its own.
             values = self.folder.glob(f"{Path(SERIES).stem}*.bin")
             for path in (*results, *values, limit_file(self.folder / HISTORY)):
@@ -404,6 +404,19 @@ def _saved(folder: Path, problem: Problem) -> Saved:
             f"Run.mesh('{folder}', comm)"
         )
     return Saved(mesh=problem.mesh, **read)
+
+
+def _came_to_nothing(folder: Path) -> bool:
+    """Whether the run of a folder failed before it had a result, by a wrong option, say."""
+    try:
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        failed = record["status"] == "failed" and record["result"] is None
+        study = record["problem"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = {path.name for path in folder.iterdir()} - {RUN_FILE, _LOCK}
+    begun = set() if study else {HISTORY, SERIES, f"{Path(SERIES).stem}.bin", CHECKPOINT}
+    return failed and files <= begun and not (folder / CHECKPOINT / MANIFEST).exists()
 
 
 def _owner(folder: Path) -> str:

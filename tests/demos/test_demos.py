@@ -26,7 +26,7 @@ from demos.networks import cross_validate
 from tests.exact import moving_gaussian
 
 DEMOS = Path(__file__).resolve().parents[2] / "demos"
-SERIES = {"series.xdmf", "series.bin"}
+RUN = {"series.xdmf", "series.bin", "history.csv", "checkpoint", "run.json", "run.lock"}
 NETWORK = {"h": 0.7, "t_end": 2.0, "tolerance": 5e-3}
 WINES = {"h": 4.4, "t_end": 1.0, "tolerance": 2e-2}
 
@@ -47,7 +47,10 @@ def two_ranks(mpirun, tmp_path):
     """Run a demo on two ranks; what it printed."""
 
     def run(name, *words, ranks=2):
-        done = mpirun(ranks, [DEMOS / f"{name}.py", *words, "--output", tmp_path], timeout=100)
+        again = [] if "--restart" in words else ["--overwrite"]
+        done = mpirun(
+            ranks, [DEMOS / f"{name}.py", *words, "--output", tmp_path, *again], timeout=100
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -205,7 +208,7 @@ def test_the_network_learns(trained):
     assert 0.2 < result["loss"] < 0.27
     assert 0.1 < result["held_out"] < 0.27
     pictures = {"fit.png", "neurons.png", "history.png"}
-    assert names(folder) == {*SERIES, *pictures, "history.csv", "history.json", "checkpoint"}
+    assert names(folder) == {*RUN, *pictures, "history.json"}
 
 
 def test_the_energy_is_measured_from_the_certified_minimum(trained):
@@ -262,7 +265,7 @@ def test_three_parameters_per_neuron_and_a_mesh_from_a_file(tmp_path):
     values = {"t_end": 0.2, "tolerance": 2e-2, "samples": 5, "output": str(tmp_path)}
     assert network.main(dim=3, h=3.0, **values)["loss"] < 0.6
     mesh = str(DEMOS.parent / "meshes" / "disk.msh")
-    assert network.main(mesh=mesh, **values)["loss"] < 0.6
+    assert network.main(mesh=mesh, overwrite=True, **values)["loss"] < 0.6
     with pytest.raises(ValueError, match="--dim 3 needs a mesh"):
         network.main(dim=3, mesh=mesh, output=str(tmp_path))
 
@@ -283,7 +286,7 @@ def test_cross_validation_prefers_what_made_the_data(capsys):
 def test_the_classifier_does_what_a_straight_line_cannot(two_ranks, tmp_path):
     result = wines.main(**WINES, output=str(tmp_path))
     pictures = {"boundary.png", "boundary.mp4"}
-    assert names(tmp_path) == {*SERIES, *pictures, "history.csv", "checkpoint"}
+    assert names(tmp_path) == {*RUN, *pictures}
     history = mf.History.read(tmp_path / "history.csv")
     assert np.all(np.diff(history["energy"]) < 0)
     assert history["loss"][0] == pytest.approx(np.log(2.0))
@@ -317,7 +320,8 @@ def test_the_classifier_does_what_a_straight_line_cannot(two_ranks, tmp_path):
 )
 def test_options_are_those_of_main(demo, capsys):
     parameters = inspect.signature(demo.main).parameters
-    assert parse(demo.main, []) == {name: p.default for name, p in parameters.items()}
+    defaults = {name: p.default for name, p in parameters.items()}
+    assert parse(demo.main, []) == {"overwrite": False} | defaults
     with pytest.raises(SystemExit):
         parse(demo.main, ["--help"])
     assert len(inspect.getsource(demo).splitlines()) <= {network: 130, wines: 140}.get(demo, 100)
