@@ -109,7 +109,13 @@ PREPARATION = {
     "functionals.terms": "z, y = np.linspace(-1.0, 1.0, 5), np.ones(5)",
     "mean_field.fixed_point": "evaluate = lambda y, previous: 0.5 * y + 1.0",
     "observables": "u = v = w = well(problem.discretisation.owned_nodes)",
-    "output.checkpoint": "history = mf.History('run/history.csv', comm)",
+    "output.checkpoint": "Path('run').rename('old'); history = mf.History('run/history.csv', comm)",
+    "output.history": "Path('run').rename('old')",
+    "output.results": """
+        with mf.Run("results/trap", problem) as run:
+            list(run.steps(flow, start, t_end=1.0))
+    """,
+    "output.xdmf": "Path('run').rename('old')",
     "petsc": """
         ksp = PETSc.KSP().create(comm)
         ksp.setOptionsPrefix("fem_mf_example_")

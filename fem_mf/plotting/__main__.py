@@ -43,7 +43,7 @@ def _draw(arguments: Sequence[str] | None) -> int:
             every=options.every,
             look=Look(options.size, options.range, options.whole, options.names),
         )
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         if not isinstance(cause, OSError | None):
             raise  # a mistake of ours: with its traceback

@@ -84,7 +84,7 @@ class Limit:
             comm: the communicator of the run; rank 0 writes.
 
         Raises:
-            RuntimeError: the file cannot be written; on every rank.
+            OSError: the file cannot be written; on every rank.
         """
         path = limit_file(history)
 

@@ -257,7 +257,7 @@ def test_damaged_and_foreign_files(runs: dict[int, Run], tmp_path: Path) -> None
     values = (folder / "series.bin").read_bytes()
     for size in (100, len(values) - 1):
         (folder / "series.bin").write_bytes(values[:size])
-        with pytest.raises(RuntimeError, match=r"series\.bin.* is missing or cut short"):
+        with pytest.raises(OSError, match=r"series\.bin.* is missing or cut short"):
             plotting.picture(folder / "series.xdmf", tmp_path / "m.png")
     domain = mesh.create_unit_square(MPI.COMM_SELF, 1, 1)
     with io.XDMFFile(MPI.COMM_SELF, tmp_path / "own.xdmf", "w") as file:
