@@ -33,9 +33,11 @@ def write_run(folder: Path, d: int, comm: MPI.Comm = MPI.COMM_SELF) -> Run:
     functional = mf.Potential(lambda x: x[0] + 0.5 * np.sum(x**2, axis=0))
     problem = mf.Problem(mesh, functional, sigma=0.5, degree=2)
     run = Run(folder)
+    about = {"command": "python 'a b.py' --σ \"1\" <x> & #\n-v", "problem": '{"sigma": 0.5}'}
+    comments = [f"{name}: {text}" for name, text in about.items()]
     with (
-        mf.XDMFSeries(folder / "series.xdmf", problem) as xdmf,
-        mf.History(folder / "history.csv", comm) as history,
+        mf.XDMFSeries(folder / "series.xdmf", problem, information=about) as xdmf,
+        mf.History(folder / "history.csv", comm, comments=comments) as history,
     ):
         for step, t in enumerate(TIMES):
             density = mf.Density.from_function(problem, lambda x, t=t: gaussian(x, t))

@@ -62,7 +62,7 @@ def draw(options: argparse.Namespace) -> int:
             every=options.every,
             look=Look(options.size, options.range, options.whole, options.names),
         )
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         if not isinstance(cause, OSError | None):
             raise  # a mistake of ours: with its traceback

@@ -102,7 +102,8 @@ def film(
 
     Raises:
         ValueError: no such field, no step written yet, or a mistake in the arguments.
-        RuntimeError: a file cannot be read or written, or no library can draw in 3-d.
+        OSError: a file cannot be read or written.
+        RuntimeError: no library can draw in 3-d.
         ImportError: pyvista, matplotlib or imageio is missing.
     """
 
