@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,7 @@ _DESCRIPTION = """Mean-field optimisation regularised by Fisher information.
 Each command has a --help of its own: python -m fem_mf run --help."""
 _CASE = """The case is a TOML file:
 
-    {}
-
+{}
 In parallel: mpirun -n 4 python -m fem_mf ...
 Options of PETSc have one dash and come last: -fem_mf_schrodinger_pc_type lu."""
 # Of the last numbers of a run, those that say how it went.
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clean", action="store_true", help="remove what killed compilations left in the cache")
     command("plot", plotting.DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     plotting.add_options(commands.choices["plot"])
-    example = _CASE.format((cases.__doc__ or "").partition("    ")[2].partition("\n\n``")[0])
+    example = _CASE.format(textwrap.indent(cases.EXAMPLE, "    "))
     run = command("run", "Run a case: a flow, or a minimisation.", example)
     runs = command(
         "sweep",

@@ -1,28 +1,5 @@
 """A run described by a file: mesh, functional, flow or minimisation, output.
 
-    [mesh]
-    kind = "interval"           # interval, disk, ball, box; or file = "mesh.msh" alone
-    radius = 5.0
-    h = 0.25
-
-    [problem]
-    sigma = 0.5                 # and degree, mass, boundary
-
-    [[functional]]
-    term = "potential"          # mean-interaction, contact, network, or "module:function"
-    g = "0.5 * x[0]**2"         # and factor, a number
-
-    [start]
-    m = "exp(-x[0]**2)"         # or u, a formula for −log m
-
-    [flow]                      # or [minimise]
-    kind = "schrodinger"        # schrodinger, hjb, langevin, relative-entropy-descent
-    dt = 0.05
-    t_end = 1.0
-
-    [output]
-    folder = "results/trap"
-
 ``python -m fem_mf run case.toml --set sigma=0.2`` runs it. Every other key is an argument of what
 its table stands for: ``disk``, ``Problem``, ``Contact`` or ``HJBFlow``, say. On the command line a
 key is called ``problem.sigma`` or ``contact.beta``, or ``sigma`` if no other table or term has it.
@@ -63,7 +40,7 @@ from fem_mf.flows.relative_entropy_descent import RelativeEntropyDescent
 from fem_mf.flows.schrodinger import SchrodingerFlow
 from fem_mf.functionals.network import NetworkLoss
 from fem_mf.functionals.terms import Contact, Functional, MeanInteraction, Potential
-from fem_mf.mpi import on_root, positive, warn
+from fem_mf.mpi import number, on_root, positive, warn
 from fem_mf.output.history import replace_file
 from fem_mf.output.results import open_results
 from fem_mf.output.run import CHECKPOINT, RUN_FILE, Run
@@ -72,9 +49,35 @@ from fem_mf.problem import Problem
 from fem_mf.stationary.minimise import minimise
 from fem_mf.typing import Array, PathLike
 
-__all__ = ["Case", "formula", "read_settings", "read_values", "sweep"]
+__all__ = ["EXAMPLE", "Case", "formula", "read_settings", "read_values", "sweep"]
 
 _LOG = logging.getLogger(__name__)
+
+# A case that runs, with comments: part of the help.
+EXAMPLE = """\
+[mesh]
+kind = "interval"           # interval, disk, ball, box; or file = "mesh.msh" alone
+radius = 5.0
+h = 0.25
+
+[problem]
+sigma = 0.5                 # and degree, mass, boundary
+
+[[functional]]
+term = "potential"          # mean-interaction, contact, network, or "module:function"
+g = "0.5 * x[0]**2"         # and factor, a number
+
+[start]
+m = "exp(-x[0]**2)"         # or u, a formula for −log m
+
+[flow]                      # or [minimise]
+kind = "schrodinger"        # schrodinger, hjb, langevin, relative-entropy-descent
+dt = 0.05
+t_end = 1.0
+
+[output]
+folder = "results/trap"
+"""
 
 type _Maker = Callable[..., Any]
 
@@ -175,7 +178,7 @@ class Case:
             entry, name = self._place(key)
             entry[name] = value
         for where, entry, keys in self._entries():
-            _check(f"key of [{where}]", entry, keys)
+            _check("key", entry, keys, f" in [{where}]")
         if "file" in self.tables["mesh"] and len(self.tables["mesh"]) > 1:
             raise ValueError("[mesh] has either a key file or a kind with its numbers, not both")
         if len(self.tables["start"]) > 1:
@@ -259,7 +262,7 @@ class Case:
                 term = _call(name, _TERMS[name], arguments, comm)
             if not isinstance(term, Functional):
                 raise ValueError(f"{name} returned {type(term).__name__}, not a fem_mf.Functional")
-            terms.append(_call(name, lambda factor, term=term: factor * term, {"factor": factor}))
+            terms.append(_call(name, number, {}, "factor", factor) * term)
         total: Functional = reduce(add, terms)
         return total
 
@@ -284,7 +287,7 @@ class Case:
         """Make the run, and return its last numbers. Collective.
 
         Raises:
-            ValueError: a value is out of range or missing; it names the table.
+            ValueError: a value is missing, out of range or of the wrong type.
             Exception: as :class:`fem_mf.Run`, the flow or ``minimise``.
         """
         if restart and "minimise" in self.tables:
@@ -468,7 +471,7 @@ def _chosen(
         raise ValueError(f"[{table}] needs a key {key}: {', '.join(known)}")
     if content[key] not in list(known):
         near = _nearest(str(content[key]), known)
-        raise ValueError(f"{table}.{key} = {content[key]!r} is not known{near}")
+        raise ValueError(f"unknown {table}.{key} {content[key]!r}{near}")
     return known[content[key]]
 
 
@@ -495,24 +498,25 @@ def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _call(where: str, maker: _Maker, given: Mapping[str, Any], *first: Any, **more: Any) -> Any:
-    """Call a maker with the keys of a table; what does not fit is said with its table."""
+    """Call a maker with the keys of a table; a mistake in them is a ValueError."""
     try:
         inspect.signature(maker).bind(*first, **given, **more)
     except TypeError as error:
-        raise ValueError(f"[{where}]: {error}; its keys are {_arguments(maker)}") from None
+        keys = ", ".join(_arguments(maker))
+        raise ValueError(f"[{where}]: {error}; its keys are {keys}") from None
     try:
         return maker(*first, **given, **more)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"[{where}]: {error}") from error
+    except TypeError as error:  # a value of the wrong type, which the message names
+        raise ValueError(str(error)) from error
 
 
-def _check(what: str, found: Iterable[str], known: Sequence[str]) -> None:
+def _check(what: str, found: Iterable[str], known: Sequence[str], where: str = "") -> None:
     for name in found:
         if name not in known:
-            raise ValueError(f"the {what} {name!r} is not known{_nearest(name, known)}")
+            raise ValueError(f"unknown {what} {name!r}{where}{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message: what was probably meant, or all there is."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(known)}"

@@ -292,7 +292,8 @@ def plot_sweep(
         for axes, (name, y) in zip(grid, panels, strict=True):
             order = np.argsort(x) if numbers else np.arange(len(x))
             along = np.array(x, dtype=float) if numbers else np.array([str(value) for value in x])
-            axes.plot(along[order], y[order], ".-" if numbers else "o")
+            # A gap depends on where the solver happened to stop: it is no curve.
+            axes.plot(along[order], y[order], ".-" if numbers and name == "energy" else "o")
             if numbers and _spans(along):
                 axes.set_xscale("log")
             if name in _LOGARITHMIC and (y > 0.0).any():
