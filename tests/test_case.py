@@ -300,7 +300,7 @@ def test_settings_find_their_place() -> None:
         ('"potential"', '"no_such:thing"', "cannot be imported: No module named 'no_such'"),
         ('"potential"', '"math:sqrtt"', "cannot be imported: module 'math' has no attribute"),
         ("g = ", "factor = 'a'\ng = ", "factor must be a number, not 'a'"),
-        ('m = "', 'u = "1"\nm = "', "[start] has either a key m or a key u"),
+        ("[start]", '[start]\nu = "1"', "[start] has either a key m or a key u"),
         ("exp(-2", "-exp(-2", "the density m is negative"),
         ('"schrodinger"', '"schroedinger"', "did you mean 'schrodinger'?"),
         ("dt = 0.1", "td = 0.1", "unknown key 'td' in [flow]; did you mean 'dt'?"),
