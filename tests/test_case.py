@@ -300,10 +300,10 @@ def test_settings_find_their_place() -> None:
         ('"potential"', '"no_such:thing"', "cannot be imported: No module named 'no_such'"),
         ('"potential"', '"math:sqrtt"', "cannot be imported: module 'math' has no attribute"),
         ("g = ", "factor = 'a'\ng = ", "factor must be a number, not 'a'"),
-        ('m = "', 'u = "1"\nm = "', "[start] has either a key m or a key u"),
+        ('m = "exp', 'u = "1"\nm = "exp', "[start] has either a key m or a key u"),
         ("exp(-2", "-exp(-2", "the density m is negative"),
         ('"schrodinger"', '"schroedinger"', "did you mean 'schrodinger'?"),
-        ("dt = 0.1", "td = 0.1", "unknown key 'td' in [flow]; did you mean 'dt'?"),
+        ("dt = 0.1", "dtt = 0.1", "unknown key 'dtt' in [flow]; did you mean 'dt'?"),
         ("dt = 0.1", "dt = 0", "dt must be a positive number, not 0"),
         ("dt = 0.1", "", "[flow]: missing a required argument: 'dt'"),
         ("t_end = 0.3", "", "[flow]: missing a required argument: 't_end'"),
@@ -378,6 +378,12 @@ def test_the_example_cases_run(name: str) -> None:
     settings = {"flow.t_end": 0.1} if name == "trap" else {"tol": 1e-3, "mesh.h": 1.5}
     case = Case.read(f"demos/cases/{name}.toml", settings)
     assert np.isfinite(case.run(COMM)["energy"])
+
+
+def test_the_page_shows_an_example_as_it_is() -> None:
+    page = (ROOT / "docs/cases.md").read_text(encoding="utf-8")
+    shown = page.partition("```toml\n")[2].partition("```")[0]
+    assert tomllib.loads(shown) == tomllib.loads(Path("demos/cases/trap.toml").read_text())
 
 
 # -- pictures and sweeps --------------------------------------------------------------------------
