@@ -219,6 +219,10 @@ def test_formulas(text: str, expected: list[float]) -> None:
         ("x.sum()", "uses .sum: call functions without a dot"),
         ("[i for i in x]", "uses 'i'"),
         ("open('x')", "uses 'open'"),
+        ("x[0][3]", "components are x[0], x[1] and x[2]"),
+        ("x[:, 0]", "components are"),
+        ("x[0] @ x[0]", "product @"),
+        ("matmul(x[0], x[0])", "uses 'matmul'"),
     ],
 )
 def test_bad_formulas(text: str, message: str) -> None:
@@ -310,6 +314,9 @@ def test_settings_find_their_place() -> None:
         ("t_end = 0.3", "t_end = 'a'", "t_end must be a number"),
         ('"schrodinger"', '"langevin"', "LangevinFlow needs Problem(..., degree=1, mass='lumped')"),
         ("folder", "foldre", "unknown key 'foldre' in [output]; did you mean 'folder'?"),
+        ("t_end = 0.3", "t_end = 1\nsteady_residual = 'a'", "steady_residual must be a number"),
+        ("sigma = 0.5", "sigma = 0.5\nfunctional = 1", "unknown key 'functional' in [problem]"),
+        ('folder = "trap"', "folder = 3", "output.folder must be a text"),
         ("folder", "every = -1\nfolder", "every is a number of steps"),
     ],
 )
