@@ -115,16 +115,10 @@ def formula(text: str, *names: str) -> Callable[..., Array]:
         tree = ast.parse(text, "<formula>", "eval")
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the formula {text!r} is not an expression: {error}") from None
-    if attribute := next((n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)), None):
-        raise ValueError(f"the formula {text!r} uses .{attribute}: call functions without a dot")
+    for node in ast.walk(tree):
+        _check_node(node, text, names)
     found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(names)
-    known = {name: getattr(np, name, None) for name in sorted(found)}
-    for name, value in known.items():
-        if not (isinstance(value, np.ufunc | float) or value is np.where):
-            raise ValueError(
-                f"the formula {text!r} uses {name!r}, which is neither {' nor '.join(names)} nor a "
-                "function of NumPy that acts on each point"
-            )
+    known = {name: getattr(np, name) for name in found}
     code = compile(tree, "<formula>", "eval")
 
     def evaluate(*values: Any) -> Array:
@@ -135,6 +129,28 @@ def formula(text: str, *names: str) -> Callable[..., Array]:
     return evaluate
 
 
+def _check_node(node: ast.AST, text: str, names: Sequence[str]) -> None:
+    """Refuse what would not act on each point by itself, so that ranks would differ."""
+    if isinstance(node, ast.Name) and node.id not in names:
+        value = getattr(np, node.id, None)
+        each = isinstance(value, np.ufunc) and value.signature is None
+        if not (each or isinstance(value, float) or value is np.where):
+            raise ValueError(
+                f"the formula {text!r} uses {node.id!r}, which is neither {' nor '.join(names)} "
+                "nor a function of NumPy that acts on each point"
+            )
+    if isinstance(node, ast.Attribute):
+        raise ValueError(f"the formula {text!r} uses .{node.attr}: call functions without a dot")
+    if isinstance(node, ast.Subscript) and not (
+        isinstance(node.value, ast.Name)
+        and isinstance(node.slice, ast.Constant)
+        and isinstance(node.slice.value, int)
+    ):
+        raise ValueError(f"the formula {text!r}: components are x[0], x[1] and x[2]")
+    if isinstance(node, ast.MatMult):
+        raise ValueError(f"the formula {text!r} has a product @, which sums over points")
+
+
 def _network(comm: MPI.Comm, data: str, neuron: str, loss: str = "squared") -> NetworkLoss:
     """The loss on a CSV file with columns z_1, ..., z_k, y; the neuron is a formula in x and z."""
     table = on_root(comm, lambda: np.genfromtxt(data, delimiter=",", ndmin=2))
@@ -142,7 +158,7 @@ def _network(comm: MPI.Comm, data: str, neuron: str, loss: str = "squared") -> N
     if table.shape[1] < 2:
         raise ValueError(f"'{data}' needs columns of inputs and one of outputs, with commas")
     inputs = table[:, 0] if table.shape[1] == 2 else table[:, :-1]
-    return NetworkLoss(inputs, table[:, -1], formula(neuron, "x", "z"), loss=loss)
+    return NetworkLoss(inputs, table[:, -1], formula(str(neuron), "x", "z"), loss=loss)
 
 
 _TERMS: dict[str, _Maker] = {
@@ -177,12 +193,14 @@ class Case:
         for key, value in sorted((settings or {}).items(), key=lambda s: not s[0].endswith("kind")):
             entry, name = self._place(key)
             entry[name] = value
-        for where, entry, keys in self._entries():
-            _check("key", entry, keys, f" in [{where}]")
         if "file" in self.tables["mesh"] and len(self.tables["mesh"]) > 1:
             raise ValueError("[mesh] has either a key file or a kind with its numbers, not both")
+        for where, entry, keys in self._entries():
+            _check("key", entry, keys, f" in [{where}]")
         if len(self.tables["start"]) > 1:
             raise ValueError("[start] has either a key m or a key u, not both")
+        if not isinstance(self.tables["output"].get("folder", ""), str):
+            raise ValueError("output.folder must be a text")
 
     @classmethod
     def read(cls, path: PathLike, settings: Mapping[str, Any] | None = None) -> Case:
@@ -297,20 +315,20 @@ class Case:
         how |= {"parameters": self.tables, **self.tables["output"]}
         how.pop("folder", None)
         if "minimise" in self.tables:
-            with Run(self.folder, problem, **{**how, "minutes": None}) as run:
+            with _call("output", Run, {**how, "minutes": None}, self.folder, problem) as run:
                 start = self._start(problem) if self.tables["start"] else None
                 run.save(_call("minimise", minimise, self.tables["minimise"], problem, start))
-            return run.result
+            return dict(run.result)
         content = dict(self.tables["flow"])
         maker = _FLOWS[content.pop("kind")]
-        t_end = _call("flow", lambda t_end: positive("t_end", t_end), _part(content, "t_end"))
-        options = _part(content, "steady_residual")
+        span = {name: content.pop(name) for name in ("t_end", "steady_residual") if name in content}
+        t_end, steady = _call("flow", _span, span)
         # Whatever may be wrong is built before the folder is.
         flow, start = _call("flow", maker, content, problem), self._start(problem)
-        with Run(self.folder, problem, **how) as run:
-            for _ in run.steps(flow, start, t_end, **options):
+        with _call("output", Run, how, self.folder, problem) as run:
+            for _ in run.steps(flow, start, t_end, steady_residual=steady):
                 pass
-        return run.result
+        return dict(run.result)
 
     def _start(self, problem: Problem) -> Density:
         content = self.tables["start"]
@@ -365,7 +383,7 @@ def sweep(
         done = "finished already" if row else "running"
         _LOG.info("%s = %s: %s, in %s", key, value, done, one.folder)
         if row is None:
-            resume = restart and on_root(comm, (one.folder / CHECKPOINT).exists)
+            resume = restart and on_root(comm, (one.folder / CHECKPOINT / "manifest.json").exists)
             row = one.run(comm, overwrite=not resume, restart=resume)
         rows.append({key: value, **row})
     folder = cases[0][0].folder.parent
@@ -448,7 +466,7 @@ def _keys(table: str, content: Mapping[str, Any]) -> list[str]:
     """The keys that a table may have."""
     if table == "mesh":
         if "file" in content:
-            return ["file", "kind", "radius", "h"]
+            return ["file"]
         return ["kind", "file", *_arguments(_chosen("mesh", "kind", content, _MESHES))]
     if table == "flow":
         maker = _chosen("flow", "kind", content, _FLOWS)
@@ -492,9 +510,10 @@ def _arguments(maker: _Maker) -> list[str]:
     return [name for name in named if name not in _NO_KEYS]
 
 
-def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
-    """A key with its value, taken out of a table, or nothing."""
-    return {key: content.pop(key)} if key in content else {}
+def _span(t_end: float, steady_residual: float | None = None) -> tuple[float, float | None]:
+    """When a flow ends: both are checked before the run begins."""
+    steady = None if steady_residual is None else positive("steady_residual", steady_residual)
+    return positive("t_end", t_end), steady
 
 
 def _call(where: str, maker: _Maker, given: Mapping[str, Any], *first: Any, **more: Any) -> Any:

@@ -219,6 +219,10 @@ def test_formulas(text: str, expected: list[float]) -> None:
         ("x.sum()", "uses .sum: call functions without a dot"),
         ("[i for i in x]", "uses 'i'"),
         ("open('x')", "uses 'open'"),
+        ("x[0][3]", "components are x[0], x[1] and x[2]"),
+        ("x[:, 0]", "components are"),
+        ("x[0] @ x[0]", "product @"),
+        ("matmul(x[0], x[0])", "uses 'matmul'"),
     ],
 )
 def test_bad_formulas(text: str, message: str) -> None:
@@ -300,16 +304,19 @@ def test_settings_find_their_place() -> None:
         ('"potential"', '"no_such:thing"', "cannot be imported: No module named 'no_such'"),
         ('"potential"', '"math:sqrtt"', "cannot be imported: module 'math' has no attribute"),
         ("g = ", "factor = 'a'\ng = ", "factor must be a number, not 'a'"),
-        ("[start]", '[start]\nu = "1"', "[start] has either a key m or a key u"),
+        ('m = "exp', 'u = "1"\nm = "exp', "[start] has either a key m or a key u"),
         ("exp(-2", "-exp(-2", "the density m is negative"),
         ('"schrodinger"', '"schroedinger"', "did you mean 'schrodinger'?"),
-        ("dt = 0.1", "td = 0.1", "unknown key 'td' in [flow]; did you mean 'dt'?"),
+        ("dt = 0.1", "dtt = 0.1", "unknown key 'dtt' in [flow]; did you mean 'dt'?"),
         ("dt = 0.1", "dt = 0", "dt must be a positive number, not 0"),
         ("dt = 0.1", "", "[flow]: missing a required argument: 'dt'"),
         ("t_end = 0.3", "", "[flow]: missing a required argument: 't_end'"),
         ("t_end = 0.3", "t_end = 'a'", "t_end must be a number"),
         ('"schrodinger"', '"langevin"', "LangevinFlow needs Problem(..., degree=1, mass='lumped')"),
         ("folder", "foldre", "unknown key 'foldre' in [output]; did you mean 'folder'?"),
+        ("t_end = 0.3", "t_end = 1\nsteady_residual = 'a'", "steady_residual must be a number"),
+        ("sigma = 0.5", "sigma = 0.5\nfunctional = 1", "unknown key 'functional' in [problem]"),
+        ('folder = "trap"', "folder = 3", "output.folder must be a text"),
         ("folder", "every = -1\nfolder", "every is a number of steps"),
     ],
 )
@@ -378,6 +385,12 @@ def test_the_example_cases_run(name: str) -> None:
     settings = {"flow.t_end": 0.1} if name == "trap" else {"tol": 1e-3, "mesh.h": 1.5}
     case = Case.read(f"demos/cases/{name}.toml", settings)
     assert np.isfinite(case.run(COMM)["energy"])
+
+
+def test_the_page_shows_an_example_as_it_is() -> None:
+    page = (ROOT / "docs/cases.md").read_text(encoding="utf-8")
+    shown = page.partition("```toml\n")[2].partition("```")[0]
+    assert tomllib.loads(shown) == tomllib.loads(Path("demos/cases/trap.toml").read_text())
 
 
 # -- pictures and sweeps --------------------------------------------------------------------------

@@ -107,8 +107,7 @@ def test_exit_code_counts_required_items_only(
 
 
 def test_unknown_command_is_refused() -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["nonsense"])
+    assert main(["nonsense"]) == 2
 
 
 def test_the_tests_use_a_cache_of_their_own() -> None:

@@ -131,7 +131,11 @@ def check_command(line):
         main = importlib.import_module(path.stem).main
         known = {k.replace("_", "-") for k in inspect.signature(main).parameters}
     else:
-        known = set(re.findall(r'"--([a-z-]+)"', path.read_text(encoding="utf-8")))
+        files = [path]
+        if name == "fem_mf":  # its command plot has the options of fem_mf.plotting
+            files.append(ROOT / "fem_mf/plotting/__main__.py")
+        text = "".join(file.read_text(encoding="utf-8") for file in files)
+        known = set(re.findall(r'"--([a-z-]+)"', text))
     for option in options:
         assert (known | {"help"}) & {option, option.removeprefix("no-")}, option
 
