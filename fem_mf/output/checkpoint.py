@@ -216,7 +216,7 @@ class Checkpoint(RunFile):
         if due:
             try:
                 self._write(state, dict(extra or {}))
-            except OSError:
+            except Exception:
                 self._mesh = {}  # perhaps among the tables cut short, which take up the disk
                 if self._comm.rank == 0:
                     with contextlib.suppress(OSError):
@@ -257,7 +257,8 @@ class Checkpoint(RunFile):
             "functions": {n: self._write_table(n, f.x.array[nodes]) for n, f in functions.items()},
             "extra": extra,
         }
-        text = json.dumps({"format": _FORMAT, "crc32": _checksum(content), "content": content})
+        # Rank 0's alone: JSON may refuse what ``extra`` has on one rank.
+        text = on_root(self._comm, lambda: _manifest(content))
 
         def publish() -> None:
             replace_file(self.path / MANIFEST, text, sync=True)
@@ -307,6 +308,11 @@ class Checkpoint(RunFile):
 
 def _num_cells(mesh: Mesh) -> int:
     return int(mesh.topology.index_map(mesh.topology.dim).size_local)
+
+
+def _manifest(content: dict[str, Any]) -> str:
+    """The text of a manifest."""
+    return json.dumps({"format": _FORMAT, "crc32": _checksum(content), "content": content})
 
 
 def _checksum(content: Any) -> int:

@@ -172,8 +172,8 @@ class History(RunFile):
         resume: the checkpoint or state from which the run resumes: lines before its time are kept,
             later ones will be written again.
         overwrite: replace an existing file, and remove the :class:`fem_mf.Limit` beside it.
-        comments: lines at the head of the file, after ``# ``; pandas skips them with
-            ``comment="#"``.
+        comments: lines at the head of the file, after ``# ``. pandas skips them with
+            ``comment="#"``; ``np.genfromtxt`` with ``names=True`` needs ``skip_header`` as well.
 
     Raises:
         ValueError: the path has another suffix, or the file to resume is not a run history.

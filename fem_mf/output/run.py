@@ -126,6 +126,8 @@ class Run:
     ) -> None:
         if every < 0:
             raise ValueError(f"every is a number of steps, or 0 for no fields, not {every}")
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"minutes must be positive, or None for no checkpoints, not {minutes}")
         if overwrite and restart:
             raise ValueError("overwrite replaces the results that restart continues: choose one")
         if restart and problem is None:
@@ -155,13 +157,7 @@ class Run:
             self.__exit__(type(error), error, None)
             raise
 
-    def _open(
-        self,
-        files: ExitStack,
-        problem: Problem,
-        every: int,
-        minutes: float | None,
-    ) -> None:
+    def _open(self, files: ExitStack, problem: Problem, every: int, minutes: float | None) -> None:
         """Open the files of a run. Collective."""
         how: dict[str, Any] = {"overwrite": True, "resume": self._saved}  # the folder is ours
         about = self._essentials()
@@ -371,7 +367,7 @@ class Run:
             "command": record["command"],
             "parameters": json.dumps(record["parameters"], ensure_ascii=False),
             "problem": json.dumps(record["problem"], ensure_ascii=False),
-            "started": f"{record['started']} on {record['ranks']} ranks of {record['host']}",
+            "started": f"{record['started']}, ranks: {record['ranks']}, host: {record['host']}",
         }
 
 

@@ -220,8 +220,11 @@ def test_no_fields_and_no_checkpoints(make: Steps, tmp_path: Path) -> None:
     make(every=0, minutes=None)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "run.lock", "history.csv"}
     assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(ValueError, match="every is a number of steps"):
-        make(every=-1)
+    before_bad = (tmp_path / "run" / "history.csv").read_text()
+    for bad, message in (({"every": -1}, "every is a number of"), ({"minutes": 0}, "positive")):
+        with pytest.raises(ValueError, match=message):
+            make(overwrite=True, **bad)
+    assert (tmp_path / "run" / "history.csv").read_text() == before_bad
     assert status(tmp_path / "run") == ("finished", "")
 
 

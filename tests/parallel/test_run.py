@@ -173,6 +173,24 @@ def test_a_damaged_checkpoint_beside_a_series(shared_tmp_path: Path, problem: mf
     np.testing.assert_allclose(density.mean(), expected, atol=2e-2)
 
 
+def test_extra_that_json_does_not_know(shared_tmp_path: Path, problem: mf.Problem) -> None:
+    """Rank 0's counts: what it cannot write is an error everywhere, that of others is not used."""
+    with mf.Run(shared_tmp_path / "run", problem) as run:
+        for state in run.steps(flow_of(problem), start_of(problem), 0.1):
+            run.extra["last"] = state.step if COMM.rank == 0 else object()
+    saved = mf.Checkpoint.read(shared_tmp_path / "run" / "checkpoint", COMM)
+    assert saved.extra == {"last": 2}
+    with (
+        pytest.raises(TypeError, match="not JSON serializable"),
+        mf.Run(shared_tmp_path / "other", problem) as run,
+    ):
+        run.extra["last"] = object()
+        for _ in run.steps(flow_of(problem), start_of(problem), 0.1):
+            pass
+    COMM.barrier()  # rank 0 has removed what was cut short
+    assert not list((shared_tmp_path / "other" / "checkpoint").iterdir())
+
+
 @pytest.fixture
 def small_disk(shared_tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB, mounted by rank 0."""
