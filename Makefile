@@ -53,7 +53,7 @@ test-serial: .venv/.ready
 
 # One job a file, for the same reason; those that make few meshes share one. Three ranks on two cores
 # take turns, and a message costs milliseconds: they run only what two ranks do not decide.
-TOGETHER := $(wildcard $(patsubst %,tests/parallel/test_%.py,bad_input launch memory meshing output))
+TOGETHER := $(wildcard $(patsubst %,tests/parallel/test_%.py,bad_input case launch memory meshing output))
 ALONE := $(filter-out $(TOGETHER),$(wildcard tests/parallel/test_*.py))
 
 test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
