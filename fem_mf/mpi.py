@@ -46,7 +46,6 @@ __all__ = [
 
 _HANDLER_NAME = "fem_mf rank 0"
 _SECONDS = 5.0  # between two announcements of the compiler
-_SECONDS = 5.0  # between two announcements of the compiler
 _RAISED_BY = "_fem_mf_raised_by"  # attribute of an exception that another rank passed on: its rank
 _TAG = 32_749  # of messages between failing ranks; MPI guarantees tags up to 32,767
 _SENT: list[MPI.Request] = []  # their buffers live as long as these
