@@ -301,7 +301,7 @@ def test_time_is_true_after_a_restart(line, scheme, caplog):
         rest = list(mf.SchrodingerFlow(line, 2.0, scheme).run(whole[2], 8.0))
     assert [s.t for s in rest] == [4.0, 6.0, 8.0]
     ends = [s.density.amplitude() for s in (whole[-1], rest[-1])]
-    assert line.norm(ends[0] - ends[1]) < 1e-9
+    assert line.discretisation.norm(ends[0] - ends[1]) < 1e-9
 
 
 # -- Langevin ----------------------------------------------------------------------------------
