@@ -164,7 +164,7 @@ def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
     logger = logging.getLogger("fem_mf")
     for handler in [h for h in logger.handlers if h.name == _HANDLER_NAME]:
         logger.removeHandler(handler)
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.name = _HANDLER_NAME
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
@@ -175,6 +175,19 @@ def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
         compiler.removeFilter(filter_)
     compiler.addFilter(_Compilation(logger))
     compiler.setLevel(logging.INFO)
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is at the moment, which programs and tests may replace."""
+
+    @property
+    def stream(self) -> Any:
+        """Standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: object) -> None:
+        """Ignore what the base class would keep."""
 
 
 class _Compilation(logging.Filter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io as text_io
+import logging
 import signal
 import subprocess
 import sys
@@ -264,6 +265,7 @@ def test_progress_passes_states_and_closes(monkeypatch: pytest.MonkeyPatch) -> N
         finally:
             closed.append(True)
 
+    monkeypatch.setattr(logging.getLogger("fem_mf"), "handlers", [])
     for stream in (text_io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stderr", stream)
         assert [s.t for s in progress(flow(), 0.4, COMM)] == [0.1 * k for k in range(5)]
