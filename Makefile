@@ -1,4 +1,4 @@
-# Every target sets up .venv first when it has to; nothing is installed by hand.
+# Every target sets up .venv first if necessary; nothing is installed by hand.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo test test-serial test-parallel-2 test-parallel-3 docs lint format image-test hosts-test clean
@@ -10,14 +10,14 @@ OUTPUT ?= results/$(DEMO)
 ARGS ?=
 PYTEST_ARGS ?=
 
-# Never the mpirun on PATH: it may belong to another MPI than the one DOLFINx is linked with.
+# Do not use the mpirun on PATH: it may belong to an MPI other than the one DOLFINx is linked with.
 BIN := .venv/bin
 MPIRUN := $(BIN)/mpirun
 PYTEST := $(BIN)/python -m pytest
-# A deadlock must not last for ever. In the foreground, so that Ctrl-C reaches the ranks too.
+# Stop deadlocked runs. --foreground: Ctrl-C reaches the ranks too.
 LIMIT := timeout --foreground --kill-after=10
 
-# The ranks share the cores; a thread pool in each of them slows all of them down.
+# The ranks share the cores; thread pools in them would slow all of them down.
 export OMP_NUM_THREADS := 1
 
 help: ## this list
@@ -36,9 +36,9 @@ demo: .venv/.ready ## run a demo: DEMO=two_layer_network NP=2 OUTPUT=results/...
 
 test: test-serial test-parallel-2 test-parallel-3 ## all tests: serial, then tests/parallel at 2 and 3 ranks
 
-# In two processes: MPI has 2,048 communicators for the meshes that one of them keeps, and there are
-# two cores. What the first one says is shown when the second one is through.
-# What mirrors the package: tests of one file each.
+# Two processes run the tests: MPI has 2,048 communicators for the meshes that one process keeps, and there
+# are two cores. The output of the first is shown when the second has finished.
+# MIRROR: the tests that mirror the files of the package.
 MIRROR := $(wildcard tests/test_*.py) $(addprefix tests/,functionals mean_field stationary flows output plotting)
 
 test-serial: .venv/.ready
@@ -51,8 +51,8 @@ test-serial: .venv/.ready
 	wait $$unit || status=$$?; cat .cache/unit.log; \
 	[ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status
 
-# One job a file, for the same reason; those that make few meshes share one. Three ranks on two cores
-# take turns, and a message costs milliseconds: they run only what two ranks do not decide.
+# One job per file, for the same reason; tests with few meshes share one. Three ranks on two cores
+# take turns, and a message costs milliseconds: they run only tests for which two ranks are not enough.
 TOGETHER := $(wildcard $(patsubst %,tests/parallel/test_%.py,bad_input case launch memory meshing output))
 ALONE := $(filter-out $(TOGETHER),$(wildcard tests/parallel/test_*.py))
 
@@ -62,10 +62,10 @@ test-parallel-2 test-parallel-3: test-parallel-%: .venv/.ready
 		$(LIMIT) 600 $(MPIRUN) -n $* $(PYTEST) -p no:cacheprovider $(PYTEST_ARGS) $$files \
 		</dev/null $(say-if-stopped); done
 
-# 124 is how `timeout` says that it had to stop the program, without a message.
+# `timeout` exits with 124, without a message, if it stopped the program.
 say-if-stopped = || { status=$$?; [ $$status -ne 124 ] || echo "$@: stopped, took too long"; exit $$status; }
 
-# -W: a warning stops it; -E: nothing is left over from the build before.
+# -W: warnings are errors; -E: nothing is reused from the previous build.
 docs: .venv/.ready ## the documentation, docs/_build/index.html
 	@$(LIMIT) 300 $(BIN)/python -m sphinx -W -E --keep-going -q docs docs/_build </dev/null $(say-if-stopped)
 	@echo "Open docs/_build/index.html"
@@ -75,11 +75,11 @@ lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: .venv/.ready ## put the code into the form `make lint` asks for
+format: .venv/.ready ## format the code as `make lint` requires
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-image-test: ## build the container image and try it (docker/image-test.sh)
+image-test: ## build and test the container image (docker/image-test.sh)
 	docker/image-test.sh $(ARGS)
 
 hosts-test: .venv/.ready ## one MPI job on two hosts made of network namespaces (needs root)
