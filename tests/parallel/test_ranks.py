@@ -335,15 +335,20 @@ def langevin(
         density = start(comm, space, functional)
         own = density.problem
         states = list(mf.LangevinFlow(own, dt, **tight | options).run(density, 2 * dt))
-        assert all(own.min(state.density.amplitude()) > 0 for state in states)
+        assert all(own.discretisation.min(state.density.amplitude()) > 0 for state in states)
         edges = EdgeOperator(own)
         assert (edges.negative > 0) == (space in ("ball", "large cube"))
         # What is at the far end of an edge need not be on this rank.
         lengths = sum(
-            edges.rise(x[: own.discretisation.num_owned]) ** 2 for x in own.nodes[: own.dim]
+            edges.rise(x[: own.discretisation.num_owned]) ** 2
+            for x in own.discretisation.nodes[: own.dim]
         )
         found = of_states(states, numbers=not space.startswith("two cells"))
-        found["edges"] = [edges.negative, edges.edges, own.max(lengths.max(initial=0.0))]
+        found["edges"] = [
+            edges.negative,
+            edges.edges,
+            own.discretisation.max(lengths.max(initial=0.0)),
+        ]
         if space == "large cube":  # is solved iteratively
             assert states[-1].linear_iterations > 2 * states[-1].fixed_point_iterations
         found.pop("linear_iterations")  # each rank has a preconditioner of its own
@@ -400,7 +405,9 @@ def minimum(space: str, functional: str = "network") -> Callable[[MPI.Intracomm]
         found["gap elsewhere"] = mf.gap(own, density)
         assert found["gap elsewhere"] >= mf.energy(own, density) - best.energy
         # and of an excited state, of whose amplitude a density keeps the absolute value
-        distance = own.discretisation.nodes[0, : own.num_owned] - best.density.mean()[0]
+        distance = (
+            own.discretisation.nodes[0, : own.discretisation.num_owned] - best.density.mean()[0]
+        )
         excited = mf.Density(own, distance * best.density.amplitude())
         assert mf.gap(own, excited) >= mf.energy(own, excited) - best.energy > 0.02
         return found
@@ -521,7 +528,7 @@ def log_densities(space: str, functional: str) -> Callable[[MPI.Intracomm], Numb
         u = m.log_values()
         return of_density(m) | {
             "relative entropy": m.relative_entropy(flat),
-            "variance": m.variance(own.discretisation.nodes[0, : own.num_owned]),
+            "variance": m.variance(own.discretisation.nodes[0, : own.discretisation.num_owned]),
             "forms": [forms.flat, forms.schrodinger, forms.hjb, *forms.eigenvalues],
             "bregman": [gap.functional, gap.fisher, gap.total],
             "bounds": [bounds.gradient(u), bounds.growth(u), *bounds.hessian(u)],
