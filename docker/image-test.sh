@@ -104,7 +104,7 @@ folder() {
 # complete: the demo wrote all it should to $results, and all of it belongs to $user.
 complete() {
   local name strangers
-  for name in series.xdmf series.bin history.csv history.png fit.png neurons.png finite_networks.png; do
+  for name in series.xdmf series.bin history.csv run.json history.png fit.png neurons.png; do
     [ -s "$results/two_layer_network/$name" ] || fail "there is no $name"
   done
   strangers=$(find "$results" ! -user $user)
@@ -149,7 +149,16 @@ no_network() { local network=none; folder; coarse_demo; }
 
 read_only() { folder; coarse_demo --read-only --tmpfs /tmp:exec; }
 
-existing_results() { folder; coarse_demo; coarse_demo; }
+# Results are not overwritten unasked.
+existing_results() {
+  folder
+  coarse_demo
+  if run --user $user:$user -v "$results:/fem_mf/results" -- "${coarse[@]}"; then
+    fail "the results were overwritten"
+  fi
+  coarse=("${coarse[@]}" --overwrite)
+  coarse_demo
+}
 
 nothing_mounted() { run --user $user:$user -- "${coarse[@]}"; }
 
@@ -211,7 +220,7 @@ restart() {
     "${coarse[@]}" --restart --t-end "$(awk "BEGIN { print $t + 0.3 }")"
   complete
   # A line for the names, one for the start, and one for each step of 0.1.
-  [ "$(wc -l <"$history")" = "$(awk "BEGIN { print int(($t + 0.3) / 0.1 + 2.5) }")" ]
+  [ "$(grep -vc '^#' "$history")" = "$(awk "BEGIN { print int(($t + 0.3) / 0.1 + 2.5) }")" ]
   echo "stopped at t = $t" >&3
 }
 
