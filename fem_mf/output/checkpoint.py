@@ -352,7 +352,7 @@ class Saved:
         """The state from which a flow of the problem resumes. Collective.
 
         Args:
-            problem: problem on ``self.mesh`` with the same functional, σ, degree, mass and boundary.
+            problem: a problem on ``self.mesh`` with equal functional, σ, degree, mass and boundary.
 
         Raises:
             ValueError: on every rank, if the problem differs, or a file is damaged.
