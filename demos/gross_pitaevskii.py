@@ -44,7 +44,7 @@ def box(radius: float, cells: int, dim: int) -> Any:
 
 def main(
     dim: Literal[1, 2] = 2,  # dimension
-    beta: tuple[float, ...] | None = None,  # strengths β of the contact term; by default published ones
+    beta: tuple[float, ...] | None = None,  # strengths β of the contact term; None: published ones
     degree: int = 8,  # degree of ψ
     cells: int = 16,  # cells per axis of the coarser mesh
     output: str = "results/gross_pitaevskii",  # folder of table.csv and densities.png

@@ -31,7 +31,7 @@ from common import parse, say
 from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 DATA = Path(__file__).parent / "data" / "motorcycle.csv"
-SIZES = {"triangle": 0.35, "quadrilateral": 1.0, "tetrahedron": 0.9, "hexahedron": 1.6}  # cell sizes
+SIZES = {"triangle": 0.35, "quadrilateral": 1.0, "tetrahedron": 0.9, "hexahedron": 1.6}  # of cells
 SNAPSHOTS = (0.0, 0.005, 0.05, 1.0)  # fractions of the final time at which fits are drawn
 SIGMAS, KAPPAS = (1.0, 0.5, 0.25), (0.2, 0.1, 0.05)  # candidates in the cross-validation
 

@@ -158,7 +158,7 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
             problem.comm,
             _LOG,
             "V does not confine m: it does not grow towards the outer boundary, whose cells have "
-            "mass %.1e; the minimum on R^d may not exist, and results are those of this mesh",
+            "mass %.1e; the minimum on R^d may not exist, and results hold for this mesh only",
             total,
         )
     elif outer:

@@ -441,7 +441,7 @@ def read_values(word: str) -> tuple[str, list[Any]]:
     if not isinstance(values, list):  # unquoted words are not TOML
         values = [_read_value(value) for value in text.split(",")]
     if not values or "" in values:
-        raise ValueError(f"{word!r} has no value, or an empty one: say key=value,value")
+        raise ValueError(f"{word!r} has no value, or an empty one: use key=value,value")
     if len({str(value) for value in values}) < len(values):
         raise ValueError(f"{word!r} has a value twice")
     return key, values

@@ -244,7 +244,7 @@ class Density:
     def moment(self, p: float) -> float:
         """∫|x|^p dm, p ≥ 0. Collective."""
         if not p >= 0:
-            raise ValueError(f"the order of a moment is not negative: {p}")
+            raise ValueError(f"the order of a moment must be non-negative, not {p}")
         return self.expect(np.linalg.norm(self.points(), axis=0) ** p)
 
     def fisher_information(self) -> float:
@@ -478,7 +478,7 @@ def log_density(density: Density) -> LogDensity:
     spread = discrete.max(float(u.max(initial=-np.inf))) - discrete.min(u)
     if spread > _LARGEST_U:
         raise ValueError(
-            f"the density falls by e^{{−{spread:.0f}}} on this mesh, further than ψ is known: give "
-            "u itself, LogDensity.from_function(problem, u), or take a smaller mesh"
+            f"the density falls by e^{{−{spread:.0f}}} on this mesh, too far for ψ to determine u: "
+            "give u itself, LogDensity.from_function(problem, u), or take a smaller mesh"
         )
     return LogDensity(density.problem, u.copy())

@@ -256,7 +256,7 @@ def truncation_radius(
     if not (0 < kappa < math.inf and 0 < sigma < math.inf):
         raise ValueError(f"kappa and sigma must be positive, not {kappa} and {sigma}")
     if not 0 < tol < 1:
-        raise ValueError(f"tol is a mass between 0 and 1, not {tol}")
+        raise ValueError(f"tol must be a mass between 0 and 1, not {tol}")
     if dim < 1 or not 0 <= offset < math.inf:
         raise ValueError(f"dim must be positive and offset not negative, not {dim} and {offset}")
     theta = math.sqrt(2.0 * kappa) / sigma

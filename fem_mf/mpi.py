@@ -120,7 +120,7 @@ def same_on_all_ranks(comm: MPI.Comm, **values: Any) -> None:
             shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(found[:4]))
             raise ValueError(
                 f"{name} is not the same on every rank ({shown}): read or draw it on one rank and "
-                "broadcast it, or seed random numbers alike"
+                "broadcast it, or use the same random seed on every rank"
             )
 
 

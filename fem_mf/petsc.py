@@ -161,7 +161,7 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     except PETSc.Error as caught:
         code = caught.ierr  # type: ignore[attr-defined]
         error = ValueError(
-            f"PETSc refused the solver options {options} (prefix {prefix}): error code "
+            f"PETSc rejected the solver options {options} (prefix {prefix}): error code "
             f"{code}; is that solver in this build of PETSc?"
         )
     else:

@@ -146,7 +146,7 @@ def sample_exponential(u: fem.Function, n: int, seed: int) -> Array:
 
 def _sample(cells: _Cells, n: int, seed: int) -> Array:
     if integer("n", n) < 1:
-        raise ValueError(f"the number of samples is at least 1, not {n}")
+        raise ValueError(f"the number of samples must be at least 1, not {n}")
     mesh = cells.mesh
     rng = np.random.default_rng(seed)
     pending, drawn = _draw_cells(mesh, cells.masses(), rng.random(n))

@@ -264,19 +264,19 @@ def _validate(
     if mesh.topology.dim != mesh.geometry.dim:
         raise ValueError(
             f"a {mesh.topology.dim}-dimensional mesh in {mesh.geometry.dim} dimensions is a "
-            "surface; densities live on R^d: read the mesh with gdim = d"
+            "surface; densities are defined on R^d: read the mesh with gdim = d"
         )
     if not isinstance(functional, FunctionalLike):
-        raise ValueError("a functional is an object with value(density) and derivative(density)")
+        raise ValueError("functional must be an object with value(density) and derivative(density)")
     positive("sigma", sigma)
     if not 1 <= integer("degree", degree) <= _MAX_DEGREE[family]:
         raise ValueError(f"degree on a {cell} mesh is 1 to {_MAX_DEGREE[family]}, not {degree}")
     if walls is None and boundary not in ("natural", "dirichlet"):
         raise ValueError(
-            f"boundary is 'natural', 'dirichlet' or a list of facet tags, not {boundary!r}"
+            f"boundary must be 'natural', 'dirichlet' or a list of facet tags, not {boundary!r}"
         )
     if mass not in ("consistent", "lumped"):
-        raise ValueError(f"mass is 'consistent' or 'lumped', not {mass!r}")
+        raise ValueError(f"mass must be 'consistent' or 'lumped', not {mass!r}")
     if mass == "lumped" and family == "simplex" and degree > 1:
         raise ValueError(
             f"mass='lumped' on a {cell} mesh needs degree=1 (higher degrees have weights that are "

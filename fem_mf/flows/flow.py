@@ -280,7 +280,7 @@ def check_tolerances(problem: Problem, max_iterations: int, **tolerances: float 
             if value is not None and not 0 < number(name, value) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")
         if integer("max_iterations", max_iterations) < 1:
-            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+            raise ValueError(f"max_iterations must be at least 1, not {max_iterations}")
     except (TypeError, ValueError) as caught:
         error = caught
     all_ranks_agree(problem.comm, error)
@@ -306,14 +306,14 @@ def check_run(
         type(start) is State if kind is State else isinstance(start, kind)
     ):
         raise TypeError(
-            f"this flow resumes from a {kind.__name__} of its own, not from a "
+            f"this flow can resume only from its own {kind.__name__}, not from a "
             f"{type(start).__name__} of another flow; start from its density: "
             "run(state.density, ...)"
         )
     density = start.density if isinstance(start, State) else start
     if not isinstance(density, Density):
         raise TypeError(
-            "the start is a Density, such as Density.from_function(problem, m), or a state of the "
+            "start must be a Density, such as Density.from_function(problem, m), or a state of the "
             f"flow, not {type(start).__name__}"
         )
     if density.problem is not problem:

@@ -267,7 +267,7 @@ def _form(form: str | None, decomposed: bool, weighted: bool) -> str:
     if form is None:
         return named
     if form not in ("u", "v+w", "hopf-cole"):
-        raise ValueError(f"form is 'u', 'v+w' or 'hopf-cole', not {form!r}")
+        raise ValueError(f"form must be 'u', 'v+w' or 'hopf-cole', not {form!r}")
     if named not in ("u", form):
         raise ValueError(f"form={form!r} contradicts decomposed and weighted: give form alone")
     return form

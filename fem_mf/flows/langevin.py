@@ -248,7 +248,7 @@ def _warn_of_diffusion(state: LangevinState) -> bool:
         state.density.problem.comm,
         _LOG,
         "t = %.6g: the cell Péclet number |∇V|h/σ² is %.2g: numerical diffusion spreads m as it "
-        "moves, and the scheme is of order 1 in h; make the mesh about %.2g times as fine",
+        "moves, and the scheme is of order 1 in h; refine the mesh by a factor of about %.2g",
         *(state.t, state.peclet, 2.0 * state.peclet),
     )
     return True

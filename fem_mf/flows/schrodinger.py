@@ -201,7 +201,7 @@ class SchrodingerFlow(Flow[State]):
             except ConvergenceError as error:
                 if parts >= _MOST_MOVEMENTS or isinstance(error, StagnationError):
                     raise type(error)(
-                        f"a step of {dt:.3g} failed, also when divided into {parts}: {error}"
+                        f"a step of {dt:.3g} failed, even when divided into {parts}: {error}"
                     ) from None
                 parts *= 2
 

@@ -194,7 +194,7 @@ class ImplicitStage:
             except LinearSolverError:
                 raise
             except ConvergenceError as error:
-                _LOG.debug("%s; Newton's method instead", error)
+                _LOG.debug("%s; using Newton's method instead", error)
                 self._turns.failed(a)
         try:
             return self.by_newton(anchor, a, origin)

@@ -77,7 +77,7 @@ class NetworkLoss(Cylindrical):
         if not (np.isfinite(self.z).all() and np.isfinite(self.y).all()):
             raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
         if loss not in _LOSSES:
-            raise ValueError(f"loss is 'squared' or 'logistic', not {loss!r}")
+            raise ValueError(f"loss must be 'squared' or 'logistic', not {loss!r}")
         if loss == "logistic" and not np.isin(self.y, (-1.0, 1.0)).all():
             raise ValueError(
                 f"with loss='logistic' y are labels −1 or 1; got values {np.unique(self.y)[:5]}"

@@ -90,7 +90,7 @@ class Functional(ABC):
         if not isinstance(factor, (int, float, np.integer, np.floating)):
             return NotImplemented
         if not np.isfinite(factor):
-            raise ValueError(f"a functional is multiplied by a finite number, not {factor}")
+            raise ValueError(f"the factor of a functional must be finite, not {factor}")
         return _Sum([(float(factor) * c, f) for c, f in flatten(self)])
 
     __rmul__ = __mul__

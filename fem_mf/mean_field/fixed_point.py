@@ -105,7 +105,7 @@ class Anderson:
 
     def __init__(self, depth: int = 5) -> None:
         if depth < 1:
-            raise ValueError(f"the depth of Anderson acceleration is at least 1, not {depth}")
+            raise ValueError(f"the depth of Anderson acceleration must be at least 1, not {depth}")
         self.depth = depth
         self._pairs: list[tuple[Array, Array]] = []
 

@@ -38,7 +38,7 @@ class Newton:
 
     def __init__(self, slow: float = 0.1) -> None:
         if not 0 < slow < 1:
-            raise ValueError(f"slow is a contraction factor between 0 and 1, not {slow}")
+            raise ValueError(f"slow must be a contraction factor between 0 and 1, not {slow}")
         self.slow = slow
         self._response: Array | None = None
         self._scale = 0.0

@@ -206,7 +206,7 @@ class Checkpoint(RunFile):
             OSError: if writing fails; the previous checkpoint is still valid.
         """
         if state.density.problem is not self._problem:
-            raise ValueError("the state belongs to another problem than the checkpoint")
+            raise ValueError("the state and the checkpoint belong to different problems")
         elapsed = time.monotonic() - self._written_at
         late = self._seconds is not None and elapsed >= self._seconds
         mine = np.array([self._signal, late and self._comm.rank == 0], dtype=np.int64)
@@ -451,7 +451,7 @@ def _read_table(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Any:
             raise ValueError(f"it has {len(table)} rows instead of {blocks[-1][1]}")
         for first, last, checksum in blocks[comm.rank :: comm.size]:
             if zlib.crc32(np.ascontiguousarray(table[first:last])) != checksum:
-                raise ValueError(f"rows {first} to {last} are not those that were written")
+                raise ValueError(f"rows {first} to {last} do not match their checksum")
     except (OSError, ValueError, EOFError) as caught:
         error = ValueError(f"'{path}' is damaged: {caught}")
     all_ranks_agree(comm, error)

@@ -77,7 +77,7 @@ class RunFile(ABC):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._exists() and not may_exist:
                 raise FileExistsError(
-                    f"'{self.path}' is there already: choose another path, or say overwrite=True "
+                    f"'{self.path}' already exists: choose another path, or set overwrite=True "
                     "(--overwrite) to replace it, resume=... (--restart) to continue it"
                 )
 

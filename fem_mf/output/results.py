@@ -186,7 +186,7 @@ class Results:
                 kept = {name: self.run["problem"][name] for name in ("sigma", "degree", "mass")}
                 return saved.density(Problem(saved.mesh, _nothing(), **kept))
         except (ValueError, FileNotFoundError) as error:
-            warn(self.comm, _LOG, "%s; taking the series instead", error)
+            warn(self.comm, _LOG, "%s; using the series instead", error)
         return None
 
     def __repr__(self) -> str:
@@ -297,7 +297,7 @@ def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"'{path}' is damaged: {error!r}") from None
     if form != FORMAT:
-        what = "is of another program or version"
+        what = "was written by another program or version"
         raise ValueError(f"'{path}' {what}: its format is {form!r}, not {FORMAT!r}")
     if missing := [name for name in _NEEDED if name not in record]:
         raise ValueError(f"'{path}' is damaged: it has no {', '.join(missing)}")
@@ -307,7 +307,7 @@ def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
             for name, value in record["result"].items()
         }
     if record["status"] == "running" and not (alive or is_running(folder)):
-        record["status"], record["reason"] = "killed", "it ended without a word"
+        record["status"], record["reason"] = "killed", "it ended without recording its status"
     written, here = record["versions"].get("fem_mf"), versions()["fem_mf"]
     if written != here:
         warn(comm, _LOG, "'%s' was written by fem_mf %s; this is %s", folder, written, here)

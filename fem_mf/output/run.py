@@ -227,7 +227,7 @@ class Run:
             Exception: as in ``flow.run``; files already written remain valid.
         """
         if flow.problem is not self.problem:
-            raise ValueError("the flow is of another problem than the run")
+            raise ValueError("the flow and the run have different problems")
         self._record["flow"] = _describe(flow)
         first: Any = self._start or start
         self._start = None  # later calls for this run use their own start
@@ -259,7 +259,7 @@ class Run:
             ValueError: if it is on another mesh, or the run is a study.
         """
         if best.density.problem.mesh is not self.problem.mesh:
-            raise ValueError("the minimiser is on another mesh than the run")
+            raise ValueError("the minimiser and the run have different meshes")
         for number, iterate in enumerate(best.history):
             self._history.append({"iteration": number, **asdict(iterate)})
         if self._series is not None:
@@ -325,7 +325,7 @@ class Run:
                 "choose another folder"
             ) from None
         except OSError as error:
-            message = "'%s' cannot be locked (%s): start no second run there"
+            message = "'%s' cannot be locked (%s): do not start a second run in it"
             warn(self._comm, _LOG, message, self.folder, error)
         self._lock = lock  # the system releases it when the process ends, even if killed
         manifest = self.folder / CHECKPOINT / MANIFEST
@@ -338,7 +338,7 @@ class Run:
         elif not restart and any(path.exists() for path in results):
             self._release()
             raise FileExistsError(
-                f"'{self.folder}' has the results of another run: choose another folder, or say "
+                f"'{self.folder}' has the results of another run: choose another folder, or set "
                 "overwrite=True (--overwrite) to replace them, restart=True (--restart) to resume"
             )
 
@@ -396,7 +396,7 @@ def _saved(folder: Path, problem: Problem) -> Saved:
     if read is None or read["path"].resolve() != path.resolve():
         Checkpoint.read(path, problem.comm)  # raises an error if there is none
         raise ValueError(
-            "a restarted run lives on the mesh of its checkpoint: build the problem on "
+            "a restarted run needs the mesh of its checkpoint: build the problem on "
             f"Run.mesh('{folder}', comm)"
         )
     return Saved(mesh=problem.mesh, **read)

@@ -125,7 +125,7 @@ class XDMFSeries(RunFile):
         for t, grid in steps_of(self.path):
             (values,) = {item.get("Dimensions") for item in grid.iterfind("Attribute/DataItem")}
             if values != f"{self._where[1]} 1":
-                what = "is a series on another mesh or of another subdivision"
+                what = "belongs to another mesh or subdivision"
                 raise ValueError(f"'{self.path}' {what}; choose another path")
             if t < resume.t:
                 steps.append(ET.tostring(grid, encoding="unicode"))

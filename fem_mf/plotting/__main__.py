@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, default=15.0, help="images of the film per second")
     add("--every", type=int, default=1, metavar="N", help="use every N-th step only")
     add("--size", type=_size, default=Look.size, metavar="WxH", help="size in pixels")
-    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of colours and heights")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of colours, heights")
     add("--whole", action="store_true", help="show the whole mesh, not only where there is mass")
     add("--names", nargs="+", metavar="NAME", help="names of the axes")
 

@@ -210,7 +210,7 @@ def minimise(
     for name, value in numbers:
         positive(name, value)
     if integer("max_iterations", max_iterations) < 1:
-        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+        raise ValueError(f"max_iterations must be at least 1, not {max_iterations}")
     residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
     minima = []
     for density in given:
@@ -316,7 +316,7 @@ class _Search:
                 break
             if np.isnan(best.gap) and best.residual > 2.0 * residual:
                 raise ConvergenceError(
-                    f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
+                    f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (requested: "
                     f"{residual:.1e}): refine the mesh; if the residual does not fall, F may have "
                     "no minimum that a mesh can resolve"
                 )
@@ -330,7 +330,7 @@ class _Search:
             density, residual = best.density, 0.1 * residual * np.sqrt(tol / best.gap)
         else:
             raise ConvergenceError(
-                f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
+                f"the gap stays at {best.gap:.1e} (requested: {tol:.1e}); choose a larger tol"
             )
         if best.convexity is not Convexity.PROVED and not self._stopped:
             best = self._below_saddles(best, residual)
@@ -400,7 +400,7 @@ class _Search:
                 "with signs, %.1e without",
                 *(last.residual, condition.residual),
             )
-        _LOG.info("certificate: the lowest eigenvalue of H[m]")
+        _LOG.info("computing the certificate: the lowest eigenvalue of H[m]")
         shape = convexity(problem.functional, density)
         curvatures = self._descent.hessian.curvatures_at(density)
         if curvatures.min(initial=0.0) < -1e-6 * np.abs(curvatures).max(initial=0.0):

@@ -154,12 +154,12 @@ class Descent:
             stalled = stalled + 1 if small else 0
             if stalled == _STALLED:
                 raise StagnationError(
-                    f"the residual stays at {iterate.residual:.1e} by rounding (asked for: "
+                    f"the residual stays at {iterate.residual:.1e} because of rounding (requested: "
                     f"{residual:.1e}); choose a larger tol or residual_tol"
                 )
         if iterate.residual > residual:
             raise ConvergenceError(
-                f"residual {iterate.residual:.1e} after {max_iterations} iterations (asked for: "
+                f"residual {iterate.residual:.1e} after {max_iterations} iterations (requested: "
                 f"{residual:.1e}); allow more (max_iterations), give a start or a continuation in "
                 "sigma, or refine a mesh too coarse for the minimiser"
             )
@@ -208,7 +208,7 @@ class Descent:
             self._outdated = True
             return self._step(now, residual)
         if found is None:
-            _LOG.debug("a Newton step does not descend; a gradient step instead")
+            _LOG.debug("a Newton step does not descend; using a gradient step instead")
             self._rebuild(now)
             gradient = TangentStep(self._gradient(now), step.iterations + 1, True)
             found = self._search(now, gradient, "gradient")
