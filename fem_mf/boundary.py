@@ -2,7 +2,7 @@
 
     warn_if_truncated(problem, density)    # logs a warning and a suitable mesh size
 
-The mass in the cells that touch the boundary estimates the truncation error. It is reported for
+The mass in the cells that touch the boundary bounds the truncation error. It is reported for
 each connected component of the boundary, since only the outer one is a truncation, while a hole is
 part of the problem.
 """

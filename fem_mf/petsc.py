@@ -199,7 +199,7 @@ def default_options(condition: float, dofs: int, dim: int) -> _Defaults:
 
 
 def default_preconditioner(dofs: int, dim: int) -> _Defaults:
-    """Options for a preconditioner of an elliptic operator without a mass term.
+    """Options for a preconditioner of an elliptic operator without the mass term of a time step.
 
     It is a factorisation if affordable, else an incomplete one in three dimensions, else multigrid.
     """
@@ -306,7 +306,7 @@ class SpdSolver:
         self.ksp.setTolerances(**{"rtol": rtol, **self._tolerances, **self._chosen})
         self.ksp.solve(right, solution)
         if self.ksp.is_diverged and not self._fresh:
-            # Built for another matrix, the preconditioner may be unsuitable for this one.
+            # Built for another matrix, the preconditioner may even be indefinite for this one.
             self._rebuild_next()
             solution.set(0.0)
             self.ksp.solve(right, solution)

@@ -5,7 +5,7 @@ A neuron is a function of its parameters x and of one datum z:
     F = NetworkLoss(z, y, neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
     F.predict(density, new_z)    # the network's output
 
-With labels y = ±1 and ``loss="logistic"`` the network is a classifier with output f = log-odds.
+With labels y = ±1 and ``loss="logistic"`` it is a classifier, and f is the log-odds of y = 1.
 """
 
 from __future__ import annotations

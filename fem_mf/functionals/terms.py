@@ -5,7 +5,7 @@
     F.derivative(density)        # V[m], a dolfinx.fem.Function
 
 Functionals can be added and multiplied by numbers. A user-defined functional is any object with
-these two methods. A functional sees a density only through its nodal measure b on the potential
+these two methods. A functional uses a density only through its nodal measure b on the potential
 space, ∫f dm = Σ_i b_i f(x_i), so the derivatives below are those of the *discrete* functional.
 """
 

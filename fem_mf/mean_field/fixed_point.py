@@ -140,8 +140,8 @@ class Anderson:
 class StopTest:
     """Stop when T(y) is within tolerance · max(1, ‖y‖) of the fixed point.
 
-    Its distance is estimated by the residual ‖T(y) − y‖ and, if the iteration contracts by a factor
-    q < 1, by about q/(1 − q) times the residual, since T(y), the result, is one contraction closer.
+    Its distance is at most the residual ‖T(y) − y‖ and, if the iteration contracts by a factor
+    q < 1, about q/(1 − q) times the residual, since T(y), the result, is one contraction closer.
 
     Attributes:
         tolerance: relative tolerance.

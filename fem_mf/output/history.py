@@ -137,7 +137,7 @@ def on_disk(comm: MPI.Comm, path: Path, work: Callable[[], object]) -> None:
         except OSError as caught:
             full = "disk full: " if caught.errno == errno.ENOSPC else ""
             error = OSError(f"{full}cannot write '{path}': {caught}")
-            if caught.errno is None:  # raised by this package, with advice of its own
+            if caught.errno is None:  # raised by this package, with its own advice
                 error = caught
     all_ranks_agree(comm, error)
 
