@@ -1,14 +1,14 @@
-"""Classify wines by an infinitely wide two-layer network: training a distribution of neurons.
+"""Classify wines with an infinitely wide two-layer network, trained in the mean-field limit.
 
-A wine is known by two measured numbers z = (z₁, z₂), and is of one cultivar (y = 1) or of one of
-two others (y = −1). A neuron is N(z; (a₁, a₂, b)) = 20 tanh(a₁z₁ + a₂z₂ + b), a point of R³; the
-network f(z) = ∫N(z; x) dm(x) has one neuron for every point, weighted by a probability density m,
-and gives y = 1 the probability 1/(1 + e^(−f(z))). Training minimises (E1)
+A wine is described by two measured numbers z = (z₁, z₂); it belongs to one cultivar (y = 1) or to
+one of two others (y = −1). A neuron N(z; (a₁, a₂, b)) = 20 tanh(a₁z₁ + a₂z₂ + b) is a point of R³;
+the network f(z) = ∫N(z; x) dm(x) has one neuron for every point, weighted by a probability density
+m, and assigns y = 1 the probability 1/(1 + e^(−f(z))). Training minimises (E1)
 
     F^σ(m) = (1/K) Σ_j log(1 + e^(−y_j f(z_j))) + ½κ ∫|x|² dm + (σ²/4) ∫|∇log m|² dm
 
 by its gradient flow, the mean-field Schrödinger equation for ψ = √m (D2), from a standard Gaussian,
-for which f = 0. F is convex, so that the minimum comes with a certificate (C1). Data: 178 wines
+for which f = 0. F is convex, so the minimum comes with a certificate (C1). Data: 178 wines
 (Aeberhard and Forina 1991, https://doi.org/10.24432/C5PC7J), of which a third is held out.
 
     mpirun -n 2 python demos/classification.py --features flavanoids proline
@@ -32,7 +32,7 @@ import networks
 from common import parse, say
 from fem_mf.plotting import film_of_figures
 
-POINTS = 21  # per axis, at which f is computed
+POINTS = 21  # number of points per axis at which f is computed
 
 
 def neuron(x: Any, z: Any) -> Any:
@@ -55,10 +55,10 @@ def draw(axes: Any, outputs: Any, t: float, names: Any, grid: Any, parts: Any) -
 def main(
     features: tuple[str, ...] = ("flavanoids", "hue"),  # the two inputs
     sigma: float = 0.5,  # σ, the strength of the Fisher information
-    kappa: float = 0.1,  # κ of the confinement
+    kappa: float = 0.1,  # κ, the curvature of the confining potential
     h: float = 2.9,  # mesh size; the cells are hexahedra of degree 4
     t_end: float = 10.0,  # final time
-    tolerance: float = 5e-3,  # L² error of ψ that a step may make
+    tolerance: float = 5e-3,  # largest estimated L² error of ψ per step
     restart: bool = False,  # resume from the checkpoint in the output folder
     overwrite: bool = False,  # replace the results in the output folder
     output: str = "results/classification",  # folder of the results

@@ -1,4 +1,4 @@
-"""The command line of a demo: options from the keywords of ``main``, the rest for PETSc."""
+"""The command line of a demo: options from the keywords of ``main``; the rest go to PETSc."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def say(text: object) -> None:
 
 
 def study(main: Callable[..., object]) -> None:
-    """Run a demo that is a study: its folder gets a record, and ``--overwrite`` may replace it."""
+    """Run a demo that is a study: a record is written, and ``--overwrite`` may replace it."""
     mf.setup_logging(MPI.COMM_WORLD)
     values = parse(main)
     overwrite = values.pop("overwrite")
@@ -36,9 +36,9 @@ def study(main: Callable[..., object]) -> None:
 def parse(main: Callable[..., object], argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The keywords of ``main`` from the command line, the same on all ranks. Collective.
 
-    Every keyword has a default, a comment behind it, which is its help, and a type: int, float,
+    Every keyword has a default, a comment after it, which is its help text, and a type: int, float,
     str, bool (``--x``, ``--no-x``), ``Literal`` (choices), ``tuple[float, ...]`` (several values),
-    or one of these or None. After a mistake all ranks end, and rank 0 prints the message.
+    or one of these or None. After an error all ranks end, and rank 0 prints the message.
     """
     comm, outcome = MPI.COMM_WORLD, None
     if comm.rank == 0:
@@ -50,7 +50,7 @@ def parse(main: Callable[..., object], argv: Sequence[str] | None = None) -> dic
     if not isinstance(outcome, tuple):
         raise SystemExit(outcome)
     values, petsc = outcome
-    if petsc:  # at the end PETSc lists those that no solver has asked for
+    if petsc:  # with -options_left PETSc lists unused options at the end
         PETSc.Options().insertString(shlex.join([*petsc, "-options_left"]))
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
@@ -61,7 +61,7 @@ def _read(main: Callable[..., object], argv: Sequence[str] | None) -> Any:
         epilog="Options of PETSc have one dash: -fem_mf_schrodinger_pc_type lu.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        add_help=False,  # -h is the beginning of options of PETSc
+        add_help=False,  # because options of PETSc may begin with -h
     )
     parser.add_argument("--help", action="help", help="show this message")
     helps = dict(re.findall(r"^    (\w+): .*,  # (.+)$", inspect.getsource(main), re.MULTILINE))
@@ -82,7 +82,7 @@ def _read(main: Callable[..., object], argv: Sequence[str] | None) -> Any:
 
 
 def _kind(hint: Any) -> dict[str, Any]:
-    """What ``add_argument`` must know of a type."""
+    """The arguments of ``add_argument`` for a type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if type(None) in inner:
         return _kind(inner[0])

@@ -1,4 +1,4 @@
-"""Four descents of one network from one start, and the rate at which they end.
+"""Several descents for one network from one start, and their asymptotic rate.
 
 A network with infinitely many neurons tanh(az + b) learns a sine by minimising (E1)
 
@@ -9,8 +9,8 @@ A network with infinitely many neurons tanh(az + b) learns a sine by minimising 
 - by descents in relative entropy, m_{k+1} = argmin h⁻¹ H(m|m_k) + F^σ(m) (J1), near it for small h,
 - and by mean-field Langevin dynamics (L1), which descend F + (σ²/2) ∫m log m dm instead.
 
-The first three end like e^{−rt}, where r comes from the linearised flow (D5). The rate of the
-Schrödinger flow is measured over the end of the run, above the certified minimum (C1).
+The first three decay as e^{−rt}, where r comes from the linearised flow (D5). The rate of the
+Schrödinger flow is measured at the end of the run, relative to the certified minimum (C1).
 
     mpirun -n 2 python demos/descent_comparison.py --steps 0.5 5
 """
@@ -36,7 +36,7 @@ def main(
     h: float = 0.6,  # mesh size; half of it for Langevin dynamics
     output: str = "results/descent_comparison",  # folder of energies.png
 ) -> dict[str, Any]:
-    """Run all descents: energies above the minimum, predicted rate, and how it was measured."""
+    """Run all descents; return energies above the minimum, predicted and measured rate."""
     comm = MPI.COMM_WORLD
     z = np.linspace(-np.pi, np.pi, 40)
     trap = mf.Potential(lambda x: 0.5 * kappa * (x[0] ** 2 + x[1] ** 2))
@@ -59,7 +59,7 @@ def main(
         flow = mf.RelativeEntropyDescent(problem, step)
         descents[f"relative entropy, h = {step:g}"] = flow.run(start, t_end)
     limit, entropic = mf.Limit.of(mf.minimise(problem)), mf.minimise_entropic(linear)
-    # In terms of u the discrete minimum is another one: that to which long steps lead.
+    # In terms of u the discrete minimum is a different one; long steps converge to it.
     run = mf.RelativeEntropyDescent(problem, 1e3).run(start, 5e3)
     *_, end = mf.progress(run, 5e3, comm, "minimum of the HJB form")
     minima = {"Schrödinger": limit.minimum, "Langevin": entropic.energy}
@@ -79,8 +79,8 @@ def main(
         axes = figure.subplots()
         axes.semilogy(t, excess[0] * np.exp(-rate * t), "k--", label="predicted rate")
         for name, (t, excess) in curves.items():
-            # The difference of the minima of u and ψ is the error in space; below a hundredth of
-            # it the curves of u bend.
+            # The minima in u and ψ differ by the error in space; below a hundredth of this
+            # difference the curves of u bend.
             floor = 1e-9 if name in minima else 0.01 * abs(end.energy - limit.minimum)
             axes.semilogy(t[excess > floor], excess[excess > floor], label=name)
         axes.set(xlabel="t", ylabel="energy − its minimum")

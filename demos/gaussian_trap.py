@@ -1,4 +1,4 @@
-"""The moving Gaussian (X1): a computed flow beside its exact solution.
+"""The moving Gaussian (X1): a computed flow compared with its exact solution.
 
 Minimise over probability densities m on R² the functional (E1) of a trap and a mean interaction,
 
@@ -8,8 +8,8 @@ by its gradient flow, the mean-field Schrödinger equation of ψ = √m (D2),
 
     ∂_tψ = (σ²/2) Δψ − ½ (V[m_t] − λ_t) ψ,   V[m](x) = ½κ|x|² + λ_c (∫x dm − a)·x.
 
-A Gaussian stays one: m_t = N(μ_t, θ_t⁻¹ Id) with θ' = κ − (σ²/2)θ² and θμ' = −κμ − λ_c(μ − a).
-The plane is cut to a disk with ∂ψ/∂n = 0 on its boundary, where m is negligible.
+A Gaussian stays Gaussian: m_t = N(μ_t, θ_t⁻¹ Id), θ' = κ − (σ²/2)θ², θμ' = −κμ − λ_c(μ − a).
+The plane is truncated to a disk with ∂ψ/∂n = 0 on its boundary, where m is negligible.
 
     mpirun -n 2 python demos/gaussian_trap.py --sigma 0.6 --scheme crank-nicolson
 """
@@ -48,12 +48,12 @@ def gaussian(x: Any, mean: Any, theta: float) -> Any:
 def main(
     sigma: float = 0.7,  # σ, the strength of the Fisher information
     t_end: float = 2.0,  # final time
-    dt: float = 0.05,  # time step; longer than about 0.1, a step does not follow the flow
+    dt: float = 0.05,  # time step; steps longer than about 0.1 do not resolve the flow
     scheme: Literal["backward-euler", "crank-nicolson", "sdirk2"] = "sdirk2",  # time stepping
     h: float = 0.4,  # mesh size
     output: str = "results/gaussian_trap",  # folder of trap.png
 ) -> dict[str, float]:
-    """Follow the flow; return the largest errors over the run (of ψ in L²)."""
+    """Compute the flow; return the largest errors over the run (for ψ in L²)."""
     comm = MPI.COMM_WORLD
     mesh = mf.disk(comm, mf.truncation_radius(KAPPA, sigma, tol=1e-8, dim=2, offset=1.8), h)
     trap = mf.Potential(lambda x: 0.5 * KAPPA * (x[0] ** 2 + x[1] ** 2))

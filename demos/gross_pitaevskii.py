@@ -1,14 +1,14 @@
-"""Ground states of the Gross–Pitaevskii equation against published tables.
+"""Ground states of the Gross–Pitaevskii equation, compared with published tables.
 
 With σ² = ½ the regularised energy (E1) of a trap and a contact term is that of a Bose gas,
 
     E = ∫ ½|∇ψ|² + ½|x|²ψ² + (β/2)ψ⁴ dx,   −½Δψ + ½|x|²ψ + βψ³ = μψ
 
 (X6); its minimiser is the ground state, and the eigenvalue μ the chemical potential. Each case is
-solved from the one before it, on collocated quadrilaterals of high degree, then with cells of half
-the size: the change estimates the error. Beside it: the published value, the certificate (C1) and
-the virial identity 2K − 2P + d I₄ = 0. For large β the density tends to the Thomas–Fermi parabola
-(R² − |x|²)/(2β).
+solved from the previous one, on collocated quadrilaterals of high degree, then with cells of half
+the size: the change estimates the error. The table also has the published value, the certificate
+(C1) and the virial identity 2K − 2P + d I₄ = 0. For large β the density tends to the Thomas–Fermi
+parabola (R² − |x|²)/(2β).
 
     python demos/gross_pitaevskii.py
     mpirun -n 2 python demos/gross_pitaevskii.py --cells 8 --output results/gp
@@ -44,12 +44,12 @@ def box(radius: float, cells: int, dim: int) -> Any:
 
 def main(
     dim: Literal[1, 2] = 2,  # dimension
-    beta: tuple[float, ...] | None = None,  # strengths β of the contact term; the published ones
-    degree: int = 8,  # of ψ
-    cells: int = 16,  # per axis of the coarser mesh
+    beta: tuple[float, ...] | None = None,  # strengths β of the contact term; None: published ones
+    degree: int = 8,  # degree of ψ
+    cells: int = 16,  # cells per axis of the coarser mesh
     output: str = "results/gross_pitaevskii",  # folder of table.csv and densities.png
 ) -> dict[str, Any]:
-    """Solve all cases: a row of COLUMNS for each β, and ½F^σ between walls."""
+    """Solve all cases; return a row of COLUMNS for each β, and ½F^σ between walls."""
     published, rows = PUBLISHED[dim], []
     potential = mf.Potential(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2))
     start: mf.Density | None = None
@@ -61,7 +61,7 @@ def main(
         fermi = (b * (dim + 2) / (2.0, np.pi)[dim - 1]) ** (1.0 / (dim + 2))  # Thomas–Fermi R
         best = []
         for n in (cells, 2 * cells):
-            mesh = box(fermi + 5.0, n, dim)  # ψ decays like exp(−|x|²/2) beyond R
+            mesh = box(fermi + 5.0, n, dim)  # ψ decays as exp(−|x|²/2) beyond R
             problem = mf.Problem(mesh, potential + contact, np.sqrt(0.5), degree, mass="lumped")
             # The coarser mesh need not resolve ψ well enough for the final tolerance.
             best.append(mf.minimise(problem, start, tol=1e-8 if n == cells else 1e-12))

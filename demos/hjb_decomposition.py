@@ -1,17 +1,17 @@
-"""The log-density u = −log m of a network's neurons, and its decomposition u = v + w.
+"""The log-density u = −log m of a network's parameters, and its decomposition u = v + w.
 
 A network with infinitely many neurons tanh(az + b) learns a sine. With g = ½κ|x|² + Q|x|⁴ and
 V[m] = g + G(m, ·) its gradient flow is the mean-field Hamilton–Jacobi–Bellman equation (D3),
 
     ∂_tu = (σ²/2) Δu − (σ²/4) |∇u|² + V[m_t] − λ_t,   m_t = e^{−u_t},
 
-and u = v + w, where v has the confinement and w the mean field (W1, W2):
+and u = v + w, where v contains the confinement and w the mean field (W1, W2):
 
     ∂_tv = (σ²/2) Δv − (σ²/4) |∇v|² + g,
     ∂_tw = (σ²/2) Δw − (σ²/2) ∇v·∇w − (σ²/4) |∇w|² + G(m_t, ·).
 
-By theory v_t is θ_t-convex with θ' = κ − (σ²/2)θ², with equality for Q = 0, and w_t is Lipschitz
-uniformly in t. The Schrödinger flow of ψ = √m, discretised independently, gives the same density.
+By the theory v_t is θ_t-convex with θ' = κ − (σ²/2)θ², with equality for Q = 0, and w_t is
+Lipschitz uniformly in t. The independently discretised Schrödinger flow gives the same density.
 
     mpirun -n 2 python demos/hjb_decomposition.py --quartic 0.05 --output results/quartic
 """
@@ -25,7 +25,7 @@ import fem_mf as mf
 from common import say, study
 from fem_mf.plotting import gather
 
-PRECISION = 1.2  # θ_0 of the start, a Gaussian of mean (1, −½)
+PRECISION = 1.2  # θ_0 of the start, a Gaussian with mean (1, −½)
 
 
 def main(
@@ -39,7 +39,7 @@ def main(
     h: float = 0.6,  # mesh size
     output: str = "results/hjb_decomposition",  # folder of history.csv and fields.png
 ) -> dict[str, float]:
-    """Run both flows; the bounds over the run, the largest distance in L¹, and the last energy."""
+    """Run both flows; return the bounds, the largest L¹ distance, and the final energy."""
     comm = MPI.COMM_WORLD
 
     def g(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the demos of networks share: cross-validation of σ and κ, and finite networks."""
+"""Common parts of the network demos: cross-validation of σ and κ, and finite networks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def cross_validate(
     loss: str = "squared",
     folds: int = 5,
 ) -> tuple[float, float]:
-    """The largest κ, then σ, whose loss on data left out is within 2 % of the least. Collective.
+    """The largest κ, then σ, with a held-out loss within 2 % of the least. Collective.
 
-    Smaller differences are below the scatter between folds, and larger κ need a smaller domain.
+    Smaller differences are below the scatter between folds, and a larger κ allows a smaller domain.
 
     Args:
         network: the loss on all data.
         sigmas: values of σ, from the largest.
         kappas: values of κ, from the largest.
         h: size of coarse cells of degree 4, on a square or cube.
-        loss: that of the network.
-        folds: parts into which the data are cut; each is left out once.
+        loss: name of the loss of the network.
+        folds: number of parts into which the data are split; each is held out once.
     """
     dim = 2 if network.z.ndim == 1 else 3
     radius = mf.truncation_radius(min(kappas), sigmas[0], tol=1e-4, dim=dim, offset=2.0)
@@ -54,7 +54,7 @@ def cross_validate(
             )
             problem = mf.Problem(mesh, trap(kappa) + kept, sigmas[0], degree=4, mass="lumped")
             density = None
-            for i, sigma in enumerate(sigmas):  # problems of one κ share their features
+            for i, sigma in enumerate(sigmas):  # problems with the same κ share their features
                 density = mf.minimise(problem.with_sigma(sigma), density, tol=1e-4).density
                 row[i] += left_out.value(density) * np.mean(fold == k)
         say(f"κ = {kappa:<5g}" + "".join(f"{value:12.5f}" for value in row))
@@ -66,7 +66,7 @@ def cross_validate(
 def finite_outputs(
     density: mf.Density, network: mf.NetworkLoss, sizes: tuple[int, ...], samples: int
 ) -> dict[int, Any]:
-    """Outputs ``(samples, K)`` at the data of networks of n neurons drawn from m. Collective."""
+    """Outputs ``(samples, K)`` of networks of n neurons drawn from m, at the data. Collective."""
     neurons = density.sample(samples * max(sizes), seed=1).T.reshape(-1, samples, max(sizes))
     return {
         n: np.stack([network.neuron(neurons[:, :, :n], d).mean(axis=1) for d in network.z], axis=1)
@@ -77,7 +77,7 @@ def finite_outputs(
 def finite_networks(
     density: mf.Density, network: mf.NetworkLoss, samples: int
 ) -> dict[int, tuple[float, float, float]]:
-    """Squared loss of networks drawn from m, by n: mean, standard error, expected mean. Collective.
+    """Squared loss of networks drawn from m, by n: mean, standard error, expectation. Collective.
 
     The expected mean is F(m) + (1/n) (1/K) Σ_j Var_m N(z_j; ·).
     """

@@ -10,8 +10,8 @@ by its gradient flow, the mean-field Schrödinger equation for ψ = √m (D2), f
 
     ∂_tψ = (σ²/2) Δψ − ½ (V[m_t] − λ_t) ψ,   V[m](x) = ½κ|x|² − (2/K) Σ_j (y_j − f(z_j)) N(z_j; x),
 
-on a ball or a box with ∂ψ/∂n = 0 on its boundary. The data are head acceleration after the impact
-of a motorcycle (Silverman 1985, see data/README.md), of which every fourth is held out. Drawing n
+on a ball or a box with ∂ψ/∂n = 0 on its boundary. The data are head accelerations after the impact
+of a motorcycle (Silverman 1985, see data/README.md); every fourth datum is held out. Drawing n
 neurons from m gives a network whose mean loss exceeds that of m by (1/n) (1/K) Σ_j Var_m N(z_j; ·).
 
     mpirun -n 2 python demos/two_layer_network.py --dim 3
@@ -32,22 +32,22 @@ from fem_mf.plotting import plot_density, plot_fit, plot_history
 
 DATA = Path(__file__).parent / "data" / "motorcycle.csv"
 SIZES = {"triangle": 0.35, "quadrilateral": 1.0, "tetrahedron": 0.9, "hexahedron": 1.6}  # of cells
-SNAPSHOTS = (0.0, 0.005, 0.05, 1.0)  # fractions of the time, at which fits are drawn
-SIGMAS, KAPPAS = (1.0, 0.5, 0.25), (0.2, 0.1, 0.05)  # of the cross-validation
+SNAPSHOTS = (0.0, 0.005, 0.05, 1.0)  # fractions of the final time at which fits are drawn
+SIGMAS, KAPPAS = (1.0, 0.5, 0.25), (0.2, 0.1, 0.05)  # candidates in the cross-validation
 
 
 def main(
     dim: Literal[2, 3] = 2,  # parameters of a neuron: (a, b), or (a, b, c)
     sigma: float = 0.5,  # σ, the strength of the Fisher information
-    kappa: float = 0.1,  # κ of the confinement; --cross-validate chose both for dim 2
+    kappa: float = 0.1,  # κ of the confinement; both are from --cross-validate for dim 2
     cross_validate: bool = False,  # choose σ and κ first
     h: float | None = None,  # mesh size
     cell: Literal["triangle", "quadrilateral", "tetrahedron", "hexahedron"] | None = None,  # shape
     mesh: str | None = None,  # a .msh or .xdmf file to use instead
-    dt: float = 0.01,  # time step, the first one when there is a tolerance
+    dt: float = 0.01,  # time step; only the first one with a tolerance
     t_end: float = 20.0,  # final time
-    tolerance: float = 1e-3,  # L² error of ψ that a step may make; 0 for constant steps
-    minutes: float = 10.0,  # between checkpoints
+    tolerance: float = 1e-3,  # largest estimated L² error of ψ per step; 0 for constant steps
+    minutes: float = 10.0,  # time between checkpoints
     restart: bool = False,  # resume from the checkpoint in the output folder
     overwrite: bool = False,  # replace the results in the output folder
     samples: int = 20,  # repetitions of each finite network
@@ -67,7 +67,7 @@ def main(
     if cross_validate:
         sigma, kappa = networks.cross_validate(network, SIGMAS, KAPPAS, {2: 2.0, 3: 3.0}[dim])
     cell = cell or ("triangle" if dim == 2 else "hexahedron")
-    # Trained neurons spread beyond the ground state of the trap alone.
+    # Trained neurons spread farther than the ground state of the trap alone.
     radius = mf.truncation_radius(kappa, sigma, tol=1e-8, dim=dim, offset=2.0)
     if restart:
         domain = mf.Run.mesh(folder, comm)
@@ -107,7 +107,7 @@ def main(
         limit = mf.Limit.of(best)
         limit.write(folder / "history.csv", comm)
         say(f"minimiser: {best}  predicted decay e^(−{limit.decay_rate or np.nan:.4f} t)")
-    except mf.ConvergenceError as error:  # a mesh too coarse for a certificate
+    except mf.ConvergenceError as error:  # the mesh is too coarse for a certificate
         say(f"the minimum is not known: {error}")
     plot_density(folder / "neurons.png", density, f"t = {state.t:g}", names="abc"[:dim])
     if comm.rank == 0:

@@ -1,12 +1,12 @@
-"""The mean-field Schrödinger equation in plain DOLFINx, and the package taking the same steps.
+"""The mean-field Schrödinger equation in plain DOLFINx, compared with the package.
 
 A network with infinitely many neurons tanh(az + b) learns sin z: m = ψ² is the distribution of
 (a, b), V[m](x) = ½κ|x|² − (2/K) Σ_j (y_j − ∫N(z_j; ·) dm) N(z_j; x), and the gradient flow of
-F(m) + (σ²/4) I(m) is ∂_tψ = (σ²/2)Δψ − ½(V[m] − λ)ψ (D2). A step (D7) finds ψ⁺ of norm one and s:
+F(m) + (σ²/4) I(m) is ∂_tψ = (σ²/2)Δψ − ½(V[m] − λ)ψ (D2). A step (D7) finds s and ψ⁺ with norm one:
 
     (2/τ)⟨χ, ψ⁺ − ψⁿ⟩ + ⟨χ, (H[m⁺] − s)ψ⁺⟩ = 0 for every χ,   H[m] = −σ²Δ + V[m].
 
-The fixed point solves this linear problem with the V of the last moments, renormalises ψ⁺, and
+The fixed-point iteration solves this problem, linear for V of the last moments, normalises ψ⁺, and
 updates the moments and s = λ + (2/τ)(1 − ⟨ψ⁺, ψⁿ⟩).
 
     mpirun -n 2 python demos/weak_form.py -weak_form_ksp_type cg -weak_form_ksp_rtol 1e-13
@@ -34,11 +34,11 @@ def main(
     steps: int = 10,  # number of steps
     output: str = "results/weak_form",  # folder of density.png
 ) -> tuple[float, float]:
-    """Run both; the energies F^σ after the last step."""
+    """Run both; return the energies F^σ after the last step."""
     comm = MPI.COMM_WORLD
     domain = mf.disk(comm, 6.0, h)
-    space = fem.functionspace(domain, ("Lagrange", 2))  # of ψ
-    potentials = fem.functionspace(domain, ("Lagrange", 3))  # of V
+    space = fem.functionspace(domain, ("Lagrange", 2))  # space of ψ
+    potentials = fem.functionspace(domain, ("Lagrange", 3))  # space of V
     dx = ufl.Measure("dx", domain, metadata={"quadrature_degree": 7})
     z = np.linspace(-np.pi, np.pi, 40)
     data, x = np.sin(z), potentials.tabulate_dof_coordinates().T
@@ -60,7 +60,7 @@ def main(
         return float(comm.allreduce(fem.assemble_scalar(form)))
 
     def update() -> np.ndarray:
-        """Normalise ψ; its moments ∫φ_j dm, and V of them."""
+        """Normalise ψ, set V from the moments ∫φ_j dm, and return them."""
         psi.x.array[:] /= np.sqrt(integral(norm2))
         b = fem.assemble_vector(weights)
         b.scatter_reverse(la.InsertMode.add)

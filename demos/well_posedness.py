@@ -1,9 +1,9 @@
-"""Why the flow is well posed, and why an explicit step is not (d = 1).
+"""Numerical check of the contraction argument, and the step bound of an explicit scheme (d = 1).
 
-The contraction: freeze the trajectory of m on [0, T], solve (W2) for w̄ with G(m_t, ·), read off
-the new m. For small T the map w ↦ w̄ contracts sup_t‖∇w − ∇w'‖∞ by a factor ∝ T.
+The contraction argument freezes the trajectory of m on [0, T], solves (W2) for w̄ with G(m_t, ·),
+and obtains a new m. For small T the map w ↦ w̄ contracts sup_t‖∇w − ∇w'‖∞ by a factor ∝ T.
 The explicit descent m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k, ·)) lowers the energy only for h below a
-bound that shrinks with the square of the mesh size; minimising movements (J1) have no bound.
+bound proportional to the square of the mesh size; minimising movements (J1) have no such bound.
 
     mpirun -n 2 python demos/well_posedness.py --sigma 0.6
 """
@@ -27,7 +27,7 @@ type Sweep = tuple[list[mf.Density], float]  # m_t, and sup_t‖∇w̄ − ∇w�
 def contraction(
     G: Any, v: Any, start: mf.Density, T: float, steps: int = 4, sweeps: int = 3
 ) -> list[Sweep]:
-    """Apply the map on [0, T] again and again, from w_t = w_0; v is stationary."""
+    """Iterate the map on [0, T], starting from w_t = w_0; v is stationary."""
     problem = start.problem
     operator, bounds = mf.HJBOperator(problem, v), Regularity(problem)
     own, first = problem.discretisation.num_owned, problem.discretisation.new_amplitude()
@@ -49,22 +49,22 @@ def contraction(
 def explicit_descent(
     problem: mf.Problem, density: mf.Density, h: float, steps: int
 ) -> Iterator[mf.Density]:
-    """The densities m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k, ·)), the start first."""
+    """The densities m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k, ·)), beginning with the start."""
     operator = mf.HJBOperator(problem)
     yield density
     for _ in range(steps):
         u = density.u()
         u.x.array[:] += h * operator.rate(u, problem.functional.derivative(density)).x.array
-        yield (density := mf.Density.from_log(problem, u))  # ValueError once all is lost
+        yield (density := mf.Density.from_log(problem, u))  # ValueError after a blow-up
 
 
 def main(
     sigma: float = 0.6,  # σ, the strength of the Fisher information
-    kappa: float = 0.6,  # κ of the confinement
+    kappa: float = 0.6,  # κ, the curvature of the confining potential
     h: float = 0.25,  # mesh size
     output: str = "results/well_posedness",  # folder of contraction.png
 ) -> tuple[list[float], list[float], float]:
-    """Return the lengths T, the factors of the contraction, and the bound of the explicit step."""
+    """Return the lengths T, the contraction factors, and the bound on the explicit step."""
     comm, z = MPI.COMM_WORLD, np.linspace(-2.0, 2.0, 10)
     G = mf.NetworkLoss(z, np.sin(2 * z), lambda x, z: np.tanh(x[0] * z))
     F = mf.Potential(lambda x: 0.5 * kappa * x[0] ** 2) + G

@@ -15,7 +15,7 @@ Minimise F(m) + (σ²/4) I(m) over probability densities m on R^d and follow its
 import contextlib
 
 # The wheel loads its own MPI before any compiled module can look for one; an installation of
-# DOLFINx from conda, Debian or an image has no such module and needs only mpi4py first.
+# DOLFINx from conda, Debian or an image has no such module; mpi4py alone must come first.
 with contextlib.suppress(ModuleNotFoundError):
     import dolfinx_solver  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""The command line of the package: ``python -m fem_mf``; ``--help`` says what there is."""
+"""The command line of the package: ``python -m fem_mf``; ``--help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CASE = """The case is a TOML file:
 {}
 In parallel: mpirun -n 4 python -m fem_mf ...
 Options of PETSc have one dash and come last: -fem_mf_schrodinger_pc_type lu."""
-# Of the last numbers of a run, those that say how it went.
+# The final numbers of a run that are shown.
 _MAIN = ("t", "step", "iterations", "energy", "eigenvalue", "residual", "gap")
 
 
@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words of the command line, those of this process by default.
 
     Returns:
-        The exit code: 0, 1 when the command failed, 2 for a mistake in the arguments.
+        The exit code: 0, 1 if the command failed, 2 for wrong arguments.
     """
     parsed = on_root(_COMM, lambda: _parse(arguments))
     if isinstance(parsed, int):
         return parsed
     options, petsc = parsed
-    if petsc:  # at the end PETSc lists those that no solver has asked for
+    if petsc:  # with -options_left PETSc lists unused options at the end
         PETSc.Options().insertString(shlex.join([*petsc, "-options_left"]))
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "doctor": lambda options: 0 if doctor(_COMM, clean=options.clean) else 1,
@@ -77,12 +77,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(work: Callable[[], list[dict[str, Any]]]) -> int:
-    """Make runs, and print their last numbers, or why one failed. Collective."""
+    """Make runs and print their final numbers, or why one failed. Collective."""
     setup_logging(_COMM)
     try:
         rows = work()
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        # Not every rank need have failed: the others may wait inside any call.
+        # Other ranks may not have failed and may wait inside any call.
         end_job(error, f"error: {error}\n")
         return 1
     if _COMM.rank == 0:
@@ -91,7 +91,7 @@ def _report(work: Callable[[], list[dict[str, Any]]]) -> int:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The first column of the rows, and those that say how the runs went."""
+    """A table of the first column of the rows and of the main results."""
     first, *others = rows[0]
     names = [first, *(n for n in _MAIN if n in others and all(n in row for row in rows))]
     lines = [names, *([_text(row[name]) for name in names] for row in rows)]
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> int | tuple[argparse.Namespace, list[str]]:
-    """The options and the words for PETSc, or the exit code once argparse has said why. Rank 0."""
+    """The options and the words for PETSc, or the exit code if argparse fails. Rank 0."""
     parser = _parser()
     try:
         options, rest = parser.parse_known_args(arguments)
@@ -125,7 +125,7 @@ def _parse(arguments: Sequence[str] | None) -> int | tuple[argparse.Namespace, l
 
 
 def _parser() -> argparse.ArgumentParser:
-    # -h is the beginning of options of PETSc.
+    # Options of PETSc may begin with -h, so argparse's -h is disabled.
     plain: dict[str, Any] = {
         "add_help": False,
         "allow_abbrev": False,
@@ -143,22 +143,22 @@ def _parser() -> argparse.ArgumentParser:
         return found.add_argument
 
     parser.add_argument("--help", action="help", help="show this message")
-    add = command("doctor", "Check that everything the package needs is here.")
-    add("--clean", action="store_true", help="remove what killed compilations left in the cache")
+    add = command("doctor", "Check that everything the package needs is installed.")
+    add("--clean", action="store_true", help="remove files that killed compilations left behind")
     command("plot", plotting.DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     plotting.add_options(commands.choices["plot"])
     example = _CASE.format(textwrap.indent(cases.EXAMPLE, "    "))
-    run = command("run", "Run a case: a flow, or a minimisation.", example)
+    run = command("run", "Run a case: a flow or a minimisation.", example)
     runs = command(
         "sweep",
-        "Run a case for several values of a key. Each run has a folder of its own in the case's; "
+        "Run a case for several values of a key. Each run has its own folder in that of the case; "
         "sweep.csv and sweep.png compare them. Finished runs are kept: a sweep that was stopped is "
         "completed by the same command.",
         example,
     )
     for add in (run, runs):
         add("case", help="the case, a .toml file")
-    values = "what varies, such as sigma=1,0.5,0.2"
+    values = "the key and its values, such as sigma=1,0.5,0.2"
     runs("--over", required=True, metavar="KEY=A,B,...", help=values)
     for add in (run, runs):
         text = (

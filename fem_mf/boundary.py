@@ -1,9 +1,9 @@
-"""Mass of m near the boundary: is the mesh large enough to represent R^d?
+"""Mass of m near the boundary, to check that the mesh is large enough to represent R^d.
 
-    warn_if_truncated(problem, density)    # logs what is wrong, and the mesh to use
+    warn_if_truncated(problem, density)    # logs a warning and a suitable mesh size
 
-The mass of the cells that touch the boundary bounds what the truncation neglects. It is reported
-for each connected component of the boundary, since only the outer one is a truncation: a hole is
+The mass in the cells that touch the boundary bounds the truncation error. It is reported for
+each connected component of the boundary, since only the outer one is a truncation, while a hole is
 part of the problem.
 """
 
@@ -31,14 +31,14 @@ _MOST_MASS = 1e-6
 
 @dataclass(frozen=True)
 class BoundaryComponent:
-    """One connected component of the boundary, and what m has there.
+    """One connected component of the boundary, with the mass of m there.
 
     Attributes:
-        outer: whether it is an outer boundary; else that of a hole.
+        outer: whether it is an outer boundary; otherwise it bounds a hole.
         centre: mean of its vertices, ``(d,)``.
-        mass: of the cells that touch it.
-        distance: from the centre of mass of m, averaged over its nodes with the weight m.
-        growth: slope of V[m] in that distance, fitted in its cells with the weight m.
+        mass: mass in the cells that touch it.
+        distance: distance from the centre of mass of m, averaged over its nodes with weight m.
+        growth: slope of V[m] in that distance, fitted in its cells with weight m.
     """
 
     outer: bool
@@ -49,10 +49,10 @@ class BoundaryComponent:
 
 
 def boundary_mass(problem: Problem, density: Density) -> float:
-    """Mass of the cells that touch the boundary. Collective.
+    """Mass in the cells that touch the boundary. Collective.
 
-    What the truncation of R^d to the mesh neglects is of this size or smaller; the boundary of a
-    hole counts too.
+    The error of truncating R^d to the mesh is of this size or smaller; boundaries of holes are
+    included.
     """
     return problem.discretisation.boundary_mass(density.amplitude())
 
@@ -75,7 +75,7 @@ def boundary_components(problem: Problem, density: Density) -> list[BoundaryComp
         at = fem.locate_dofs_topological(problem.space, dim - 1, facets)
         touched.x.array[:] = 0.0
         touched.x.array[np.unique(problem.space.dofmap.list[cells])] = 1.0
-        touched.x.scatter_reverse(la.InsertMode.add)  # cells know nodes of other ranks
+        touched.x.scatter_reverse(la.InsertMode.add)  # cells have nodes owned by other ranks
         at, near = at[at < owned], touched.x.array[:owned] > 0.0
         weight, distance = global_sum(problem.comm, np.array([m[at].sum(), m[at] @ r[at]]))
         found.append(
@@ -91,7 +91,7 @@ def boundary_components(problem: Problem, density: Density) -> list[BoundaryComp
 
 
 def _labels(problem: Problem) -> tuple[Array, list[float], list[Array]]:
-    """The component of each of this rank's boundary facets; extents and centres of components."""
+    """The component of each local boundary facet, and extents and centres of components."""
     mesh, dim, comm = problem.mesh, problem.dim, problem.comm
     mesh.topology.create_connectivity(dim - 1, 0)
     mesh.topology.create_connectivity(0, dim)
@@ -134,14 +134,14 @@ def _slope(problem: Problem, m: Array, r: Array, V: Array) -> float:
 
 
 def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) -> float:
-    """Log a warning when the mesh is too small for m, or V does not confine it. Collective.
+    """Log a warning if the mesh is too small for m, or V does not confine m. Collective.
 
-    Not with ``boundary="dirichlet"``: walls belong to the problem.
+    There is none with ``boundary="dirichlet"``, where walls are part of the problem.
 
     Args:
         problem: the problem.
         density: m.
-        known: a boundary mass that was reported before; warn again only if it has grown tenfold.
+        known: a boundary mass reported earlier; warn again only if it has grown tenfold.
 
     Returns:
         The boundary mass.
@@ -158,7 +158,7 @@ def warn_if_truncated(problem: Problem, density: Density, known: float = 0.0) ->
             problem.comm,
             _LOG,
             "V does not confine m: it does not grow towards the outer boundary, whose cells have "
-            "mass %.1e; the minimum on R^d may not exist, and results are those of this mesh",
+            "mass %.1e; the minimum on R^d may not exist, and results hold for this mesh only",
             total,
         )
     elif outer:

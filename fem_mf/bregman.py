@@ -1,6 +1,6 @@
 """The Bregman divergence of F^σ (E3), whose Fisher part is the relative Fisher information (D6).
 
-F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m) is not negative where F is convex:
+F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m) is non-negative if F is convex:
 
     divergence = bregman(problem, density, start)
     divergence.functional, divergence.fisher    # both ≥ 0 for convex F
@@ -25,11 +25,11 @@ __all__ = ["Bregman", "bregman"]
 
 @dataclass(frozen=True, kw_only=True)
 class Bregman:
-    """F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m), which (E3) says is not negative.
+    """F^σ(m') − F^σ(m) − ∫δF^σ/δm(m, ·) d(m' − m), non-negative by (E3).
 
     Attributes:
-        functional: the part of F, F(m') − F(m) − ∫V[m] d(m' − m).
-        fisher: the part of (σ²/4) I, (σ²/4)∫|∇log(m'/m)|² dm' (D6).
+        functional: the contribution of F, F(m') − F(m) − ∫V[m] d(m' − m).
+        fisher: the contribution of (σ²/4) I, (σ²/4)∫|∇log(m'/m)|² dm' (D6).
     """
 
     functional: float
@@ -37,7 +37,7 @@ class Bregman:
 
     @property
     def total(self) -> float:
-        """Their sum."""
+        """The sum of both contributions."""
         return self.functional + self.fisher
 
 
@@ -50,7 +50,7 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
         old: m, at which F^σ is linearised.
 
     Raises:
-        ValueError: ψ is too small somewhere for its logarithm to mean anything.
+        ValueError: if ψ is too small somewhere for its logarithm to be meaningful.
     """
     discrete = problem.discretisation
     first, second = log_density(old), log_density(new)
@@ -61,7 +61,7 @@ def bregman(problem: Problem, new: Density, old: Density) -> Bregman:
     part = float(functional.value(second)) - float(functional.value(first)) - linear
     dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
     value: Any = default_scalar_type(problem.sigma)
-    sigma = fem.Constant(problem.mesh, value)  # a form that is compiled once for every σ
+    sigma = fem.Constant(problem.mesh, value)  # so that the form is compiled once for all σ
     form = fem.form(equations.relative_fisher(second.u(), first.u(), sigma, dx))
     fisher = float(global_sum(problem.comm, fem.assemble_scalar(form)))
     return Bregman(functional=part, fisher=fisher)

@@ -1,13 +1,13 @@
 """A run described by a file: mesh, functional, flow or minimisation, output.
 
-``python -m fem_mf run case.toml --set sigma=0.2`` runs it. Every other key is an argument of what
-its table stands for: ``disk``, ``Problem``, ``Contact`` or ``HJBFlow``, say. On the command line a
-key is called ``problem.sigma`` or ``contact.beta``, or ``sigma`` if no other table or term has it.
-Formulas are NumPy expressions in x, whose components are x[0], x[1] and x[2]. Paths are relative to
-the current folder.
+``python -m fem_mf run case.toml --set sigma=0.2`` runs it. The keys of a table are arguments of the
+function or class that it stands for, such as ``disk``, ``Problem``, ``Contact`` or ``HJBFlow``. On
+the command line a key is called ``problem.sigma`` or ``contact.beta``, or ``sigma`` if no other
+table or term has it. Formulas are NumPy expressions in x, whose components are x[0], x[1] and x[2].
+Paths are relative to the current folder.
 
-``python -m fem_mf sweep case.toml --over sigma=1,0.5,0.2`` makes one run for each value, each in a
-folder of its own, and a table and a picture of their last numbers. Finished runs are kept.
+``python -m fem_mf sweep case.toml --over sigma=1,0.5,0.2`` runs the case for each value in its own
+folder, and writes a table and a plot of the final numbers. Finished runs are kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = ["EXAMPLE", "Case", "formula", "read_settings", "read_values", "sweep"
 
 _LOG = logging.getLogger(__name__)
 
-# A case that runs, with comments: part of the help.
+# A complete case with comments, shown in the help.
 EXAMPLE = """\
 [mesh]
 kind = "interval"           # interval, disk, ball, box; or file = "mesh.msh" alone
@@ -83,7 +83,7 @@ type _Maker = Callable[..., Any]
 
 _START = "exp(-0.5 * (x[0]**2 + x[1]**2 + x[2]**2))"
 _TABLES = ["mesh", "problem", "functional", "start", "flow", "minimise", "output"]
-# Arguments that are not values of a file.
+# Arguments that a file cannot give.
 _NO_KEYS = {"comm", "problem", "mesh", "functional", "facet_tags", "start", "starts"}
 _NO_KEYS |= {"accelerator", "callback"}
 _MESHES: dict[str, _Maker] = {
@@ -99,17 +99,17 @@ _FLOWS: dict[str, _Maker] = {
     "langevin": LangevinFlow,
     _DESCENT: lambda problem, dt, **options: RelativeEntropyDescent(problem, dt, **options),
 }
-_FIXED = ("scheme", "form", "decomposed", "weighted")  # of the descent's steps, which are HJBFlow's
+_FIXED = ("scheme", "form", "decomposed", "weighted")  # HJBFlow arguments that the descent fixes
 
 
 def formula(text: str, *names: str) -> Callable[..., Array]:
     """A NumPy expression as a function of some names: ``formula("x[0]**2 + sin(x[1])", "x")``.
 
-    It may use NumPy's functions of single numbers (``sin``, ``maximum``, ``where``) and ``pi``.
-    Sums and maxima over an array are refused: they would depend on the points of a rank.
+    It may use NumPy's elementwise functions (``sin``, ``maximum``, ``where``) and ``pi``. Sums and
+    maxima over an array are rejected, since they would depend on the points of a rank.
 
     Raises:
-        ValueError: it is not an expression, or uses a name that is not known.
+        ValueError: if it is not an expression, or uses an unknown name.
     """
     try:
         tree = ast.parse(text, "<formula>", "eval")
@@ -130,7 +130,7 @@ def formula(text: str, *names: str) -> Callable[..., Array]:
 
 
 def _check_node(node: ast.AST, text: str, names: Sequence[str]) -> None:
-    """Refuse what would not act on each point by itself, so that ranks would differ."""
+    """Reject operations that are not elementwise, since their results would differ by rank."""
     if isinstance(node, ast.Name) and node.id not in names:
         value = getattr(np, node.id, None)
         each = isinstance(value, np.ufunc) and value.signature is None
@@ -152,7 +152,7 @@ def _check_node(node: ast.AST, text: str, names: Sequence[str]) -> None:
 
 
 def _network(comm: MPI.Comm, data: str, neuron: str, loss: str = "squared") -> NetworkLoss:
-    """The loss on a CSV file with columns z_1, ..., z_k, y; the neuron is a formula in x and z."""
+    """The loss for a CSV file with columns z_1, ..., z_k, y; the neuron is a formula in x, z."""
     table = on_root(comm, lambda: np.genfromtxt(data, delimiter=",", ndmin=2))
     table = table[1:] if np.isnan(table[:1]).all() else table  # the names of the columns
     if table.shape[1] < 2:
@@ -170,18 +170,18 @@ _TERMS: dict[str, _Maker] = {
 
 
 class Case:
-    """What a case file describes, checked.
+    """The checked contents of a case file.
 
     Args:
         tables: the tables of the file.
         settings: values that replace those of the file, by key.
 
     Attributes:
-        tables: the tables with the settings in place.
+        tables: the tables, updated by the settings.
 
     Raises:
-        ValueError: a table, a kind, a term or a key is not known, with the nearest known one; or a
-            table or a kind is missing.
+        ValueError: if a table, kind, term or key is unknown (the message suggests the nearest known
+            one), or a table or a kind is missing.
     """
 
     def __init__(
@@ -207,8 +207,8 @@ class Case:
         """Read a case file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not TOML, or as for the class.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not TOML, or for the reasons given for the class.
         """
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -233,7 +233,7 @@ class Case:
                     raise ValueError(f"{name} is a table, [{name}], not {entry!r}")
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-        """Each table and each term: its name, its content, and the keys that it may have."""
+        """Name, content and admissible keys of each table and each term."""
         for table, content in self.tables.items():
             if table != "functional":
                 yield table, content, _keys(table, content)
@@ -261,7 +261,7 @@ class Case:
             _check("key", [key], [name for full, _, short in places for name in (full, short)])
         return found[0][1:]
 
-    # -- what it stands for -----------------------------------------------------------------------
+    # -- objects described by the case ------------------------------------------------------------
 
     @property
     def folder(self) -> Path:
@@ -302,11 +302,11 @@ class Case:
     def run(
         self, comm: MPI.Comm, *, overwrite: bool = False, restart: bool = False
     ) -> dict[str, Any]:
-        """Make the run, and return its last numbers. Collective.
+        """Run the case and return its final numbers. Collective.
 
         Raises:
-            ValueError: a value is missing, out of range or of the wrong type.
-            Exception: as :class:`fem_mf.Run`, the flow or ``minimise``.
+            ValueError: if a value is missing, out of range or of the wrong type.
+            Exception: errors of :class:`fem_mf.Run`, the flow or ``minimise``.
         """
         if restart and "minimise" in self.tables:
             raise ValueError("a minimisation has no checkpoint to restart from; begin again")
@@ -323,7 +323,7 @@ class Case:
         maker = _FLOWS[content.pop("kind")]
         span = {name: content.pop(name) for name in ("t_end", "steady_residual") if name in content}
         t_end, steady = _call("flow", _span, span)
-        # Whatever may be wrong is built before the folder is.
+        # Objects that may raise an error are built before the folder is created.
         flow, start = _call("flow", maker, content, problem), self._start(problem)
         with _call("output", Run, how, self.folder, problem) as run:
             for _ in run.steps(flow, start, t_end, steady_residual=steady):
@@ -347,27 +347,27 @@ def sweep(
     overwrite: bool = False,
     restart: bool = False,
 ) -> list[dict[str, Any]]:
-    """Make one run of a case for each value of a key; finished runs are kept. Collective.
+    """Run a case for each value of a key; finished runs are kept. Collective.
 
     The runs are in folders ``key=value`` of the case's own folder, beside ``sweep.csv``, which has
-    the last numbers of each, and ``sweep.png``.
+    the final numbers of each run, and ``sweep.png``.
 
     Args:
         case: the case file.
-        key: what varies, as for ``settings``.
+        key: the key that varies, named as in ``settings``.
         values: its values.
         comm: the communicator of the runs.
         settings: values that replace those of the file, by key.
-        overwrite: make all runs again.
-        restart: resume runs that were stopped from their checkpoints, not from the beginning.
+        overwrite: whether to repeat all runs.
+        restart: whether to resume stopped runs from their checkpoints instead of repeating them.
 
     Returns:
-        The value and the last numbers of each run.
+        The value and the final numbers of each run.
 
     Raises:
-        ValueError: a key is not known, or a value does not suit it.
-        FileExistsError: a folder has a run of another case, and ``overwrite`` is not given.
-        Exception: as the runs; those that are finished stay.
+        ValueError: if a key is unknown, or a value does not suit it.
+        FileExistsError: if a folder has a run of another case, without ``overwrite``.
+        Exception: errors of the runs; finished runs are kept.
     """
 
     def read() -> list[tuple[Case, dict[str, Any] | None]]:
@@ -390,17 +390,17 @@ def sweep(
     on_root(comm, lambda: _write_table(folder / "sweep.csv", rows))
     try:
         plot_sweep(folder / "sweep.png", rows, comm)
-    except ImportError as error:  # the runs are what counts
+    except ImportError as error:  # the plot is optional
         warn(comm, _LOG, "no picture of the sweep: %s", error)
     return rows
 
 
 def _result(case: Case) -> dict[str, Any] | None:
-    """The last numbers of a case that is finished; None where it has to be run. Rank 0."""
+    """The final numbers of a finished case; None if it has to be run. Rank 0."""
     if not (case.folder / RUN_FILE).exists():
         return None
     run = open_results(case.folder, MPI.COMM_SELF).run
-    wanted = json.loads(json.dumps(case.tables, default=str))  # as the record has it
+    wanted = json.loads(json.dumps(case.tables, default=str))  # in the form of the record
     for tables in (wanted, run["parameters"]):
         tables.get("output", {}).pop("folder", None)  # results may have been moved
     if run["parameters"] != wanted:
@@ -412,7 +412,7 @@ def _result(case: Case) -> dict[str, Any] | None:
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows, with the columns that all of them have. Rank 0."""
+    """Write the rows, with the columns that are common to all. Rank 0."""
     columns = [name for name in rows[0] if all(name in row for row in rows)]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -422,10 +422,10 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_settings(words: Iterable[str]) -> dict[str, Any]:
-    """The settings ``key=value`` of a command line; values are TOML, or else text.
+    """The settings ``key=value`` of a command line; values are TOML, otherwise text.
 
     Raises:
-        ValueError: a word has no ``=``.
+        ValueError: if a word has no ``=``.
     """
     return {key: _read_value(text) for key, text in map(_split, words)}
 
@@ -434,14 +434,14 @@ def read_values(word: str) -> tuple[str, list[Any]]:
     """The key and the values of ``key=value,value,...`` of a command line.
 
     Raises:
-        ValueError: there is no ``=``, or no value, or a value comes twice.
+        ValueError: if there is no ``=``, no value, or a repeated value.
     """
     key, text = _split(word)
     values = _read_value(f"[{text}]")
-    if not isinstance(values, list):  # words, which are not TOML
+    if not isinstance(values, list):  # unquoted words are not TOML
         values = [_read_value(value) for value in text.split(",")]
     if not values or "" in values:
-        raise ValueError(f"{word!r} has no value, or an empty one: say key=value,value")
+        raise ValueError(f"{word!r} has no value, or an empty one: use key=value,value")
     if len({str(value) for value in values}) < len(values):
         raise ValueError(f"{word!r} has a value twice")
     return key, values
@@ -455,7 +455,7 @@ def _split(word: str) -> tuple[str, str]:
 
 
 def _read_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
+    """A TOML value, or the text itself if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -484,7 +484,7 @@ def _keys(table: str, content: Mapping[str, Any]) -> list[str]:
 def _chosen(
     table: str, key: str, content: Mapping[str, Any], known: Mapping[str, _Maker]
 ) -> _Maker:
-    """What the kind or the term of a table stands for."""
+    """The function or class that the kind or the term of a table names."""
     if key not in content:
         raise ValueError(f"[{table}] needs a key {key}: {', '.join(known)}")
     if content[key] not in list(known):
@@ -494,7 +494,7 @@ def _chosen(
 
 
 def _imported(name: str) -> _Maker:
-    """The function of the user's own that ``module:function`` names."""
+    """The user's function named by ``module:function``."""
     module, _, function = name.partition(":")
     try:
         maker: _Maker = getattr(importlib.import_module(module), function)
@@ -511,13 +511,13 @@ def _arguments(maker: _Maker) -> list[str]:
 
 
 def _span(t_end: float, steady_residual: float | None = None) -> tuple[float, float | None]:
-    """When a flow ends: both are checked before the run begins."""
+    """The criteria for the end of a flow, checked before the run starts."""
     steady = None if steady_residual is None else positive("steady_residual", steady_residual)
     return positive("t_end", t_end), steady
 
 
 def _call(where: str, maker: _Maker, given: Mapping[str, Any], *first: Any, **more: Any) -> Any:
-    """Call a maker with the keys of a table; a mistake in them is a ValueError."""
+    """Call a maker with the keys of a table; wrong keys or types raise a ValueError."""
     try:
         inspect.signature(maker).bind(*first, **given, **more)
     except TypeError as error:
@@ -536,6 +536,6 @@ def _check(what: str, found: Iterable[str], known: Sequence[str], where: str = "
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: what was probably meant, or all there is."""
+    """The end of a message: the probable intention, or all possibilities."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(known)}"

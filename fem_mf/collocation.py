@@ -1,14 +1,14 @@
 """The collocated stiffness matrix of tensor cells, assembled along its grid lines.
 
-Its entries are those of ∫∇ψ·∇χ by Gauss–Lobatto quadrature:
+Its entries approximate ∫∇ψ·∇χ by Gauss–Lobatto quadrature (spectral elements):
 
     matrix = collocated_stiffness(problem.space, problem.discretisation.constrained)
 
-With the quadrature points at the nodes, the derivatives of the basis along reference axis a at a
-point involve the k + 1 nodes of one line, D_a, and with the geometry factors
-G_ab = w |det J| (J⁻¹J⁻ᵀ)_ab of a cell its matrix is Σ_ab D_aᵀ diag(G_ab) D_b. On axis-aligned
-cells only a = b is left: about (k + 1) d entries a row instead of (k + 1)^d, which for hexahedra of
-degree 6 is 19 instead of 343, and time and memory of the assembly shrink likewise.
+With quadrature points at the nodes, the derivative D_a of the basis along reference axis a at a
+point involves only the k + 1 nodes of one line. With the geometry factors
+G_ab = w |det J| (J⁻¹J⁻ᵀ)_ab of a cell, its matrix is Σ_ab D_aᵀ diag(G_ab) D_b. On axis-aligned
+cells only a = b remains: about (k + 1) d entries per row instead of (k + 1)^d, for hexahedra of
+degree 6 19 instead of 343; assembly time and memory decrease accordingly.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from fem_mf.typing import Array
 
 __all__ = ["collocated_stiffness"]
 
-_ZERO = 1e-13  # relative size of entries that are zero
+_ZERO = 1e-13  # relative size up to which entries count as zero
 
 
 def collocated_stiffness(
     space: fem.FunctionSpace, constrained: npt.NDArray[np.int32], diagonal: float = 1.0
 ) -> PETSc.Mat:
-    """∫∇ψ·∇χ on intervals, quadrilaterals or hexahedra, quadrature at the nodes. Collective.
+    """∫∇ψ·∇χ on intervals, quadrilaterals or hexahedra by quadrature at nodes. Collective.
 
     Args:
         space: Lagrange space with nodes at the Gauss–Lobatto points.
         constrained: owned and ghost degrees of freedom whose rows and columns are left out.
-        diagonal: what their diagonal gets.
+        diagonal: their diagonal entry.
 
     Returns:
-        The assembled matrix, without the entries that collocation makes zero.
+        The assembled matrix, without the entries that vanish by collocation.
     """
     factors = _geometry_factors(space)
     cells, comm = len(factors), space.mesh.comm
@@ -59,7 +59,7 @@ def collocated_stiffness(
         row, column = dofs[:, pairs[0]].ravel(), dofs[:, pairs[1]].ravel()
         keep = free[row] & free[column]
         entries = (weights @ factor.T).T.ravel()[keep]
-        # Summed over cells before PETSc sees them, which keeps the peak of memory low.
+        # Summing over cells before passing entries to PETSc reduces peak memory.
         local = local + sparse.csr_array((entries, (row[keep], column[keep])), shape=local.shape)
     return _distribute(space, sparse.coo_array(local))
 
@@ -77,7 +77,7 @@ def _distribute(space: fem.FunctionSpace, local: sparse.coo_array) -> PETSc.Mat:
     matrix.setPreallocationCOO(indices[local.row], indices[local.col])
     matrix.setValuesCOO(values)
     matrix.assemble()
-    lean = matrix.duplicate(copy=True)  # without what setValuesCOO keeps for a next time
+    lean = matrix.duplicate(copy=True)  # without the data that setValuesCOO keeps for reuse
     matrix.destroy()
     return lean
 
@@ -104,12 +104,12 @@ def _weights(element: Any) -> Array:
         element.cell_type, 2 * element.degree - 1, rule=basix.QuadratureType.gll
     )
     points, weights = rule
-    # Its basis functions are 1 at one of the points and 0 at the others.
+    # Each basis function is 1 at one of the points and 0 at the others.
     return np.asarray(np.rint(element.tabulate(0, points)[0, :, :, 0]).T @ weights)
 
 
 def _pairs(space: fem.FunctionSpace, dim: int) -> dict[tuple[int, int], tuple[Any, Any]]:
-    """For axes a, b: the pairs (i, j) of nodes they couple, and the matrix G_ab ↦ entries."""
+    """For axes a and b, the coupled pairs (i, j) of nodes and the matrix G_ab ↦ entries."""
     element: Any = space.element.basix_element
     table = element.tabulate(1, element.points)[1:, :, :, 0]
     nodes = table.shape[1]

@@ -1,17 +1,17 @@
-"""One probability density seen as ψ = √m, m or u = −log m.
+"""A probability density, available as ψ = √m, m or u = −log m.
 
     start = Density.from_function(problem, lambda x: np.exp(-0.5 * (x[0]**2 + x[1]**2)))
     start.mean(), start.fisher_information(), start.sample(1000, seed=1)
 
-A density does not change once made; a flow yields a new one at every step.
+Densities are immutable; a flow yields a new one at every step.
 
-The Hamilton–Jacobi–Bellman side computes with a density known by u = −log m:
+The Hamilton–Jacobi–Bellman solvers use a density represented by u = −log m:
 
     density = LogDensity.from_function(problem, lambda x: x[0] ** 2 + x[1] ** 2)
     density.u(), density.mean(), density.fisher_information()
 
-m = e^{−u} is integrated by quadrature, with u in the finite-element space of the problem: a
-quadratic u is a Gaussian exactly, of any width. With lumped mass the quadrature is the problem's.
+m = e^{−u} is integrated by quadrature, with u in the finite-element space of the problem; a
+quadratic u is exactly a Gaussian of any width. With lumped mass the quadrature is the problem's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # ψ is kept above this multiple of its maximum, so that u = −log m is finite where the true ψ is
-# far below what a linear solver resolves. The mass it adds, 1e-40, is far below rounding.
+# far below what a linear solver resolves. The added mass, 1e-40, is far below rounding.
 _FLOOR = 1e-20
 
 
@@ -53,13 +53,13 @@ class Density:
     """A density m = ψ² with ∫m dx = 1 exactly in the problem's quadrature.
 
     Args:
-        problem: the problem it lives on.
-        psi: ``(num_owned,)`` owned values of the amplitude, of any norm; |ψ| is taken.
-        normalised: promise that ψ is of mass one already; it is then kept as it is, with the small
+        problem: the problem on which the density is defined.
+        psi: ``(num_owned,)`` owned values of the amplitude; its sign and norm are arbitrary.
+        normalised: whether ψ already has mass one; it is then stored unchanged, including the small
             negative values that solvers leave where a mesh does not resolve ψ.
 
     Raises:
-        ValueError: ψ is zero, or not finite.
+        ValueError: if ψ is zero or not finite.
     """
 
     def __init__(self, problem: Problem, psi: Array, *, normalised: bool = False) -> None:
@@ -74,7 +74,7 @@ class Density:
             self._normalise(psi, signed=False)
 
     def _normalise(self, psi: Array, *, signed: bool) -> float:
-        """Take ψ, or |ψ|, scaled to mass one; its norm before that. Collective."""
+        """Store ψ, or |ψ|, scaled to mass one; return the norm before scaling. Collective."""
         problem = self.problem
         discrete = problem.discretisation
         largest = discrete.max(np.abs(psi).max(initial=0.0) if np.isfinite(psi).all() else np.nan)
@@ -94,22 +94,22 @@ class Density:
         return norm
 
     def __repr__(self) -> str:
-        """One line: the space; no numbers of m, which would be collective."""
+        """One line with the space, without numbers of m, since those would be collective."""
         space = self.psi.function_space
         dofs, dim = space.dofmap.index_map.size_global, self.problem.dim
         return f"{type(self).__name__}(d = {dim}, degree {self.problem.degree}, {dofs} dofs)"
 
     @staticmethod
     def from_log(problem: Problem, u: SpaceFunction | fem.Function) -> LogDensity:
-        """The density proportional to e^{−u}, known by its logarithm. Collective.
+        """The density proportional to e^{−u}, represented by its logarithm. Collective.
 
         Args:
-            problem: the problem it lives on.
+            problem: the problem on which the density is defined.
             u: a callable of ``x``, shape ``(3, n)``, returning ``(n,)``, or a function of the
-                problem's space; any additive constant.
+                problem's space; the additive constant is arbitrary.
 
         Raises:
-            ValueError: u is not finite, or of the wrong shape or space.
+            ValueError: if u is not finite, or has the wrong shape or space.
         """
         if not isinstance(u, fem.Function):
             return LogDensity.from_function(problem, u)
@@ -122,12 +122,12 @@ class Density:
         """The density proportional to m, by interpolation of √m at the nodes. Collective.
 
         Args:
-            problem: the problem it lives on.
-            m: callable of ``x``, shape ``(3, n)``, returning ``(n,)`` non-negative values; it is
-                normalised here.
+            problem: the problem on which the density is defined.
+            m: callable of ``x``, shape ``(3, n)``, returning ``(n,)`` non-negative values; it need
+                not be normalised.
 
         Raises:
-            ValueError: m is negative, zero everywhere, not finite or of the wrong shape.
+            ValueError: if m is negative, zero everywhere, not finite or of the wrong shape.
         """
         values = evaluate(problem.comm, m, problem.discretisation.owned_nodes, "the density m")
         error = None
@@ -137,16 +137,16 @@ class Density:
         return cls(problem, np.sqrt(values))
 
     def on(self, problem: Problem) -> Density:
-        """This density on another problem: ψ interpolated there, normalised anew. Collective.
+        """Interpolate ψ onto another problem and normalise it there. Collective.
 
-        Nodes just outside this density's mesh, as at a curved boundary, get the nearest cell's
-        polynomial; where the mesh does not reach, ψ is next to nothing.
+        At nodes just outside this density's mesh, for example at a curved boundary, the polynomial
+        of the nearest cell is used; farther outside, ψ is negligible.
 
         Args:
-            problem: on any mesh, of any degree.
+            problem: the target problem, on any mesh and of any degree.
 
         Returns:
-            The density there; this one itself when it lives on that problem already.
+            The density on that problem; ``self`` if it is already defined there.
         """
         if problem is self.problem:
             return self
@@ -194,14 +194,14 @@ class Density:
             self._measure = self._discrete.measure(self.amplitude())
         return self._measure
 
-    # What a functional of your own is written on: points x_i, weights b_i and values m(x_i).
+    # A user-defined functional is written with the points x_i, weights b_i and values m(x_i).
 
     def points(self) -> Array:
-        """The points x_i of the nodal measure, ``(3, n)``, this rank's own."""
+        """The points x_i of the nodal measure owned by this rank, ``(3, n)``."""
         return self._discrete.potential_nodes[:, : self._discrete.num_potential_owned]
 
     def weights(self) -> Array:
-        """Its weights b_i, ``(n,)``: ∫f dm = Σ_i b_i f(x_i) over all ranks. Collective once."""
+        """Weights b_i of the nodal measure, ``(n,)``: ∫f dm = Σ_i b_i f(x_i). Collective once."""
         return self.measure()
 
     def values(self) -> Array:
@@ -210,17 +210,17 @@ class Density:
         return squares[: self._discrete.num_potential_owned]
 
     def expect(self, values: npt.ArrayLike) -> float:
-        """∫f dm = Σ_i b_i f(x_i) over all ranks, of the values f(x_i), ``(n,)``. Collective."""
+        """∫f dm = Σ_i b_i f(x_i) over all ranks, from the values f(x_i), ``(n,)``. Collective."""
         return self._discrete.dot(self.measure(), np.asarray(values, dtype=np.float64))
 
     def potential(self, values: npt.ArrayLike) -> fem.Function:
-        """The function V of values V(x_i), ``(n,)``: what a derivative returns. Collective."""
+        """The function V with values V(x_i), ``(n,)``, for a derivative to return. Collective."""
         function = self.problem.new_potential()
         set_owned(function, np.asarray(values, dtype=np.float64))
         return function
 
     def integrate(self, f: SpaceFunction) -> float:
-        """∫f dm, f interpolated on the potential space. Collective.
+        """∫f dm, with f interpolated on the potential space. Collective.
 
         Args:
             f: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
@@ -244,7 +244,7 @@ class Density:
     def moment(self, p: float) -> float:
         """∫|x|^p dm, p ≥ 0. Collective."""
         if not p >= 0:
-            raise ValueError(f"the order of a moment is not negative: {p}")
+            raise ValueError(f"the order of a moment must be non-negative, not {p}")
         return self.expect(np.linalg.norm(self.points(), axis=0) ** p)
 
     def fisher_information(self) -> float:
@@ -253,14 +253,14 @@ class Density:
         return 4.0 * self._discrete.dot(psi, self._discrete.multiply(self.problem.stiffness, psi))
 
     def entropy(self) -> float:
-        """∫m log m dx: minus the differential entropy, the H of theory §6. Collective."""
+        """∫m log m dx, minus the differential entropy (H in theory §6). Collective."""
         return self._discrete.entropy(self.psi)
 
     def relative_entropy(self, other: Density) -> float:
-        """H(m|m') = ∫m log(m/m') dx ≥ 0, m' the other density. Collective.
+        """H(m|m') = ∫m log(m/m') dx ≥ 0, where m' is the other density. Collective.
 
         Raises:
-            ValueError: the other density lives on another space.
+            ValueError: if the other density is defined on another space.
         """
         if other.psi.function_space is not self.psi.function_space:
             raise ValueError("relative_entropy needs two densities of the same problem")
@@ -270,11 +270,11 @@ class Density:
         return self._discrete.entropy(self.psi, other.psi)
 
     def evaluate(self, points: npt.ArrayLike, fill: float = float("nan")) -> Array:
-        """m at points, the same on every rank. Collective.
+        """Evaluate m at points; the result is the same on every rank. Collective.
 
         Args:
             points: ``(n, d)``, the same on every rank.
-            fill: the value outside the mesh; 0 where the mesh stands for all of R^d.
+            fill: the value outside the mesh; use 0 if the mesh represents all of R^d.
 
         Returns:
             ``(n,)`` values.
@@ -289,36 +289,36 @@ class Density:
         return evaluate_at(self.psi, points) ** 2
 
     def sample(self, n: int, seed: int) -> Array:
-        """n independent points of law m, ``(n, d)``, the same on every rank. Collective.
+        """n independent samples of m, ``(n, d)``, the same on every rank. Collective.
 
         The points depend on the seed, not on the number of ranks.
 
         Args:
-            n: how many, at least 1.
-            seed: of NumPy's default generator.
+            n: number of samples, at least 1.
+            seed: seed of NumPy's default generator.
         """
         return sample_square(self.psi, n, seed)
 
 
 class WorkDensity(Density):
-    """A density that a solver overwrites, where a new one would be made in every iteration."""
+    """A density that a solver overwrites, which avoids a new one in every iteration."""
 
     def set_amplitude(self, psi: Array, *, signed: bool = False) -> float:
-        """Replace ψ by |ψ| normalised, and return its former norm. Collective.
+        """Replace ψ by |ψ|, normalised, and return the norm before scaling. Collective.
 
         Args:
             psi: owned values.
-            signed: keep the signs of ψ.
+            signed: whether to keep the signs of ψ.
         """
         return self._normalise(psi, signed=signed)
 
 
-# ψ below e^{−U/2} of its maximum is where a density floors it: u beyond U is not known from ψ.
+# A density floors ψ near e^{−U/2} of its maximum, so ψ does not determine u above U.
 _LARGEST_U = 90.0
 
 
 class _Forms:
-    """Integrals against e^{−u}, compiled once per problem."""
+    """Integrals with weight e^{−u}, compiled once per problem."""
 
     def __init__(self, problem: Problem) -> None:
         discrete = problem.discretisation
@@ -338,7 +338,7 @@ class _Forms:
         self._comm = problem.comm
 
     def integral(self, form: fem.Form) -> float:
-        """A scalar form over all ranks. Collective."""
+        """The value of a scalar form over all ranks. Collective."""
         return float(global_sum(self._comm, fem.assemble_scalar(form)))
 
     def nodal_measure(self) -> Array:
@@ -359,11 +359,11 @@ class LogDensity(Density):
     """m = e^{−u} with ∫m dx = 1 by quadrature; ``psi`` is e^{−u/2} at the nodes. Collective.
 
     Args:
-        problem: the problem, of degree 2 at least for anything but lumped linears to make sense.
-        u: ``(num_owned,)`` owned values of u, up to a constant, which is chosen here.
+        problem: the problem; except with lumped mass, its degree should be at least 2.
+        u: ``(num_owned,)`` owned values of u, up to an additive constant fixed by normalisation.
 
     Raises:
-        ValueError: u is not finite, or e^{−u} has no mass.
+        ValueError: if u is not finite, or e^{−u} has no mass.
     """
 
     def __init__(self, problem: Problem, u: Array) -> None:
@@ -391,11 +391,11 @@ class LogDensity(Density):
         """The density proportional to e^{−u}. Collective.
 
         Args:
-            problem: the problem it lives on.
-            u: callable of ``x``, shape ``(3, n)``, returning ``(n,)``; any additive constant.
+            problem: the problem on which the density is defined.
+            u: callable of ``x``, shape ``(3, n)``, returning ``(n,)``, up to an additive constant.
 
         Raises:
-            ValueError: u is not finite or of the wrong shape.
+            ValueError: if u is not finite or of the wrong shape.
         """
         return cls(
             problem, evaluate(problem.comm, u, problem.discretisation.owned_nodes, "u = −log m")
@@ -418,7 +418,7 @@ class LogDensity(Density):
         return self._new("m", np.exp(-self._log.x.array))
 
     def measure(self) -> Array:
-        """Nodal measure b of m, of total mass one. Collective once."""
+        """Nodal measure b of m, with total mass one. Collective once."""
         if self._measure is None:
             self._measure = self._bind(self.problem).nodal_measure()
         return self._measure
@@ -439,11 +439,11 @@ class LogDensity(Density):
         return self.expectation(log_density(other).log_values() - self.log_values())
 
     def expectation(self, values: Array) -> float:
-        """∫f dm of a function of the space, by its owned values. Collective."""
+        """∫f dm for a function of the space, given by its owned values. Collective."""
         return self._integrate(values, _forms(self.problem).mean)
 
     def variance(self, values: Array) -> float:
-        """∫(f − ∫f dm)² dm of a function of the space, by its owned values. Collective."""
+        """∫(f − ∫f dm)² dm for a function of the space, given by owned values. Collective."""
         mean = self.expectation(values)
         return self._integrate(values - mean, _forms(self.problem).square)
 
@@ -453,11 +453,11 @@ class LogDensity(Density):
         return forms.integral(form)
 
     def sample(self, n: int, seed: int) -> Array:
-        """n independent points with density e^{−u}, ``(n, d)``, the same on every rank. Collective.
+        """n independent samples of e^{−u}, ``(n, d)``, the same on every rank. Collective.
 
         Args:
-            n: how many, at least 1.
-            seed: of NumPy's default generator.
+            n: number of samples, at least 1.
+            seed: seed of NumPy's default generator.
         """
         return sample_exponential(self._log, n, seed)
 
@@ -466,10 +466,10 @@ class LogDensity(Density):
 
 
 def log_density(density: Density) -> LogDensity:
-    """A density as one known by its logarithm. Collective.
+    """Convert a density to one represented by its logarithm. Collective.
 
     Raises:
-        ValueError: ψ is too small somewhere for its logarithm to mean anything.
+        ValueError: if ψ is too small somewhere for its logarithm to be meaningful.
     """
     discrete = density.problem.discretisation
     if isinstance(density, LogDensity):
@@ -478,7 +478,7 @@ def log_density(density: Density) -> LogDensity:
     spread = discrete.max(float(u.max(initial=-np.inf))) - discrete.min(u)
     if spread > _LARGEST_U:
         raise ValueError(
-            f"the density falls by e^{{−{spread:.0f}}} on this mesh, further than ψ is known: give "
-            "u itself, LogDensity.from_function(problem, u), or take a smaller mesh"
+            f"the density falls by e^{{−{spread:.0f}}} on this mesh, too far for ψ to determine u: "
+            "give u itself, LogDensity.from_function(problem, u), or take a smaller mesh"
         )
     return LogDensity(density.problem, u.copy())

@@ -1,13 +1,13 @@
-"""Spaces, quadrature and constant operators of a mesh: everything that knows neither F nor time.
+"""Spaces, quadrature and constant operators of a mesh, independent of F and of time.
 
 Arrays called *owned* hold this rank's own degrees of freedom; arrays on the potential space hold
 owned values first, then ghosts.
 
-Two discretisations of the mass and of the potential:
+The mass and the potential can be discretised in two ways:
 
-* consistent: exact integration; the potential lives in a space of its own.
+* consistent: they are integrated exactly; the potential has its own space.
 * lumped: the quadrature points are the nodes (vertices for degree 1 on simplices, Gauss–Lobatto
-  points on intervals, quadrilaterals and hexahedra), mass and potential are diagonal.
+  points on intervals, quadrilaterals and hexahedra), so mass and potential are diagonal.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ __all__ = ["Discretisation"]
 _LOG = logging.getLogger(__name__)
 _ADD = la.InsertMode.add
 _SAME_PATTERN: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
-_SAME = 1e-12  # relative difference of a fast path and the form it stands for
+_SAME = 1e-12  # largest relative difference between a fast path and the form that it replaces
 _MASS_OPTIONS = {"ksp_type": "cg", "pc_type": "jacobi"}
-# Its annotations cover only one of the signatures that it accepts.
+# The annotations of assemble_matrix cover only one of the signatures that it accepts.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
 class Discretisation:
-    """ψ in a Lagrange space, V in another (or the same), and the operators between them.
+    """Lagrange spaces of ψ and of V (possibly the same), and the operators between them.
 
     Args:
         mesh: the mesh.
-        degree: of ψ.
-        potential_degree: of V; ignored when lumped.
-        boundary: ``"natural"``, ``"dirichlet"``, or a name of its own with ``walls``.
+        degree: degree of ψ.
+        potential_degree: degree of V; ignored when lumped.
+        boundary: ``"natural"``, ``"dirichlet"``, or any other name together with ``walls``.
         lumped: whether mass and potential are diagonal.
-        walls: this rank's facets where ψ = 0; the default is all of the boundary for
+        walls: this rank's facets where ψ = 0; by default the whole boundary for
             ``"dirichlet"``, else none.
 
     Attributes:
         dim: dimension d.
         space: Lagrange space of ψ.
-        nodes: ``(3, n)`` points of its degrees of freedom, owned first.
-        potential_space: Lagrange space of V; ``space`` itself when lumped.
-        potential_nodes: ``(3, n)`` points of its degrees of freedom, owned first.
+        nodes: ``(3, n)`` points of the degrees of freedom of ``space``, owned first.
+        potential_space: Lagrange space of V; equal to ``space`` when lumped.
+        potential_nodes: ``(3, n)`` points of the degrees of freedom of V, owned first.
         boundary_cells: owned cells that touch the boundary.
-        mass_matrix: ∫ψχ; diagonal when lumped, with ``mass_diagonal`` its owned entries.
+        mass_matrix: ∫ψχ; diagonal when lumped, with owned entries ``mass_diagonal``.
     """
 
     def __init__(
@@ -162,20 +162,20 @@ class Discretisation:
             self._square = fem.Expression(self._x**2, points)
 
     def _kinetic_part(self, psi: Any, chi: Any) -> Any:
-        """What H has without V."""
+        """The form of H for V = 0."""
         return equations.schrodinger(psi, chi, 0, self._sigma, self.dx_stiffness)
 
     def _potential_part(self, psi: Any, chi: Any) -> Any:
-        """What V adds to H, and to every moment of m: ∫Vψχ."""
+        """The contribution ∫Vψχ of V to the form of H."""
         return equations.mass(self._potential * psi, chi, self.dx_potential)
 
     def check_potential_part(self, sigma: float) -> None:
-        """Compare what V adds to the form of H with ∫Vψχ, on one random vector. Collective.
+        """Check on one random vector that V enters the form of H as ∫Vψχ. Collective.
 
-        V is the derivative of F by m = ψ², so that H is half the derivative of F^σ only with it.
+        V is the derivative of F by m = ψ²; only with this term is H half the derivative of F^σ.
 
         Raises:
-            ValueError: the form was changed there.
+            ValueError: if V enters the form in another way.
         """
         self._sigma.value = np.asarray(sigma)
         chi, v = ufl.TestFunction(self.space), self._potential
@@ -194,9 +194,9 @@ class Discretisation:
             )
 
     def stiffness_for(self, sigma: float) -> PETSc.Mat:
-        """The form of H for V = 0, divided by σ². Collective.
+        """The matrix of the form of H for V = 0, divided by σ². Collective.
 
-        The collocated matrix, or the one of an earlier σ, is taken where it acts like the form.
+        The collocated matrix, or that of an earlier σ, is used if it acts like the form.
         """
         self._sigma.value = np.asarray(sigma)
         psi, chi = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
@@ -208,19 +208,19 @@ class Discretisation:
             if self._acts_like(candidate, action, sigma**2):
                 self._stiffness = candidate
                 return candidate
-            _LOG.info("equations.schrodinger is not the usual form: it is assembled as it stands")
+            _LOG.info("equations.schrodinger is not the default form; it is assembled as written")
         matrix = self._assemble(self._kinetic_part(psi, chi), diagonal=sigma**2)
         matrix.scale(sigma**-2)
         self._stiffness = matrix
         return matrix
 
     def _acts_like(self, matrix: PETSc.Mat, action: Any, factor: float) -> bool:
-        """Whether factor · matrix is a form, by its action on one random vector. Collective.
+        """Whether factor · matrix and a form agree on one random vector. Collective.
 
         Args:
             matrix: the matrix.
             action: the form applied to the function ``_x``.
-            factor: of the matrix.
+            factor: factor by which the matrix is multiplied.
         """
         values = self._scatter_random()
         form = self._free(assemble_owned(fem.form(action), self._y).copy())
@@ -232,7 +232,7 @@ class Discretisation:
         return self.max(float(np.abs(load - usual).max(initial=0.0))) <= _SAME * largest
 
     def _scatter_random(self) -> Array:
-        """Set ``_x`` to random values, zero where ψ is constrained; the owned ones. Collective."""
+        """Set ``_x`` to random values, 0 where ψ is constrained; return the owned. Collective."""
         random = np.random.default_rng(self.comm.rank)
         values: Array = self._free(random.uniform(-1.0, 1.0, self.num_owned))
         set_owned(self._x, values)
@@ -264,11 +264,11 @@ class Discretisation:
         return float(global_sum(self.comm, a @ b))
 
     def norm(self, psi: Array) -> float:
-        """L² norm of a function of ψ's space, by its owned values. Collective."""
+        """L² norm of a function of ψ's space, given by its owned values. Collective."""
         return float(np.sqrt(max(self.dot(psi, self.apply_mass(psi)), 0.0)))
 
     def max(self, local: float) -> float:
-        """Largest of one number per rank, NaN if any of them is. Collective."""
+        """Largest of one number per rank, or NaN if any of them is NaN. Collective."""
         return float(np.max(self.comm.allgather(float(local))))
 
     def min(self, values: Array) -> float:
@@ -288,10 +288,10 @@ class Discretisation:
         return self.multiply(self.mass_matrix, psi)
 
     def solve_mass(self, load: Array, rtol: float = 1e-14) -> Array:
-        """M⁻¹ of a load vector, owned values, to a relative tolerance. Collective.
+        """Apply M⁻¹ to a load vector (owned values), to a relative tolerance. Collective.
 
         Raises:
-            ConvergenceError: conjugate gradients failed.
+            ConvergenceError: if the conjugate-gradient solver fails.
         """
         if self.lumped:
             return load / self.mass_diagonal
@@ -307,10 +307,10 @@ class Discretisation:
         return self._x.x.array[: self.num_owned].copy()
 
     def represent(self, load: Array, rtol: float = 1e-13) -> fem.Function:
-        """The function of the potential space whose products ∫Vθ are given. Collective.
+        """The function V of the potential space with given products ∫Vθ. Collective.
 
         Args:
-            load: its products with the functions of the potential space, owned.
+            load: the products with the basis functions of the potential space, owned.
             rtol: relative tolerance of the linear solve.
         """
         potential = self.new_potential()
@@ -344,7 +344,7 @@ class Discretisation:
         return self._free(assemble_owned(self._action_form, self._y).copy())
 
     def assemble_potential(self, matrix: PETSc.Mat | None, potential: Array) -> PETSc.Mat:
-        """The matrix ∫Vψχ (consistent mass), into ``matrix`` or into a new one. Collective."""
+        """Assemble ∫Vψχ (consistent mass) into ``matrix`` or a new matrix. Collective."""
         self._potential.x.array[:] = potential
         if matrix is None:
             matrix = fem_petsc.create_matrix(self.potential_form)
@@ -361,10 +361,10 @@ class Discretisation:
         Args:
             matrix: the matrix.
             potential: V on the potential space, owned and ghosts.
-            work: what an earlier call returned, to be used again.
+            work: matrix returned by an earlier call, to be reused.
 
         Returns:
-            The matrix ∫Vψχ of consistent mass; None where it is diagonal.
+            The matrix ∫Vψχ with consistent mass; None if it is diagonal.
         """
         if self.lumped:
             self.add_diagonal(matrix, self.apply_potential(potential, np.ones(self.num_owned)))
@@ -401,7 +401,7 @@ class Discretisation:
 
         Args:
             psi: ψ.
-            other: ψ'; None for 1.
+            other: ψ'; None means 1.
         """
         if self._entropy_form is None:
             dx = exponential_measure(self.mesh, self.degree, self.potential_degree)
@@ -416,11 +416,11 @@ class Discretisation:
         return self._assemble_mass(psi, self._boundary_form)
 
     def mass_of_cells(self, psi: Array, cells: npt.NDArray[np.int32]) -> float:
-        """∫ψ² dx over cells of all ranks, given by this rank's own, sorted. Collective."""
+        """∫ψ² dx over cells of all ranks; each rank gives its own, sorted. Collective."""
         return self._assemble_mass(psi, self._mass_form(cells))
 
     def _mass_form(self, cells: npt.NDArray[np.int32]) -> fem.Form:
-        """∫ψ² dx over cells: the same code, compiled once, for all of them."""
+        """∫ψ² dx over cells; all sets of cells share one compiled kernel."""
         metadata = self.dx_mass.metadata()
         dx = ufl.Measure("dx", self.mesh, subdomain_data=[(1, cells)], metadata=metadata)
         form: fem.Form = fem.form(equations.mass(self._x, self._x, dx(1)))
@@ -441,7 +441,7 @@ class Discretisation:
     # -- functions ------------------------------------------------------------------------------
 
     def new_amplitude(self) -> fem.Function:
-        """A ``fem.Function`` named psi on ψ's space, sharing its communicators with the others."""
+        """A ``fem.Function`` named psi on ψ's space; all of them share communicators."""
         psi = self._template.copy()
         psi.name = "psi"
         return psi
@@ -449,7 +449,7 @@ class Discretisation:
     def new_potential(self) -> fem.Function:
         """A zero ``fem.Function`` named V on the potential space.
 
-        It shares its communicators with every other one (``fem.Function(space)`` would not).
+        All such functions share their communicators (``fem.Function(space)`` would not).
         """
         potential = self._potential.copy()
         potential.name = "V"
@@ -457,15 +457,15 @@ class Discretisation:
         return potential
 
     def potential_values(self, f: SpaceFunction | Expr, name: str) -> Array:
-        """A function of space at the nodes of the potential space, owned and ghosts. Collective.
+        """Evaluate f at the nodes of the potential space, owned and ghosts. Collective.
 
         Args:
             f: a callable of ``x``, shape ``(3, n)``, returning ``(n,)``; or a scalar UFL expression
-                (a ``fem.Function``, say) on this mesh, which is interpolated.
-            name: what it is, for the error message.
+                (for example a ``fem.Function``) on this mesh, which is interpolated.
+            name: description of f for error messages.
 
         Raises:
-            ValueError: on every rank, when f is on another mesh, is not a scalar or not finite.
+            ValueError: on every rank, if f is on another mesh, is not a scalar or is not finite.
         """
         if not isinstance(f, Expr):
             return evaluate(self.comm, f, self.potential_nodes, name)

@@ -1,9 +1,9 @@
-"""Is everything here that the package needs? A table of (what, test, remedy).
+"""Checks of the installation: a table of components, tests and remedies.
 
 On the command line:
 
     python -m fem_mf doctor            # prints the table; exit code 1 if a required item fails
-    python -m fem_mf doctor --clean    # first removes what a killed compilation left behind
+    python -m fem_mf doctor --clean    # first removes files left by killed compilations
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from rich.table import Table
 
 __all__ = ["Check", "check", "doctor", "half_compiled", "mpi_launcher", "remove"]
 
-_OLD_ENOUGH = 60.0  # seconds: no form of the package takes as long to compile
+_OLD_ENOUGH = 60.0  # seconds, longer than the compilation of any form of the package
 
 
 @dataclass(frozen=True)
 class Check:
-    """One item of the table: what was looked at, what was found, what to do if it failed."""
+    """One row of the table: the component, whether it passed, what was found, and a remedy."""
 
     name: str
     passed: bool
@@ -49,7 +49,7 @@ class Check:
 
 
 def check() -> list[Check]:
-    """Look at everything the package needs. Not collective: each rank looks at its own machine."""
+    """Check all components that the package needs, on this rank's machine. Not collective."""
     checks = []
     for name, test, remedy in _REQUIRED + _OPTIONAL:
         try:
@@ -65,8 +65,8 @@ def doctor(comm: MPI.Comm, clean: bool = False) -> bool:
     """Print the table of all checks on rank 0. Collective.
 
     Args:
-        comm: the ranks whose machines are looked at.
-        clean: first remove what killed compilations left in the cache.
+        comm: the ranks whose machines are checked.
+        clean: whether to remove files that killed compilations left in the cache first.
 
     Returns:
         Whether all required items passed on all ranks; the same on every rank.
@@ -90,13 +90,13 @@ def doctor(comm: MPI.Comm, clean: bool = False) -> bool:
 
 
 def half_compiled(cache: Path, older_than: float = _OLD_ENOUGH) -> list[Path]:
-    """Find the forms whose compilation was killed: their source is there, the mark "done" is not.
+    """Find forms whose compilation was killed: the source exists, but the completion mark does not.
 
-    Every later run that needs such a form waits for the mark and then gives up.
+    Every later run that needs such a form waits for the mark and then fails.
 
     Args:
         cache: folder of the compiled forms.
-        older_than: seconds; younger ones may be being compiled by another job just now.
+        older_than: age in seconds; another job may still be compiling younger ones.
     """
     found = []
     for source in sorted(cache.glob("libffcx_*.c")):
@@ -108,7 +108,7 @@ def half_compiled(cache: Path, older_than: float = _OLD_ENOUGH) -> list[Path]:
 
 
 def remove(sources: Iterable[Path]) -> list[Path]:
-    """Remove half-compiled forms, and return them; one that another job has removed is no error."""
+    """Remove half-compiled forms and return them; missing files are ignored."""
     gone = list(sources)
     for source in gone:
         source.unlink(missing_ok=True)
@@ -116,13 +116,13 @@ def remove(sources: Iterable[Path]) -> list[Path]:
 
 
 def mpi_launcher() -> Path | None:
-    """Find mpirun, or else mpiexec: beside the interpreter if it is there, else on PATH."""
+    """Find mpirun, or else mpiexec, first beside the interpreter and then on PATH."""
     path = os.pathsep.join([str(Path(sys.prefix, "bin")), os.environ.get("PATH", os.defpath)])
     found = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
     return Path(found) if found else None
 
 
-# Each test returns whether all is well and what it found; an exception means that it is not.
+# Each test returns whether it passed and what it found; an exception means failure.
 
 
 def _dolfinx() -> tuple[bool, str]:
@@ -139,14 +139,14 @@ def _mumps() -> tuple[bool, str]:
 
 def _launcher() -> tuple[bool, str]:
     launcher = mpi_launcher()
-    # The wheel brings its MPI along; any other launcher starts n jobs of one rank each.
+    # The wheel has its own MPI, with which any other launcher starts n jobs of one rank each.
     own = launcher is not None and launcher.parent.parent == Path(sys.prefix)
     usable = launcher is not None and (own or "dolfinx_solver" not in sys.modules)
     return usable, str(launcher or "neither mpirun nor mpiexec")
 
 
 def _compiler() -> tuple[bool, str]:
-    """Compile the smallest extension, with the command that the compilation of a form will use."""
+    """Compile a minimal extension with the command that is used to compile forms."""
     words = shlex.split(os.environ.get("CC") or str(sysconfig.get_config_var("CC") or "cc"))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
@@ -187,7 +187,7 @@ _REQUIRED = [
     ("C compiler", _compiler, "apt-get install gcc libc6-dev python3-dev, or set CC"),
     ("cache of compiled forms", _cache, "set XDG_CACHE_HOME to a folder you may write to"),
 ]
-# The first only stops the programs that need one of these forms.
+# The first item only affects programs that need one of these forms.
 _OPTIONAL = [
     ("killed compilations", _cache_complete, "python -m fem_mf doctor --clean"),
     ("gmsh (meshes)", lambda: _module("gmsh"), _GMSH),

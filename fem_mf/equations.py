@@ -1,4 +1,4 @@
-"""Every weak form of the package, in UFL. Names and letters are those of the theory page.
+"""All weak forms of the package, in UFL. Names and letters are those of the theory page.
 
     from fem_mf import equations
     psi, chi = ufl.TrialFunction(problem.space), ufl.TestFunction(problem.space)
@@ -6,16 +6,16 @@
     form = equations.schrodinger(psi, chi, V, problem.sigma, ufl.dx)
 
 The functions are stateless: they combine trial functions, test functions and coefficients into a
-form and know neither problem nor time. What the package assembles comes from here (``langevin``,
-which edge averages replace, is for reference); where a faster way to the same matrix exists, it is
-compared with the form when a problem is set up.
+form and depend neither on a problem nor on time. All forms that the package assembles are defined
+here (``langevin`` is for reference, since edge averages replace it); a faster way to the same
+matrix, where one exists, is compared with the form when a problem is set up.
 
-To solve another equation, replace the function before the problem is made. ``schrodinger`` serves
-``SchrodingerFlow``, ``minimise`` and the certificate; it must be symmetric in ψ and χ, and V must
-enter as ∫Vψχ, since V is the derivative of F. ``hjb``, ``hopf_cole`` and ``log_energy`` serve the
-other formulations and are not derived from it.
+To solve another equation, replace the function before creating the problem. ``schrodinger`` is used
+by ``SchrodingerFlow``, ``minimise`` and the certificate; it must be symmetric in ψ and χ, and V
+must enter as ∫Vψχ, since V is the derivative of F. ``hjb``, ``hopf_cole`` and ``log_energy`` are
+used by the other formulations and are not derived from it.
 
-``dx`` and ``ds`` are UFL measures; ``sigma`` is σ, a number, a ``fem.Constant`` or a field.
+``dx`` and ``ds`` are UFL measures; ``sigma`` is σ as a number, a ``fem.Constant`` or a field.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def mass(a: Expr, b: Expr, dx: Measure, v: Expr | None = None) -> Form:
 
 
 def fisher(psi: Expr, chi: Expr, sigma: Expr) -> Expr:
-    """σ²∇ψ·∇χ: with χ = ψ the density of (σ²/4) I(m) (E1), else half its derivative by ψ."""
+    """σ²∇ψ·∇χ: for χ = ψ the integrand of (σ²/4) I(m) (E1), else half its derivative by ψ."""
     return sigma**2 * _dot(psi, chi)
 
 
 def energy(psi: Expr, sigma: Expr, dx: Measure) -> Form:
-    """(σ²/4) I(m) = σ²∫|∇ψ|² dx, the part of F^σ(m) that regularises (E1)."""
+    """(σ²/4) I(m) = σ²∫|∇ψ|² dx, the regularising part of F^σ(m) (E1)."""
     return fisher(psi, psi, sigma) * dx
 
 
 def entropy(psi: Expr, other: Expr, dx: Measure) -> Form:
     """∫m log m dx with m = ψ² (L1), or ∫m log(m/m') dx with m' = ψ'² given as ``other``.
 
-    With ``other`` = 1 it is the first. 0 log 0 is 0.
+    Set ``other`` = 1 for the first. The convention is 0 log 0 = 0.
     """
     return psi**2 * (ufl.ln(psi**2 + _TINY) - ufl.ln(other**2 + _TINY)) * dx
 
@@ -93,7 +93,7 @@ def log_energy(u: Expr, sigma: Expr, dx: Measure) -> Form:
 
 
 def relative_fisher(new: Expr, old: Expr, sigma: Expr, dx: Measure) -> Form:
-    """(σ²/4)∫|∇log(m'/m)|² m' dx of m' = e^{−new} and m = e^{−old} (D6)."""
+    """(σ²/4)∫|∇log(m'/m)|² m' dx with m' = e^{−new} and m = e^{−old} (D6)."""
     difference = old - new
     return sigma**2 / 4 * _dot(difference, difference) * ufl.exp(-new) * dx
 
@@ -104,9 +104,9 @@ def hjb(
     """Minus the right-hand side of the mean-field HJB equation, tested with χ (D3, F3).
 
     ∫((σ²/2)∇u·∇χ + (σ²/4)|∇u|²χ − Vχ) dx − ∫(σ²/2)∂_nu χ ds, that is −(σ²/2)Δu + (σ²/4)|∇u|² − V.
-    With v the argument u is w = u − v and V is the part that depends on m (W2); the term
-    (σ²/2)∇v·∇w χ is added. λ_t is not included: subtract it from V. The boundary term leaves the
-    flux to u itself (an outflow).
+    If v is given, the argument u is w = u − v, V is the part that depends on m (W2), and the term
+    (σ²/2)∇v·∇w χ is added. λ_t is not included: subtract it from V. With the boundary term the
+    flux is that of u itself (an outflow).
     """
     half = sigma**2 / 2
     normal = ufl.FacetNormal(ufl.domain.extract_unique_domain(chi))
@@ -121,9 +121,9 @@ def hopf_cole(
 ) -> Form:
     """(σ²/2)∫ρ∇φ·∇χ dx + ½∫ρGφχ dx with ρ = e^{−v}, φ = e^{−w/2}: half of H in L²(ρ) (W3).
 
-    ∂_tφ is minus this form, represented in L²(ρ): equation (W2) made linear. It is half of H there
-    up to ½∂_tv, which is a constant for a stationary v. With ``ds`` the term −(σ²/2)∫ρ∂_nφχ ds is
-    added, which leaves the flux to φ itself (an outflow, as in ``hjb``); without it the flux is 0.
+    ∂_tφ is minus this form, represented in L²(ρ); this is equation (W2) in linear form. It is half
+    of H in L²(ρ) up to ½∂_tv, a constant for a stationary v. With ``ds`` the term −(σ²/2)∫ρ∂_nφχ ds
+    is added and the flux is that of φ itself (an outflow, as in ``hjb``); without it the flux is 0.
     """
     rho = ufl.exp(-v)
     form = rho * sigma**2 / 2 * _dot(phi, chi) * dx + rho / 2 * G * phi * chi * dx
@@ -147,9 +147,9 @@ def first_variation(u: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Fo
 
 
 def langevin(m: Expr, chi: Expr, V: Expr, sigma: Expr, dx: Measure) -> Form:
-    """∫(m∇V·∇χ + (σ²/2)∇m·∇χ) dx: ∂_tm = ∇·(m∇V[m]) + (σ²/2)Δm is minus it, without flux (L1).
+    """∫(m∇V·∇χ + (σ²/2)∇m·∇χ) dx, minus the weak form of ∂_tm without boundary flux (L1).
 
-    ``LangevinFlow`` discretises it by edge averages instead, which keep m positive and Gibbs
-    densities exact.
+    The equation is ∂_tm = ∇·(m∇V[m]) + (σ²/2)Δm. ``LangevinFlow`` discretises it by edge averages
+    instead, which keep m positive and Gibbs densities exact.
     """
     return m * _dot(V, chi) * dx + sigma**2 / 2 * _dot(m, chi) * dx

@@ -4,9 +4,9 @@ The three residuals measure ‖δF^σ/δm(m, ·) − λ‖ in L²(m) by three di
 (F1), as ‖Hψ − λψ‖ (F2), and by the Hamilton–Jacobi–Bellman operator of u (F3):
 
     forms = first_order_forms(problem, density)
-    forms.flat, forms.schrodinger, forms.hjb    # the same number but for discretisation
+    forms.flat, forms.schrodinger, forms.hjb    # equal up to the discretisation error
 
-They are defined at any density.
+They are defined for every density.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 @dataclass(frozen=True, kw_only=True)
 class FirstOrderForms:
-    """‖δF^σ/δm − λ‖ in L²(m), and λ, three times.
+    """‖δF^σ/δm − λ‖ in L²(m), and λ, each computed in three ways.
 
     Attributes:
         flat: (F1), δF^σ/δm represented in L²(m).
         schrodinger: (F2), ‖H[m]ψ − λψ‖.
         hjb: (F3), the standard deviation under m of V + (σ²/2)Δu − (σ²/4)|∇u|².
-        eigenvalues: λ by the three forms, in this order.
+        eigenvalues: λ from the three forms, in this order.
     """
 
     flat: float
@@ -56,11 +56,11 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
     """Evaluate (F1), (F2) and (F3). Collective.
 
     Args:
-        problem: the problem, natural boundary, degree 2 at least.
-        density: m; where only ψ is known, u = −2 log ψ at the nodes.
+        problem: the problem, with natural boundary and degree at least 2.
+        density: m; if only ψ is known, u = −2 log ψ at the nodes is used.
 
     Raises:
-        ValueError: ψ is too small somewhere for its logarithm to mean anything.
+        ValueError: if ψ is too small somewhere for its logarithm to be meaningful.
     """
     known = log_density(density)
     condition = first_order(problem, density)
@@ -75,14 +75,14 @@ def first_order_forms(problem: Problem, density: Density) -> FirstOrderForms:
 
 
 def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
-    """‖δF^σ/δm − λ‖ and λ, with δF^σ/δm tested against m: no second derivatives, no boundary."""
+    """‖δF^σ/δm − λ‖ and λ, tested against m without second derivatives or boundary terms."""
     discrete = problem.discretisation
     u, v = density.u(), problem.new_potential()
     v.x.array[:] = problem.on_potential_space(problem.functional.derivative(density))
     dx = exponential_measure(problem.mesh, problem.degree, discrete.potential_degree)
     chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
     value: Any = default_scalar_type(problem.sigma)
-    sigma = fem.Constant(problem.mesh, value)  # a form that is compiled once for every σ
+    sigma = fem.Constant(problem.mesh, value)  # so that the form is compiled once for all σ
     load = equations.first_variation(u, chi, v, sigma, dx)
     tested = assemble_owned(fem.form(load), discrete.new_amplitude()).copy()
     mass: PETSc.Mat = _assemble_matrix(fem.form(equations.mass(delta, chi, dx, u)))
@@ -90,7 +90,7 @@ def _flat(problem: Problem, density: LogDensity) -> tuple[float, float]:
     eigenvalue = float(global_sum(problem.comm, tested.sum()))
     weight = np.ones(discrete.num_owned)
     tested -= eigenvalue * discrete.multiply(mass, weight)
-    # e^{−u} spans many decades: scaled by its diagonal the matrix is as good as a mass matrix.
+    # e^{−u} spans many decades; after diagonal scaling the matrix is as well conditioned as M.
     solver = SpdSolver(mass, "fem_mf_weighted_mass_", {"ksp_type": "cg", "pc_type": "jacobi"})
     right, solution = mass.createVecLeft(), mass.createVecRight()
     right.array[:] = tested

@@ -1,14 +1,14 @@
-"""The Hamiltonian H[m] = −σ²Δ + V[m] as a matrix whose values change (F2).
+"""The Hamiltonian H[m] = −σ²Δ + V[m] as a matrix that is updated in place (F2).
 
     operator = MeanFieldHamiltonian(problem, mean_field)
-    operator.update(2.0 / dt, y)    # c M + σ²A + ∫V[m]ψχ: values only, the matrix object stays
+    operator.update(2.0 / dt, y)    # c M + σ²A + ∫V[m]ψχ, in the same matrix object
     operator.matrix, operator.evaluate(density)
 
     frozen = Hamiltonian(problem)
     V = functional.derivative(density)
     frozen.update(problem.on_potential_space(V))    # σ²A + ∫Vψχ for any V
 
-Where V − V_0 has few features, each has its matrix assembled once and an update is a few axpys.
+If V − V_0 has few features, the matrix of each is assembled once and an update is a few axpys.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from fem_mf.typing import Array
 
 __all__ = ["Hamiltonian", "MeanFieldHamiltonian"]
 
-# Preassembled matrices ∫φ_jψχ make an update of V cost one axpy per feature; beyond this many,
-# memory is better spent elsewhere and ∫Vψχ is assembled anew.
+# With preassembled matrices ∫φ_jψχ an update of V costs one axpy per feature; for more features
+# they would need too much memory, and ∫Vψχ is assembled instead.
 _MAX_PIECES = 24
 _SAME: Any = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 
 
 class MeanFieldHamiltonian:
-    """The matrix c M + σ²A + ∫Vψχ as c and V change.
+    """The matrix c M + σ²A + ∫Vψχ for varying c and V.
 
     Args:
         problem: the problem.
-        mean_field: gives V.
+        mean_field: the mean field, which determines V.
     """
 
     def __init__(self, problem: Problem, mean_field: MeanField) -> None:
@@ -87,7 +87,7 @@ class MeanFieldHamiltonian:
             self.matrix.stateIncrease()
 
     def _update_by_pieces(self, state: Array) -> None:
-        # In place by the change of each coefficient; from scratch now and then against rounding.
+        # Updated in place by the change of each coefficient; rebuilt regularly against rounding.
         if self._state is None or self._updates >= 100:
             self.constant.copy(self.matrix, structure=_SAME)
             self._state, self._updates = np.zeros_like(state), 0
@@ -96,12 +96,12 @@ class MeanFieldHamiltonian:
         ):
             if change != 0.0:
                 self.matrix.axpy(float(change), piece, structure=_SAME)
-        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        # An axpy does not change the state of a distributed matrix, on which preconditioners rely.
         self.matrix.stateIncrease()
         self._state, self._updates = state, self._updates + 1
 
     def evaluate(self, density: Density) -> Array:
-        """y of a density, by the cheapest way there is. Collective."""
+        """The mean field y of a density, by the cheapest method. Collective."""
         if not self._pieces:
             return self.mean_field.evaluate(density)
         psi = density.amplitude()
@@ -109,7 +109,7 @@ class MeanFieldHamiltonian:
         return global_sum(self.problem.comm, np.array([psi @ load for load in loads]))
 
     def basis_loads(self, psi: Array) -> list[Array]:
-        """∫Q_jψχ for every χ and each feature Q_j of the basis, owned values. Collective."""
+        """Owned values of ∫Q_jψχ for every χ and each feature Q_j of the basis. Collective."""
         if self._pieces:
             return [self._discrete.multiply(piece, psi) for piece in self._pieces]
         assert self.mean_field.basis is not None
@@ -125,14 +125,14 @@ class MeanFieldHamiltonian:
 
 
 class Hamiltonian:
-    """The matrix σ²A + ∫Vψχ − sM for any V and s; the matrix object stays, its values change.
+    """The matrix σ²A + ∫Vψχ − sM for any V and s, updated in place.
 
     Args:
         problem: the problem.
 
     Attributes:
-        matrix: it.
-        potential: V, as it was given; None at first.
+        matrix: the matrix.
+        potential: the array V that was last set; None at first.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -143,7 +143,7 @@ class Hamiltonian:
         self._term: PETSc.Mat | None = None
 
     def shifted(self, other: Hamiltonian, shift: float) -> None:
-        """Set V to that of another operator, whose shift is zero, and s. Collective."""
+        """Take V from another operator, whose shift is zero, and set s. Collective."""
         self.potential = other.potential
         if other is not self:
             other.matrix.copy(self.matrix, structure=_SAME)
@@ -152,11 +152,11 @@ class Hamiltonian:
             self._discrete.add_diagonal(self.matrix, -shift * mass)
         else:
             self.matrix.axpy(-shift, self.problem.mass_matrix, structure=_SAME)
-        # Distributed matrices do not notice an axpy, and preconditioners would stay as they are.
+        # An axpy does not change the state of a distributed matrix, on which preconditioners rely.
         self.matrix.stateIncrease()
 
     def update(self, potential: Array) -> None:
-        """Set V (on the potential space, owned and ghosts), and s to zero. Collective."""
+        """Set V (on the potential space, owned and ghosts), and set s to zero. Collective."""
         self.potential = potential
         problem, matrix = self.problem, self.matrix
         problem.stiffness.copy(matrix, structure=_SAME)

@@ -3,7 +3,7 @@
     mesh = disk(comm, radius=truncation_radius(kappa=0.2, sigma=0.5), h=0.15, grading=3.0)
     mesh = read_mesh("meshes/perforated_disk.msh", comm)
 
-Unstructured meshes are made or read on rank 0 and distributed with a ghost layer of neighbours
+Unstructured meshes are generated or read on rank 0 and distributed with a ghost layer of neighbours
 across facets; the geometry does not depend on the number of ranks.
 """
 
@@ -60,8 +60,8 @@ def interval(comm: MPI.Comm, radius: float, h: float, grading: float = 1.0) -> M
     Args:
         comm: the communicator.
         radius: half-length, positive.
-        h: target cell size; the size at the centre when the mesh is graded.
-        grading: cell size at the ends over that at the centre.
+        h: target cell size, at the centre if the mesh is graded.
+        grading: ratio of the cell size at the ends to that at the centre.
 
     Raises:
         ValueError: if a number is out of range.
@@ -84,16 +84,16 @@ def box(
 
     Args:
         comm: the communicator.
-        radius: half-length, positive, a number or one per axis.
-        h: target edge length; the one at the centre when the mesh is graded.
+        radius: positive half-length, one number or one per axis.
+        h: target edge length, at the centre if the mesh is graded.
         dim: 1, 2 or 3; by default that of the cell, or of a sequence of radii, else 2.
         cell: "interval", "triangle", "quadrilateral", "tetrahedron" or "hexahedron"; by default
             the simplex.
-        grading: cell size at the boundary over that at the centre, along each axis.
+        grading: ratio of the cell size at the boundary to that at the centre, along each axis.
 
     Raises:
         ValueError: if a number is out of range, or dim, cell and radius contradict each other.
-        RuntimeError: if triangles or tetrahedra are asked for and gmsh cannot be loaded.
+        RuntimeError: if triangles or tetrahedra are requested and gmsh cannot be loaded.
     """
     if dim is None:
         dim = _cell_dim(cell) if cell is not None else (np.size(radius) if np.ndim(radius) else 2)
@@ -118,18 +118,18 @@ def box(
 def disk(
     comm: MPI.Comm, radius: float, h: float, cell: str = "triangle", grading: float = 1.0
 ) -> Mesh:
-    """Mesh the disk of a radius around 0, boundary vertices on the circle. Collective.
+    """Mesh the disk around 0, with boundary vertices on the circle. Collective.
 
     Args:
         comm: the communicator.
-        radius: positive.
-        h: target edge length; the one at the centre when the mesh is graded.
+        radius: radius of the disk, positive.
+        h: target edge length, at the centre if the mesh is graded.
         cell: "triangle" (unstructured) or "quadrilateral" (five structured blocks).
-        grading: cell size at the boundary over that at the centre.
+        grading: ratio of the cell size at the boundary to that at the centre.
 
     Raises:
         ValueError: if a number is out of range or the cell is not two-dimensional.
-        RuntimeError: if simplices are asked for and gmsh cannot be loaded.
+        RuntimeError: if simplices are requested and gmsh cannot be loaded.
     """
     return _round(comm, radius, h, cell, grading, dim=2)
 
@@ -137,18 +137,18 @@ def disk(
 def ball(
     comm: MPI.Comm, radius: float, h: float, cell: str = "tetrahedron", grading: float = 1.0
 ) -> Mesh:
-    """Mesh the ball of a radius around 0, boundary vertices on the sphere. Collective.
+    """Mesh the ball around 0, with boundary vertices on the sphere. Collective.
 
     Args:
         comm: the communicator.
-        radius: positive.
-        h: target edge length; the one at the centre when the mesh is graded.
+        radius: radius of the ball, positive.
+        h: target edge length, at the centre if the mesh is graded.
         cell: "tetrahedron" (unstructured) or "hexahedron" (seven structured blocks).
-        grading: cell size at the boundary over that at the centre.
+        grading: ratio of the cell size at the boundary to that at the centre.
 
     Raises:
         ValueError: if a number is out of range or the cell is not three-dimensional.
-        RuntimeError: if simplices are asked for and gmsh cannot be loaded.
+        RuntimeError: if simplices are requested and gmsh cannot be loaded.
     """
     return _round(comm, radius, h, cell, grading, dim=3)
 
@@ -156,20 +156,20 @@ def ball(
 def read_mesh(path: str | Path, comm: MPI.Comm) -> Mesh:
     """Read a gmsh (.msh, any version) or DOLFINx (.xdmf) mesh. Collective.
 
-    Rank 0 reads every cell of the highest dimension, in a physical group or not, so that a bad
-    file fails before any collective call.
+    Rank 0 reads all cells of the highest dimension, whether in a physical group or not, so that a
+    bad file fails before any collective call.
 
     Args:
         path: the file, visible from rank 0.
         comm: the communicator.
 
     Returns:
-        The mesh, of geometric dimension equal to its topological dimension.
+        The mesh, with geometric dimension equal to its topological dimension.
 
     Raises:
         ValueError: on every rank, if the file is missing, damaged, of another kind, or holds
             several kinds of cells or a curved surface.
-        RuntimeError: if gmsh is needed and not installed.
+        RuntimeError: if gmsh is needed but not installed.
     """
     file = Path(path)
 
@@ -194,16 +194,16 @@ def read_facet_tags(path: str | Path, mesh: Mesh) -> MeshTags:
 
     Args:
         path: the .msh file, visible from rank 0.
-        mesh: read from it by :func:`read_mesh`.
+        mesh: the mesh that :func:`read_mesh` read from the file.
 
     Raises:
-        ValueError: on every rank, if the file has no such groups, or they are not of this mesh.
+        ValueError: on every rank, if the file has no such groups, or they belong to another mesh.
     """
     comm, dim = mesh.comm, mesh.topology.dim - 1
     midpoints, tags = on_root(comm, lambda: read_physical_facets(Path(path)))
     mesh.topology.create_connectivity(dim, dim + 1)
     facets = dolfinx.mesh.exterior_facet_indices(mesh.topology)
-    if not len(tags):  # known alike on every rank
+    if not len(tags):  # the same on every rank
         raise ValueError(f"{path} has no physical groups of facets; add them in the .geo file")
     here = dolfinx.mesh.compute_midpoints(mesh, dim, facets)
     distance, nearest = cKDTree(midpoints).query(here)
@@ -218,11 +218,11 @@ def read_facet_tags(path: str | Path, mesh: Mesh) -> MeshTags:
 def refine(mesh: Mesh) -> Mesh:
     """Cut every simplex at the midpoints of its edges. Collective.
 
-    New vertices are midpoints of old edges: the domain stays the old polyhedron. Cells stay on
-    their rank and the ghost layer is kept.
+    New vertices are midpoints of old edges, so the domain remains the same polyhedron. Cells stay
+    on their rank and the ghost layer is kept.
 
     Args:
-        mesh: intervals, triangles or tetrahedra with straight edges.
+        mesh: mesh of intervals, triangles or tetrahedra with straight edges.
 
     Raises:
         ValueError: if the mesh has other cells or curved ones.
@@ -238,15 +238,15 @@ def refine(mesh: Mesh) -> Mesh:
 def truncation_radius(
     kappa: float, sigma: float, tol: float = 1e-10, dim: int = 2, offset: float = 0.0
 ) -> float:
-    """Find the radius outside which the stationary density has mass about ``tol``.
+    """The radius outside which the stationary density has mass about ``tol``.
 
-    For V growing at least like kappa |x|^2 / 2 the density decays like exp(-theta |x|^2 / 2),
-    theta = sqrt(2 kappa) / sigma: the radius is the quantile of N(0, Id / theta).
+    If V grows at least as kappa |x|^2 / 2, the density decays as exp(-theta |x|^2 / 2) with
+    theta = sqrt(2 kappa) / sigma; the radius is the quantile of N(0, Id / theta).
 
     Args:
         kappa: convexity of the confinement at infinity, positive.
         sigma: regularisation, positive.
-        tol: mass left outside, in (0, 1).
+        tol: mass outside the radius, in (0, 1).
         dim: dimension of space.
         offset: distance of the mean from 0, added to the radius.
 
@@ -256,7 +256,7 @@ def truncation_radius(
     if not (0 < kappa < math.inf and 0 < sigma < math.inf):
         raise ValueError(f"kappa and sigma must be positive, not {kappa} and {sigma}")
     if not 0 < tol < 1:
-        raise ValueError(f"tol is a mass between 0 and 1, not {tol}")
+        raise ValueError(f"tol must be a mass between 0 and 1, not {tol}")
     if dim < 1 or not 0 <= offset < math.inf:
         raise ValueError(f"dim must be positive and offset not negative, not {dim} and {offset}")
     theta = math.sqrt(2.0 * kappa) / sigma
@@ -272,7 +272,7 @@ def _cell_dim(cell: str) -> int:
 def _checked(
     radius: float | Sequence[float], h: float, grading: float, dim: int
 ) -> tuple[Floats, float]:
-    """Return one radius per axis and the uniform cell size that the grading shrinks to h."""
+    """Return one radius per axis and the uniform cell size that grading reduces to h."""
     number("h", h)
     number("grading", grading)
     try:
@@ -320,7 +320,7 @@ def _round(comm: MPI.Comm, radius: float, h: float, cell: str, grading: float, d
 
 
 def _distribute(comm: MPI.Comm, build: Callable[[], RawMesh]) -> Mesh:
-    """Build on rank 0 and share the cells out, with a ghost layer across facets. Collective."""
+    """Build on rank 0 and distribute the cells, with a ghost layer across facets. Collective."""
     held: list[RawMesh] = []
 
     def work() -> RawMesh:
@@ -342,8 +342,8 @@ def share_out(
         comm: the communicator.
         cell: name of the cell.
         degree: polynomial degree of the geometry.
-        cells: ``(c, k)`` numbers of the points of this rank's cells, in the order of DOLFINx.
-        points: ``(n, d)`` this rank's; they are numbered rank after rank.
+        cells: ``(c, k)`` point numbers of this rank's cells, in the order of DOLFINx.
+        points: ``(n, d)`` points of this rank; points are numbered rank by rank.
     """
     element = basix.ufl.element(
         "Lagrange", cell, degree, basix.LagrangeVariant.equispaced, shape=(points.shape[1],)

@@ -1,7 +1,7 @@
-"""Exceptions, and what ranks do together: sums, agreement, work on one rank, logging, abort.
+"""Exceptions, and operations over ranks: sums, agreement, work on one rank, logging, abort.
 
-Every function takes its communicator; ``MPI.COMM_WORLD`` is named only by the abort hook, which
-has to end the whole job.
+Every function takes its communicator; only the abort hook, which has to end the whole job, uses
+``MPI.COMM_WORLD``.
 
     total = global_sum(comm, 1.0)    # the number of ranks
     text = on_root(comm, Path("run/history.csv").read_text)
@@ -45,40 +45,40 @@ __all__ = [
 ]
 
 _HANDLER_NAME = "fem_mf rank 0"
-_SECONDS = 5.0  # between two announcements of the compiler
-_RAISED_BY = "_fem_mf_raised_by"  # attribute of an exception that another rank passed on: its rank
-_TAG = 32_749  # of messages between failing ranks; MPI guarantees tags up to 32,767
-_SENT: list[MPI.Request] = []  # their buffers live as long as these
+_SECONDS = 5.0  # time between two log lines about compilation
+_RAISED_BY = "_fem_mf_raised_by"  # attribute of a passed-on exception: the rank that raised it
+_TAG = 32_749  # tag of messages between failing ranks; MPI guarantees tags up to 32,767
+_SENT: list[MPI.Request] = []  # keeps the buffers of sent messages alive
 _PATIENCE = 1.0  # seconds that a failing rank waits for the reports of the others
-_POLL = 2e-3  # seconds
-_FLUSH = 0.4  # seconds for all output to arrive: the launcher drops what it has not forwarded
+_POLL = 2e-3  # seconds between two checks for reports
+_FLUSH = 0.4  # seconds for all output to arrive, since the launcher drops unforwarded output
 
 
 def global_sum(comm: MPI.Comm, local: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Sum an array of one shape over all ranks. Collective.
+    """Sum an array over all ranks. Collective.
 
     Args:
         comm: the communicator.
         local: this rank's contribution, any shape, the same on every rank.
 
     Returns:
-        The sum, identical on every rank, of the same shape (0-d for a number).
+        The sum, identical on every rank, with the same shape (0-d for a number).
     """
     send = np.asarray(local, dtype=np.float64, order="C")
     if comm.size == 1:
         return send
     received = np.empty_like(send)
     comm.Allreduce(send, received, op=MPI.SUM)
-    # A reduction may associate differently from rank to rank; decisions taken on it must not.
+    # A reduction may round differently on each rank, but decisions based on it must agree.
     comm.Bcast(received, root=0)
     return received
 
 
 def all_ranks_agree(comm: MPI.Comm, error: Exception | None) -> None:
-    """Raise on every rank when any rank has an error. Collective.
+    """Raise an error on every rank if any rank has one. Collective.
 
-    Ranks without an error raise the lowest failing rank's error (same type, same message), so
-    that a failure of one rank never leaves the others waiting in a collective call.
+    Ranks without an error raise that of the lowest failing rank (same type, same message), so
+    that a failure on one rank never leaves the others waiting in a collective call.
 
     Args:
         comm: the communicator.
@@ -96,14 +96,14 @@ def all_ranks_agree(comm: MPI.Comm, error: Exception | None) -> None:
 
 
 def same_on_all_ranks(comm: MPI.Comm, **values: Any) -> None:
-    """Raise on every rank when an argument is not the same on all of them. Collective.
+    """Raise an error on every rank if an argument differs between ranks. Collective.
 
     Args:
         comm: the communicator.
         values: numbers, strings, None, or arrays, which are compared bit by bit.
 
     Raises:
-        ValueError: naming the first argument that differs.
+        ValueError: if an argument differs; the message names the first one.
     """
     if comm.size == 1:
         return
@@ -120,23 +120,23 @@ def same_on_all_ranks(comm: MPI.Comm, **values: Any) -> None:
             shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(found[:4]))
             raise ValueError(
                 f"{name} is not the same on every rank ({shown}): read or draw it on one rank and "
-                "broadcast it, or seed random numbers alike"
+                "broadcast it, or use the same random seed on every rank"
             )
 
 
 def on_root[T](comm: MPI.Comm, work: Callable[[], T]) -> T:
-    """Do something on rank 0 and give its (pickled) result to every rank. Collective.
+    """Call a function on rank 0 and send its (pickled) result to every rank. Collective.
 
     Args:
         comm: the communicator.
         work: called without arguments on rank 0 only.
 
     Returns:
-        What ``work`` returned, on every rank.
+        The result of ``work``, on every rank.
 
     Raises:
-        Exception: whatever ``work`` raised, on every rank; types whose constructor does not take
-            one message arrive as ``RuntimeError``.
+        Exception: on every rank, the exception that ``work`` raised; types whose constructor does
+            not take one message become ``RuntimeError``.
     """
     result: T | None = None
     error: Exception | None = None
@@ -155,10 +155,10 @@ def on_root[T](comm: MPI.Comm, work: Callable[[], T]) -> T:
 def setup_logging(comm: MPI.Comm, level: int = logging.INFO) -> None:
     """Show the package's log on rank 0's standard error; other ranks show only errors.
 
-    The package itself never configures logging: demos and scripts call this once.
+    The package itself never configures logging; demos and scripts call this function once.
 
     Args:
-        comm: the communicator whose rank 0 speaks.
+        comm: the communicator whose rank 0 shows the log.
         level: the lowest level shown.
     """
     logger = logging.getLogger("fem_mf")
@@ -191,23 +191,23 @@ class _StandardError(logging.StreamHandler):
 
 
 class _Compilation(logging.Filter):
-    """Says in the package's log that forms are being compiled, at most once every five seconds."""
+    """Logs that forms are being compiled, at most once every five seconds."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
         self._logger, self._said = logger, -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Pass warnings only."""
+        """Let only warnings pass."""
         now = time.monotonic()
         if record.getMessage() == "Calling JIT C compiler" and now - self._said >= _SECONDS:
-            self._logger.info("compiling forms, once: they are cached for later runs")
+            self._logger.info("compiling forms (once; they are cached for later runs)")
             self._said = now
         return record.levelno >= logging.WARNING
 
 
 def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a warning on rank 0; the word "warning" shows whatever the user's logging is."""
+    """Log a warning on rank 0, with the word "warning" for any logging configuration."""
     if comm.rank == 0:
         logger.warning("warning: " + message, *args)
 
@@ -215,11 +215,11 @@ def warn(comm: MPI.Comm, logger: logging.Logger, message: str, *args: object) ->
 def install_abort_hook() -> None:
     """Make an uncaught exception on any rank end the whole MPI job.
 
-    Without it the other ranks wait indefinitely in their next collective call. The traceback is
-    printed first: once for an error that several ranks share (same type, same message), by rank 0
-    or, if the error occurred on one rank and was passed on to the others, by that rank. The ranks
-    wait about a second for each other, then the job ends. Nothing is installed when the job has
-    one rank.
+    Without this hook the other ranks wait indefinitely in their next collective call. The traceback
+    is printed first: once for an error that several ranks share (same type, same message), by rank
+    0 or, if the error occurred on one rank and was passed on to the others, by that rank. The ranks
+    wait about a second for each other, then the job ends. Nothing is installed if the job has one
+    rank.
     """
     if MPI.COMM_WORLD.size == 1:
         return
@@ -234,7 +234,7 @@ def install_abort_hook() -> None:
 def end_job(error: BaseException, text: str) -> None:
     """Print the text of an error, once for all ranks that share it, and end the job.
 
-    At one rank nothing is ended.
+    With one rank the text is only printed.
     """
     if MPI.COMM_WORLD.size == 1:
         sys.stderr.write(text)
@@ -243,20 +243,20 @@ def end_job(error: BaseException, text: str) -> None:
         sys.stdout.flush()
         try:
             mine = _is_printed_here(MPI.COMM_WORLD, type(error), error)
-        except Exception:  # better twice than not at all
+        except Exception:  # printing it twice is better than not at all
             mine = True
         if mine:
-            sys.stderr.write(text)  # in one piece
+            sys.stderr.write(text)  # in one call, so that output is not interleaved
             sys.stderr.flush()
-        # The rank that prints it may have failed later.
+        # The rank that prints it may have failed later than this one.
         time.sleep(_FLUSH if mine else _FLUSH + _PATIENCE)
-    finally:  # also when Ctrl-C interrupts the wait
+    finally:  # even if Ctrl-C interrupts the wait
         MPI.COMM_WORLD.Abort(1)
 
 
 def _is_printed_here(comm: MPI.Comm, kind: type[BaseException], value: BaseException) -> bool:
-    """Whether no other failing rank prints this uncaught exception; known within a second."""
-    # Ranks that have not failed may be inside any call, so nobody has to receive the messages.
+    """Whether this rank has to print an uncaught exception; decided within a second."""
+    # Ranks that have not failed may be inside any call, so messages need not be received.
     error = zlib.crc32(f"{kind.__qualname__}: {value}".encode(errors="replace"))
     passed_on = getattr(value, _RAISED_BY, comm.rank) != comm.rank
     reports = {comm.rank: (error, passed_on, comm.rank)}
@@ -271,21 +271,21 @@ def _is_printed_here(comm: MPI.Comm, kind: type[BaseException], value: BaseExcep
 
 
 def number(name: str, value: Any) -> float:
-    """A real number, or a TypeError that names the argument."""
+    """Return a real number, or raise a TypeError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
     return float(value)
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite positive number, or a TypeError or ValueError that names the argument."""
+    """Return a finite positive number, or raise a TypeError or ValueError naming the argument."""
     if not (math.isfinite(number(name, value)) and value > 0):
         raise ValueError(f"{name} must be a positive number, not {value}")
     return float(value)
 
 
 def integer(name: str, value: Any) -> int:
-    """An integer, or a TypeError that names the argument."""
+    """Return an integer, or raise a TypeError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     return int(value)
@@ -294,14 +294,14 @@ def integer(name: str, value: Any) -> int:
 class ConvergenceError(RuntimeError):
     """An iteration did not converge, or produced values that are not finite.
 
-    Raised on every rank. Whatever was yielded or written before it stays valid. Bad input is a
-    plain ``ValueError`` instead.
+    It is raised on every rank. Results yielded or written before it remain valid. Invalid input
+    raises a plain ``ValueError`` instead.
     """
 
 
 class LinearSolverError(ConvergenceError):
-    """A linear solver gave up on a matrix that may well be positive definite."""
+    """A linear solver failed although the matrix may be positive definite."""
 
 
 class StagnationError(ConvergenceError):
-    """Rounding hides all further progress: the tolerance is too small, not the step too long."""
+    """Rounding prevents further progress: the tolerance is too small, not the step too long."""

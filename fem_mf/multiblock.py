@@ -1,11 +1,11 @@
-"""Building blocks of mesh.py: points and cells as rank 0 makes or reads them, without MPI.
+"""Building blocks of mesh.py: points and cells, generated or read on rank 0 without MPI.
 
-Three sources: gmsh for the simplices of simple shapes, files, and a block structure for disks and
-balls of quadrilaterals or hexahedra. Nothing here is collective.
+There are three sources: gmsh for simplices of simple shapes, files, and a block structure for disks
+and balls of quadrilaterals or hexahedra. Nothing in this module is collective.
 
-The block structure is one bulged cube in the middle, and between each of its ``2 dim`` faces and
-the sphere one block of layers. The lattice of the cube and its faces numbers the nodes, so that
-blocks share nodes by integer index and no coordinates are ever compared.
+The block structure consists of one bulged cube in the middle, and of one block of layers between
+each of its ``2 dim`` faces and the sphere. The lattice of the cube and its faces numbers the nodes,
+so blocks share nodes by integer index and coordinates are never compared.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["RawMesh", "ball_blocks", "read_msh", "read_xdmf", "simplices"]
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.int64]
 
-# Half-size of the middle cube, how far the middle of its faces bulges out, lattice cells per
-# radius and h, mean depth of the outer blocks. The first two maximise the smallest scaled
-# Jacobian (0.86 and 0.77) among shapes whose edges differ by less than a factor of two.
+# Half-size of the middle cube, bulge of its faces, lattice cells per radius and h, and mean depth
+# of the outer blocks. The first two maximise the smallest scaled Jacobian (0.86 and 0.77) among
+# shapes whose edges differ by less than a factor of two.
 _SHAPE = {2: (0.52, 0.15, 1.25, 0.36), 3: (0.40, 0.225, 1.10, 0.44)}
 # By dimension and number of vertices.
 _CELLS = {
@@ -78,7 +78,7 @@ def simplices(shape: str, radii: Floats, h: float) -> RawMesh:
         h: target edge length.
     """
     dim = len(radii)
-    # Inside a volume gmsh's edges are on average 1.25 to 1.3 times as long as asked for.
+    # Inside a volume gmsh's edges are on average 1.25 to 1.3 times as long as requested.
     size = 0.8 * h if dim == 3 else h
     options = {"Mesh.MeshSizeMin": size, "Mesh.MeshSizeMax": size, "Mesh.Algorithm": 6}
     with _gmsh_model(options) as gmsh:
@@ -94,12 +94,12 @@ def simplices(shape: str, radii: Floats, h: float) -> RawMesh:
 
 
 def read_msh(file: Path) -> RawMesh:
-    """Read the cells of highest dimension of a gmsh file, in physical groups or not.
+    """Read all cells of the highest dimension of a gmsh file.
 
     Raises:
         ValueError: if gmsh rejects the file, or it holds no cells or several kinds of them.
     """
-    # gmsh would run a file without this mark as a script in its own language.
+    # Without this mark gmsh would execute the file as a script.
     with file.open("rb") as stream:
         if not stream.read(64).lstrip().startswith(b"$"):
             raise ValueError(
@@ -158,7 +158,7 @@ def read_xdmf(file: Path) -> RawMesh:
 
 
 def _validated(raw: RawMesh) -> RawMesh:
-    """Check a mesh from outside, drop repeated cells and the coordinates its cells do not need."""
+    """Check an imported mesh; drop repeated cells and superfluous coordinates."""
     cells, points = raw.cells, raw.points
     ordered = np.sort(cells, axis=1)
     if cells.size == 0 or ordered[:, 0].min() < 0 or ordered[:, -1].max() >= len(points):
@@ -171,7 +171,7 @@ def _validated(raw: RawMesh) -> RawMesh:
     cells = np.delete(cells, order[1:][repeated], axis=0)
     topology = basix.topology(basix.CellType[raw.cell])
     tdim = len(topology) - 1
-    # DOLFINx writes out of bounds, or aborts, when it meets a third cell at a facet.
+    # DOLFINx writes out of bounds, or aborts, if a facet has a third cell.
     sides = np.sort(np.concatenate([cells[:, facet] for facet in topology[tdim - 1]]), axis=1)
     sides = sides[np.lexsort(sides.T)]
     if np.any(np.all(sides[2:] == sides[:-2], axis=1)):
@@ -187,15 +187,15 @@ def _validated(raw: RawMesh) -> RawMesh:
 
 @contextmanager
 def _gmsh_model(options: dict[str, float]) -> Iterator[Any]:
-    """Give an empty gmsh model, and leave gmsh as it was found, whatever happens inside."""
+    """Provide an empty gmsh model and restore the state of gmsh afterwards, also on errors."""
     try:
         gmsh = importlib.import_module("gmsh")
     except (ImportError, OSError) as caught:
         raise RuntimeError(_GMSH_MISSING.format(caught)) from caught
     ours = not gmsh.isInitialized()
     if ours:
-        # The user's start-up files could change the mesh; "interruptible" would replace Python's
-        # handler of Ctrl-C by one that ends the process without cleaning up.
+        # The user's start-up files could change the mesh, and "interruptible" would replace the
+        # Ctrl-C handler of Python by one that ends the process without cleaning up.
         gmsh.initialize([], readConfigFiles=False, interruptible=False)
     before = "" if ours else gmsh.model.getCurrent()
     options = {"General.Terminal": 0, "General.NumThreads": 1} | options
@@ -229,7 +229,7 @@ def _gmsh_cells(gmsh: Any) -> RawMesh:
     tags, points, _ = gmsh.model.mesh.getNodes()
     order = np.argsort(tags)
     used, cells = np.unique(gmsh.model.mesh.getElementsByType(kinds[0])[1], return_inverse=True)
-    # Node tags may have gaps, and nodes of the geometry alone (centres of arcs) belong to no cell.
+    # Node tags may have gaps, and purely geometric nodes (centres of arcs) belong to no cell.
     points = points.reshape(-1, 3)[order[np.searchsorted(tags, used, sorter=order)]]
     to_basix = cell_perm_array(dolfinx.mesh.to_type(cell), num_nodes)
     return RawMesh(cell, degree, cells.reshape(-1, num_nodes)[:, to_basix].astype(np.int64), points)
@@ -244,13 +244,13 @@ def _cube(xi: Floats, half: float, bulge: float) -> Floats:
 
 def _sphere(xi: Floats) -> Floats:
     """Map points on the surface of [-1, 1]^dim, shape ``(n, dim)``, to the unit sphere."""
-    # Equal angles rather than equal projections: the cells of a face differ less in size.
+    # With equal angles rather than equal projections the cells of a face differ less in size.
     rays = np.tan(0.25 * np.pi * xi)
     return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
 
 
 def _lattice_cells(nodes: Ints, flip: bool) -> Ints:
-    """The cells ``(n, 2**dim)`` of a block of node numbers; flip it if its axes are left-handed."""
+    """The cells ``(n, 2**dim)`` of a block of node numbers; ``flip`` for left-handed axes."""
     if flip:
         nodes = nodes.swapaxes(0, 1)
     low, high = slice(None, -1), slice(1, None)
@@ -270,7 +270,7 @@ def ball_blocks(dim: int, radius: float, h: float) -> RawMesh:
     lattice = np.indices((n + 1,) * dim).reshape(dim, -1).T
     surface = lattice[np.any((lattice == 0) | (lattice == n), axis=1)]
 
-    # nodes[0] numbers the cube, nodes[layer] its surface pushed out; interiors of layers stay -1.
+    # nodes[0] numbers the cube, nodes[layer] its shifted surface; interiors of layers stay -1.
     nodes = np.full((layers + 1,) + (n + 1,) * dim, -1, dtype=np.int64)
     nodes[(0, *lattice.T)] = np.arange(len(lattice))
     inner = _cube(2.0 * surface / n - 1.0, half, bulge)
@@ -284,7 +284,7 @@ def ball_blocks(dim: int, radius: float, h: float) -> RawMesh:
     cells = [_lattice_cells(nodes[0], flip=False)]
     for axis, side in itertools.product(range(dim), (0, n)):
         block = np.take(nodes, side, axis=axis + 1)
-        # Outward layers first, then the other axes in order: right-handed for an even axis
-        # on the far side, and every change of side or neighbouring axis reverses that.
+        # Outward layers come first, then the other axes in order: this is right-handed for an
+        # even axis on the far side, and each change of side or neighbouring axis reverses it.
         cells.append(_lattice_cells(block, flip=(axis + (side == 0)) % 2 == 1))
     return RawMesh(_CELLS[dim, 2**dim], 1, np.concatenate(cells), radius * np.concatenate(points))

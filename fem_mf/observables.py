@@ -1,14 +1,14 @@
-"""Numbers of a density: energy, eigenvalue, residual, dissipation, norms of derivatives.
+"""Observables of a density: energy, eigenvalue, residual, dissipation, norms of derivatives.
 
-Each is the same on every rank:
+Each value is the same on every rank:
 
     energy(problem, density)         # F^σ(m), E1
     eigenvalue(problem, density)     # λ = ⟨ψ, H[m]ψ⟩, F2
     residual(problem, density)       # ‖H[m]ψ − λψ‖
     dissipation(problem, density)    # −dF^σ/dt along the flow, D4
 
-The theory bounds derivatives along the flow (theory §4), here sup norms taken cell by cell at the
-nodes of the element:
+The theory bounds derivatives along the flow (theory §4). Their sup norms are computed cell by cell
+at the nodes of the element:
 
     bounds = Regularity(problem)
     bounds.gradient(w)          # ‖∇w‖∞
@@ -48,13 +48,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder:
-    """What the first-order condition (F2) says of a density; vectors are owned load vectors.
+    """Data of the first-order condition (F2) at a density; vectors are owned load vectors.
 
     Attributes:
         potential: V[m] on the potential space, owned and ghosts.
         eigenvalue: λ = ⟨ψ, H[m]ψ⟩.
         gradient: H[m]ψ − λψ, half the gradient of F^σ on the sphere ‖ψ‖ = 1.
-        residual: its L² norm.
+        residual: L² norm of ``gradient``.
     """
 
     potential: Array
@@ -104,13 +104,13 @@ def _hamiltonian(problem: Problem, density: Density) -> tuple[Array, Array]:
 
 def dual_norm(problem: Problem, load: Array) -> float:
     """L² norm of the function of ψ's space that a load vector represents. Collective."""
-    # The error of ⟨load, M⁻¹load⟩ by conjugate gradients is the square of that of the solution.
+    # With conjugate gradients the error of ⟨load, M⁻¹load⟩ is the square of the solution's error.
     function = problem.discretisation.solve_mass(load, rtol=1e-8)
     return float(np.sqrt(max(problem.discretisation.dot(load, function), 0.0)))
 
 
 def energy_scale(problem: Problem, condition: FirstOrder) -> float:
-    """λ − min V, or the kinetic energy of the whole mesh where V is flat. Collective."""
+    """λ − min V, or the kinetic energy scale of the mesh if V is flat. Collective."""
     spread = condition.eigenvalue - problem.discretisation.min(condition.potential)
     return max(spread, flat_scale(problem))
 
@@ -134,13 +134,13 @@ def hamiltonian(problem: Problem, density: Density) -> Array:
 
 
 def eigenvalue(problem: Problem, density: Density) -> float:
-    """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2); V normalised as the functional gives it. Collective."""
+    """λ = ⟨ψ, H[m]ψ⟩ = ∫δF^σ/δm dm (F2), with V normalised as by the functional. Collective."""
     load = hamiltonian(problem, density)
     return problem.discretisation.dot(density.amplitude(), load)
 
 
 def residual(problem: Problem, density: Density) -> float:
-    """‖H[m]ψ − λψ‖ in L², H[m]ψ represented in ψ's space (F2). Collective."""
+    """‖H[m]ψ − λψ‖ in L², with H[m]ψ represented in ψ's space (F2). Collective."""
     return first_order(problem, density).residual
 
 
@@ -150,10 +150,10 @@ def dissipation(problem: Problem, density: Density) -> float:
 
 
 class Regularity:
-    """Bounds of functions of the problem's space; forms are compiled once.
+    """Bounds on derivatives of functions of the problem's space; forms are compiled once.
 
     Args:
-        problem: the problem, of degree 2 at least.
+        problem: the problem, with degree at least 2.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -182,16 +182,16 @@ class Regularity:
         )
 
     def gradient(self, values: Array) -> float:
-        """‖∇f‖∞ of a function by its owned values. Collective."""
+        """‖∇f‖∞ of a function given by its owned values. Collective."""
         return self._discrete.max(float(self._slopes(values).max(initial=0.0)))
 
     def growth(self, values: Array) -> float:
-        """sup |∇f|/(1 + |x|) of a function by its owned values. Collective."""
+        """sup |∇f|/(1 + |x|) of a function given by its owned values. Collective."""
         ratio = self._slopes(values) / (1.0 + self._radius)
         return self._discrete.max(float(ratio.max(initial=0.0)))
 
     def hessian(self, values: Array) -> tuple[float, float]:
-        """Smallest eigenvalue of ∇²f, and the largest modulus of any. Collective."""
+        """Smallest eigenvalue of ∇²f, and the largest modulus of an eigenvalue. Collective."""
         dim = self.problem.dim
         matrices = self._evaluate(self._hessian, values).reshape(-1, dim, dim)
         eigenvalues = np.linalg.eigvalsh(0.5 * (matrices + matrices.transpose(0, 2, 1)))

@@ -1,12 +1,12 @@
-"""Solvers: the only module that touches KSP, SNES, EPS and the options of PETSc.
+"""Solvers: the only module that uses KSP, SNES, EPS and the options of PETSc.
 
     defaults = default_options(condition=1e4, dofs=66_000, dim=2)
     tolerances = configure(ksp, defaults, {"pc_type": "jacobi"})
 
-Options come from, in this order: the command line (``-fem_mf_schrodinger_ksp_type ...``), the
-``petsc_options`` argument, the defaults. Nothing stays behind in the database.
-
-A solver keeps its preconditioner while the matrix changes, and a preconditioner can be used alone:
+Options are taken, in order of precedence, from the command line
+(``-fem_mf_schrodinger_ksp_type ...``), the ``petsc_options`` argument, and the defaults. The
+database is left unchanged. A solver keeps its preconditioner while the matrix changes, and a
+preconditioner can be used on its own:
 
     solver = SpdSolver(matrix, "fem_mf_schrodinger_", {"ksp_type": "cg", "pc_type": "jacobi"})
     iterations = solver.solve(right, solution, rtol=1e-12)
@@ -15,7 +15,7 @@ A solver keeps its preconditioner while the matrix changes, and a preconditioner
     preconditioner = Preconditioner(matrix, "fem_mf_stationary_", defaults)
     preconditioner.apply(right, solution)
 
-Newton's method, and the lowest eigenpairs of symmetric operators:
+The module also has Newton's method and the lowest eigenpairs of symmetric operators:
 
     newton = NewtonSolver(residual, jacobian, matrix, "fem_mf_hjb_", {"pc_type": "lu"})
     steps = newton.solve(solution, tolerance=1e-12)
@@ -69,7 +69,7 @@ _SYMMETRIC: Any = PETSc.Mat.Option.SYMMETRIC
 
 @contextmanager
 def stage(name: str) -> Generator[None]:
-    """Log a part of the program as a stage (PETSC_OPTIONS=-log_view); also a decorator."""
+    """Log a part of the program as a PETSc stage (-log_view); also usable as a decorator."""
     part = PETSc.Log.Stage(f"fem_mf: {name}")
     part.push()
     try:
@@ -78,12 +78,12 @@ def stage(name: str) -> Generator[None]:
         part.pop()
 
 
-_event = cache(lambda name: PETSc.Log.Event(f"fem_mf: {name}"))  # found by name, which takes time
+_event = cache(lambda name: PETSc.Log.Event(f"fem_mf: {name}"))  # because look-up by name is slow
 
 
 @contextmanager
 def event(name: str) -> Generator[None]:
-    """Log what is done many times as an event, within the present stage; also a decorator."""
+    """Log a repeated operation as an event in the current stage; also usable as a decorator."""
     part = _event(name)
     part.begin()
     try:
@@ -96,7 +96,7 @@ def event(name: str) -> Generator[None]:
 # or multigrid costs (measured at 66k dofs: 15 iterations at 30, some 100 at 1e3).
 _JACOBI_CONDITION = 1e3
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 40_000}
-# Half the time of multigrid at 185k dofs of degree 4 hexahedra; its iterations grow with 1/h.
+# Takes half the time of multigrid at 185k dofs of degree 4 hexahedra; iterations grow as 1/h.
 _INCOMPLETE_DOFS = {1: 0, 2: 0, 3: 400_000}
 _MULTIGRID: _Defaults = {
     "pc_type": "gamg",
@@ -109,12 +109,12 @@ _IN_FORCE: dict[str, str] = {}
 
 
 def solvers_in_force() -> dict[str, str]:
-    """The solvers that were set up so far, by prefix, such as ``"cg with lu by mumps"``."""
+    """The solvers set up so far, by prefix, for example ``"cg with lu by mumps"``."""
     return dict(_IN_FORCE)
 
 
 def _describe(solver: PETSc.KSP | PETSc.SNES) -> str:
-    """Method and preconditioner."""
+    """A text with method and preconditioner."""
     ksp = solver if isinstance(solver, PETSc.KSP) else solver.getKSP()
     pc = ksp.getPC()
     by = f" by {pc.getFactorSolverType()}" if pc.getType() in ("lu", "cholesky") else ""
@@ -123,13 +123,13 @@ def _describe(solver: PETSc.KSP | PETSc.SNES) -> str:
 
 
 def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options) -> dict[str, Any]:
-    """Give a solver its options. Collective.
+    """Set the options of a solver. Collective.
 
     Returns:
-        The tolerances that the user fixed.
+        The tolerances that the user has set.
 
     Raises:
-        ValueError: PETSc refuses an option, or does not know one.
+        ValueError: if PETSc rejects an option, or does not know it.
     """
     prefix = solver.getOptionsPrefix()
     database = PETSc.Options(prefix)
@@ -161,7 +161,7 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
     except PETSc.Error as caught:
         code = caught.ierr  # type: ignore[attr-defined]
         error = ValueError(
-            f"PETSc refused the solver options {options} (prefix {prefix}): error code "
+            f"PETSc rejected the solver options {options} (prefix {prefix}): error code "
             f"{code}; is that solver in this build of PETSc?"
         )
     else:
@@ -174,7 +174,7 @@ def configure(solver: PETSc.KSP | PETSc.SNES, defaults: Options, chosen: Options
 
 
 def mumps(dim: int) -> _Defaults:
-    """A factorisation by MUMPS, with the ordering that is fastest in this dimension."""
+    """Options for a factorisation by MUMPS, with the fastest ordering in this dimension."""
     chosen: _Defaults = {"pc_factor_mat_solver_type": "mumps"}
     if dim < 3:
         # Approximate minimum fill: analysis and factorisation together take 0.4 of the time that
@@ -184,10 +184,10 @@ def mumps(dim: int) -> _Defaults:
 
 
 def default_options(condition: float, dofs: int, dim: int) -> _Defaults:
-    """CG with the preconditioner that is good at this condition number and size.
+    """Options for CG with a preconditioner that suits this condition number and size.
 
     Args:
-        condition: an upper estimate for the diagonally scaled matrix.
+        condition: upper estimate of the condition number of the diagonally scaled matrix.
         dofs: global number of unknowns.
         dim: dimension of the mesh.
     """
@@ -199,9 +199,9 @@ def default_options(condition: float, dofs: int, dim: int) -> _Defaults:
 
 
 def default_preconditioner(dofs: int, dim: int) -> _Defaults:
-    """A preconditioner for an elliptic operator without a time step to tame it.
+    """Options for a preconditioner of an elliptic operator without the mass term of a time step.
 
-    A factorisation where it is affordable, an incomplete one in three dimensions, multigrid beyond.
+    It is a factorisation if affordable, else an incomplete one in three dimensions, else multigrid.
     """
     if dofs <= _DIRECT_DOFS[dim]:
         # With approximate minimum fill MUMPS' Cholesky solves returned infinity on three ranks (3k
@@ -215,7 +215,7 @@ def default_preconditioner(dofs: int, dim: int) -> _Defaults:
 
 
 def _reason(solver: PETSc.KSP | PETSc.SNES) -> str:
-    """PETSc's name of why an iteration ended."""
+    """PETSc's name for the reason why an iteration ended."""
     value: Any = solver.getConvergedReason()
     names = vars(type(solver).ConvergedReason).items()
     return next((name for name, number in names if number == value), str(value))
@@ -238,10 +238,10 @@ class Preconditioner:
         self.applications = 0
 
     def rebuild(self) -> None:
-        """Build it anew from the present values of the matrix. Collective."""
+        """Rebuild the preconditioner from the current values of the matrix. Collective."""
         pc = self.ksp.getPC()
         pc.setReusePreconditioner(False)
-        self.ksp.setOperators(self._matrix)  # without it, setUp sees nothing to do
+        self.ksp.setOperators(self._matrix)  # otherwise setUp would do nothing
         self.ksp.setUp()
         pc.setReusePreconditioner(True)
 
@@ -255,16 +255,16 @@ class SpdSolver:
     """Conjugate gradients (by default) for one symmetric positive definite matrix that changes.
 
     The preconditioner is kept while the matrix changes and rebuilt when the iterations have
-    doubled since it was built (a diagonal one, free to build, is always fresh).
+    doubled since it was built (a diagonal one costs nothing and is always rebuilt).
 
     Args:
-        matrix: assembled; the caller updates its values in place.
-        prefix: prefix of its PETSc options, one for each role of a solver.
-        defaults: options used when neither the user nor the command line says otherwise.
-        options: the user's ``petsc_options``, keys without prefix.
+        matrix: the assembled matrix; the caller updates its values in place.
+        prefix: prefix of the PETSc options, one for each role of a solver.
+        defaults: options used unless overridden by the user or the command line.
+        options: the user's ``petsc_options``, with keys without prefix.
 
     Raises:
-        ValueError: PETSc refuses the options (a solver that is not built in, say).
+        ValueError: if PETSc rejects the options (for example for a solver that is not built in).
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class SpdSolver:
         self.ksp = _ksp(matrix, prefix)
         self._tolerances = {"atol": 1e-300, "divtol": 1e300, "max_it": 10_000}
         self._chosen = configure(self.ksp, defaults, options or {})
-        # A direct solver as the whole method would apply a stale factorisation as if it were exact:
-        # it is always fresh, like a preconditioner that is free to build.
+        # A direct solver as the whole method would apply a stale factorisation as if it were exact,
+        # so it is always rebuilt, like a preconditioner that costs nothing.
         direct = self.ksp.getType() == "preonly"
         self.ksp.setInitialGuessNonzero(not direct)
         self._free_setup = direct or self.ksp.getPC().getType() in ("jacobi", "pbjacobi", "none")
@@ -290,14 +290,14 @@ class SpdSolver:
             right: the right-hand side.
             solution: the initial guess, overwritten.
             rtol: relative tolerance of the preconditioned residual.
-            typical: whether its iterations say something about the preconditioner's age.
+            typical: whether the iteration count reflects the age of the preconditioner.
 
         Returns:
             The number of iterations.
 
         Raises:
-            ConvergenceError: PETSc's reason and what to change; a ``LinearSolverError`` where the
-                matrix is not to blame.
+            ConvergenceError: with PETSc's reason and a remedy; a ``LinearSolverError`` if the
+                matrix is not the cause.
         """
         with event("linear solve"):
             return self._solve(right, solution, rtol, typical)
@@ -314,7 +314,7 @@ class SpdSolver:
         if self.ksp.is_diverged:
             self._rebuild_next()
             reason = _reason(self.ksp)
-            # Neither of the two comes from a matrix that is indefinite.
+            # An indefinite matrix causes neither of these two reasons.
             gave_up = reason in ("DIVERGED_MAX_IT", "DIVERGED_DTOL")
             raise (LinearSolverError if gave_up else ConvergenceError)(
                 f"the linear solver {self.prefix} stopped with {reason} "
@@ -351,22 +351,22 @@ def _ksp(matrix: PETSc.Mat, prefix: str) -> PETSc.KSP:
 
 
 _MOST_STEPS = 25
-_ROUNDING = 100.0  # residual over tolerance that a stalled line search may leave
+_ROUNDING = 100.0  # largest ratio of residual to tolerance accepted from a stalled line search
 
 
 class NewtonSolver:
     """Newton's method (SNES) for one nonlinear system whose data change.
 
     Args:
-        residual: ``(x, f)``, overwrites f with the residual at x. Collective.
-        jacobian: ``(x, J)``, overwrites the matrix J with the derivative at x. Collective.
+        residual: function of ``(x, f)`` that overwrites f with the residual at x. Collective.
+        jacobian: function of ``(x, J)`` that sets the matrix J to the derivative at x. Collective.
         matrix: J, assembled or not.
-        prefix: prefix of its PETSc options, one for each role of a solver.
-        defaults: options used when neither the user nor the command line says otherwise.
-        options: the user's ``petsc_options``, keys without prefix.
+        prefix: prefix of the PETSc options, one for each role of a solver.
+        defaults: options used unless overridden by the user or the command line.
+        options: the user's ``petsc_options``, with keys without prefix.
 
     Raises:
-        ValueError: PETSc refuses the options.
+        ValueError: if PETSc rejects the options.
     """
 
     def __init__(
@@ -382,8 +382,8 @@ class NewtonSolver:
         self.snes = PETSc.SNES().create(matrix.comm)
         self.snes.setOptionsPrefix(prefix)
         self._residual, self._jacobian = residual, jacobian
-        # PETSc would keep alive what the callables belong to, which keeps this solver: a cycle that
-        # the garbage collector cannot see. So PETSc gets a weak reference.
+        # PETSc would keep the owner of the callables alive, which holds this solver: a cycle that
+        # the garbage collector cannot detect. PETSc therefore gets a weak reference.
         this = weakref.proxy(self)
         self.snes.setFunction(lambda _, x, f: this._residual(x, f), matrix.createVecLeft())
         self.snes.setJacobian(lambda _, x, j, __: this._jacobian(x, j), matrix)
@@ -395,21 +395,21 @@ class NewtonSolver:
 
         Args:
             solution: the initial guess, overwritten.
-            tolerance: for the Euclidean norm of the residual over ``scale``, unless the user has
-                chosen another one (``snes_atol``).
+            tolerance: tolerance of the Euclidean norm of the residual divided by ``scale``, unless
+                the user has set another one (``snes_atol``).
             scale: the Euclidean norm of a residual of norm one.
 
         Returns:
             The number of Newton steps.
 
         Raises:
-            ConvergenceError: PETSc's reason and what to change.
+            ConvergenceError: with PETSc's reason and a remedy.
         """
         tolerance = scale * (self._chosen_tolerance or tolerance)
         self.snes.setTolerances(rtol=1e-14, atol=tolerance, stol=1e-14, max_it=_MOST_STEPS)
         self.snes.solve(None, solution)
         reason, iterations = _reason(self.snes), int(self.snes.getIterationNumber())
-        # A line search that stalls at rounding has nothing left to gain.
+        # A line search that stalls at rounding level cannot reduce the residual further.
         stalled = reason == "DIVERGED_LINE_SEARCH"
         done = stalled and self.snes.getFunctionNorm() <= _ROUNDING * tolerance
         if self.snes.is_diverged and not done:
@@ -421,7 +421,7 @@ class NewtonSolver:
 
 
 _MAX_ITERATIONS = 2000
-LEAST_UNKNOWNS = 5  # per eigenpair; SLEPc's bound
+LEAST_UNKNOWNS = 5  # least number of unknowns per eigenpair, required by SLEPc
 
 
 @dataclass(frozen=True)
@@ -447,7 +447,7 @@ class _Shell:
 
 
 def shell_matrix(like: PETSc.Mat, apply: _Action) -> PETSc.Mat:
-    """A symmetric matrix known by its action, with the layout of another. Collective."""
+    """A symmetric matrix defined by its action, with the layout of another. Collective."""
     sizes: Any = like.getSizes()
     shell = PETSc.Mat().createPython(sizes, context=_Shell(apply), comm=like.comm)
     shell.setOption(_SYMMETRIC, True)
@@ -472,18 +472,18 @@ def lowest_states(
     Args:
         matrix: A, symmetric.
         mass: B, symmetric and positive definite on the span of the start vectors.
-        precondition: ``(r, z)``, overwrites z with an approximation of (A − s)⁻¹r.
+        precondition: function of ``(r, z)`` that overwrites z with an approximation of (A − s)⁻¹r.
         start: owned values of one start vector per wanted pair; states orthogonal to all of them
             are not found, so they should be generic.
-        tolerance: absolute, for the Euclidean norm of the load vector Ax − μBx.
-        deflate: owned values of vectors to whose B-orthogonal complement the search is confined.
+        tolerance: absolute tolerance of the Euclidean norm of the load vector Ax − μBx.
+        deflate: owned values of vectors to whose B-orthogonal complement the search is restricted.
 
     Returns:
         As many pairs as start vectors.
 
     Raises:
-        ValueError: a handful of unknowns, fewer than LOBPCG's own work space.
-        ConvergenceError: LOBPCG did not reach the tolerance.
+        ValueError: if there are fewer unknowns than the work space of LOBPCG needs.
+        ConvergenceError: if the tolerance is not reached.
     """
     size, count = matrix.getSize()[0], len(start)
     if size < LEAST_UNKNOWNS * count:
@@ -494,7 +494,7 @@ def lowest_states(
     for vector, values in zip(vectors, (*start, *deflate), strict=True):
         vector.array[:] = values
     found = iterations = 0
-    # LOBPCG is faster; where its block becomes singular, Davidson's method converges without it.
+    # LOBPCG is faster; if its block becomes singular, Davidson's method is used instead.
     for method in (SLEPc.EPS.Type.LOBPCG, SLEPc.EPS.Type.GD):
         eps = _eigensolver(matrix, mass, precondition, method, count, tolerance)
         eps.setInitialSpace(vectors[:count])

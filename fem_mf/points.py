@@ -1,6 +1,6 @@
 """Point values and random samples of a distributed finite-element function.
 
-Both give the same answer on every rank and at any number of ranks.
+Both give the same result on every rank and for any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ __all__ = ["evaluate", "evaluate_at", "interpolate_between", "sample_exponential
 
 type Indices = npt.NDArray[np.intp]
 
-# Coordinates are projected on this direction to give cells an order that depends neither on the
-# partition nor on the numbering; its irrational ratios make ties improbable.
+# Projecting coordinates on this direction orders the cells independently of the partition and of
+# the numbering; its irrational ratios make ties improbable.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
 _MAX_ROUNDS = 1000
-_MAX_BOXES = {1: 64, 2: 24, 3: 10}  # per axis of a cell
+_MAX_BOXES = {1: 64, 2: 24, 3: 10}  # largest number of boxes per axis of a cell
 _FOLD = {2: 2.0 * np.cos(np.pi / 5.0), 3: 2.0 * np.cos(np.pi / 7.0)}  # norm of the map to a simplex
-_EXPONENTIAL_DEGREE = {1: 40, 2: 20, 3: 12}  # of the quadrature of e^{−u} over a cell
+_EXPONENTIAL_DEGREE = {1: 40, 2: 20, 3: 12}  # quadrature degree for e^{−u} over a cell
 
 
 def evaluate(comm: MPI.Comm, function: SpaceFunction, points: Array, name: str) -> Array:
-    """Values of a user's function of space at points, checked. Collective.
+    """Evaluate and check a user's function of space at points. Collective.
 
     Args:
         comm: the communicator of the mesh.
         function: callable of ``x``, shape ``(3, n)``, returning ``(n,)``.
         points: ``(3, n)``, this rank's nodes.
-        name: what the function is, for the error message.
+        name: description of the function for error messages.
 
     Returns:
         ``(n,)`` values.
 
     Raises:
-        ValueError: on every rank, when on any rank the shape is wrong, a value is not finite, or
-            the function itself raises.
+        ValueError: on every rank, if on any rank the shape is wrong, a value is not finite, or
+            the function itself raises an exception.
     """
     error: Exception | None = None
     values = np.empty(0)
@@ -77,7 +77,7 @@ def evaluate_at(function: fem.Function, points: Array) -> Array:
         ``(n,)`` values, NaN outside the mesh.
 
     Raises:
-        ValueError: the points have not the dimension of the mesh.
+        ValueError: if the points do not have the dimension of the mesh.
     """
     mesh = function.function_space.mesh
     dim = mesh.geometry.dim
@@ -104,9 +104,9 @@ def interpolate_between(source: fem.Function, target: fem.Function) -> Array:
     """Interpolate a scalar function on another mesh. Collective.
 
     Args:
-        source: with up-to-date ghosts.
-        target: overwritten; points just outside the source's mesh get the value of the nearest
-            cell's polynomial, points far outside get 0.
+        source: the function, with up-to-date ghosts.
+        target: overwritten; at points just outside the source's mesh the polynomial of the nearest
+            cell is used, and points far outside get 0.
 
     Returns:
         Owned values of the target.
@@ -123,10 +123,10 @@ def interpolate_between(source: fem.Function, target: fem.Function) -> Array:
 
 
 def sample_square(function: fem.Function, n: int, seed: int) -> Array:
-    """Points of density proportional to the square of a function. Collective.
+    """Random points with density proportional to the square of a function. Collective.
 
-    A cell is drawn by its share of the integral, then a point of it by rejection; the random
-    numbers of sample i are row i of arrays that every rank draws alike.
+    A cell is drawn by its share of the integral, then a point in it by rejection; the random
+    numbers of sample i are row i of arrays that are the same on every rank.
 
     Args:
         function: a scalar Lagrange function with up-to-date ghosts.
@@ -140,13 +140,13 @@ def sample_square(function: fem.Function, n: int, seed: int) -> Array:
 
 
 def sample_exponential(u: fem.Function, n: int, seed: int) -> Array:
-    """Points of density proportional to e^{−u}; see :func:`sample_square`. Collective."""
+    """Random points with density proportional to e^{−u}; see :func:`sample_square`. Collective."""
     return _sample(_ExponentialCells(u), n, seed)
 
 
 def _sample(cells: _Cells, n: int, seed: int) -> Array:
     if integer("n", n) < 1:
-        raise ValueError(f"the number of samples is at least 1, not {n}")
+        raise ValueError(f"the number of samples must be at least 1, not {n}")
     mesh = cells.mesh
     rng = np.random.default_rng(seed)
     pending, drawn = _draw_cells(mesh, cells.masses(), rng.random(n))
@@ -163,7 +163,7 @@ def _sample(cells: _Cells, n: int, seed: int) -> Array:
 
 
 def _draw_cells(mesh: dmesh.Mesh, masses: Array, uniform: Array) -> tuple[Indices, Indices]:
-    """Invert the distribution of cell masses: indices of this rank's samples, and their cells."""
+    """Draw cells by mass; return the indices of this rank's samples, and their cells."""
     comm = mesh.comm
     x, dofs = mesh.geometry.x, mesh.geometry.dofmaps[0][: len(masses)]
     keys = comm.allgather((x[dofs] @ _DIRECTION).mean(axis=1))
@@ -179,9 +179,9 @@ def _draw_cells(mesh: dmesh.Mesh, masses: Array, uniform: Array) -> tuple[Indice
 class _Cells:
     """Integrals of a density cell by cell, and rejection sampling inside a cell.
 
-    Proposals have the density of the largest corner values on a grid of boxes, times a factor that
-    covers what lies between the corners. The grid is one of the unit cube, mapped onto a simplex
-    with its volume. The two subclasses say what the density of a function is, and its factor.
+    The density of proposals is the largest corner value in each box of a grid, times a factor that
+    accounts for values between the corners. The grid is that of the unit cube, mapped onto a
+    simplex with its volume. The two subclasses define the density of a function and the factor.
     """
 
     def __init__(self, function: fem.Function) -> None:
@@ -209,11 +209,11 @@ class _Cells:
         self.quadrature_degree = 2 * self.element.degree + 2
 
     def density(self, values: Array) -> Array:
-        """The density where the function has these values."""
+        """The density at points where the function has these values."""
         raise NotImplementedError
 
     def cover(self, cells: Indices, bounds: Array) -> Array:
-        """Bounds in the boxes of cells, from the largest ``(cells, boxes^d)`` at their corners."""
+        """Bounds in the boxes of cells, from the largest corner values ``(cells, boxes^d)``."""
         raise NotImplementedError
 
     def masses(self) -> Array:
@@ -223,13 +223,13 @@ class _Cells:
         return np.asarray(self._on_all(slice(None), points) @ weights)
 
     def propose(self, cells: Indices, uniform: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Points of the given cells, and which of them to accept; uniform is ``(n, d + 2)``."""
+        """Points in the given cells, and whether to accept them; uniform is ``(n, d + 2)``."""
         unique, inverse = np.unique(cells, return_inverse=True)
         bounds = self._bounds(unique)
         cumulative = np.cumsum(bounds, axis=1)
         targets = uniform[:, 0] * cumulative[inverse, -1]
         box = np.empty(len(cells), dtype=np.intp)
-        # Sorted by cell, the samples of one cell are one slice: a search for each cell.
+        # Sorted by cell, the samples of one cell form one slice, so one search per cell suffices.
         order = np.argsort(inverse, kind="stable")
         starts = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
         for i, (first, last) in enumerate(itertools.pairwise(starts)):
@@ -263,7 +263,7 @@ class _Cells:
         return self.density(values) * np.abs(np.asarray(np.linalg.det(jacobian)))
 
     def _reference(self, cube: Array) -> Array:
-        """Uniform points of the reference cell from those of the unit cube."""
+        """Uniform points in the reference cell from uniform points in the unit cube."""
         # Spacings of the sorted coordinates are uniform on the simplex.
         return np.diff(np.sort(cube, axis=1), axis=1, prepend=0.0) if self.simplex else cube
 
@@ -277,7 +277,7 @@ class _SquareCells(_Cells):
 
     def cover(self, cells: Indices, bounds: Array) -> Array:
         """A margin for a polynomial of degree k between the corners."""
-        # A box between zeros of ψ has small corners; the cell's size keeps it reachable.
+        # A box between zeros of ψ has small corner values; the term of the cell keeps it reachable.
         margin = (1.0 + self.element.degree / self.boxes) ** 2
         return np.asarray(margin * (bounds + 1e-3 * bounds.max(axis=1, keepdims=True)))
 
@@ -299,11 +299,11 @@ class _ExponentialCells(_Cells):
         return np.exp(-values)
 
     def cover(self, cells: Indices, bounds: Array) -> Array:
-        """A factor e^δ, δ a bound of how far u falls below its values at the corners of a box.
+        """A factor e^δ, where δ bounds how far u falls below its corner values in a box.
 
-        In the convex hull of points of a ball of radius ρ a function falls below its smallest value
-        there by ½ρ²‖∇²u‖ at most. The map of the cube onto a simplex is linear on the simplices
-        that the corners of each box span, and stretches by ``_FOLD[d]``.
+        In the convex hull of points in a ball of radius ρ a function falls below its smallest value
+        at these points by at most ½ρ²‖∇²u‖. The map of the cube onto a simplex is linear on the
+        simplices spanned by the corners of each box, and its norm is ``_FOLD[d]``.
         """
         stretch = _FOLD[self.dim] if self.simplex else 1.0
         squared_radius = 0.25 * self.dim * (stretch / self.boxes) ** 2

@@ -1,13 +1,13 @@
-"""The problem: a functional F, σ, and the discretisation on which F^σ is minimised.
+"""The problem: a functional F, σ, and the discretisation in which F^σ is minimised.
 
     problem = Problem(mesh, functional, sigma=0.5, degree=2)
-    problem.space             # of the amplitude ψ
-    problem.potential_space   # of V[m] and of the features
+    problem.space             # space of the amplitude ψ
+    problem.potential_space   # space of V[m] and of the features
     problem.mass_matrix, problem.stiffness
     problem.with_sigma(0.25)  # the same discretisation
 
-A problem holds no time and no density. With ``mass="consistent"`` the potential has a space of its
-own, of a degree that keeps the order 2k of the energy (``Functional.potential_degree``); with
+A problem holds neither time nor density. With ``mass="consistent"`` the potential has its own
+space, whose degree preserves the order 2k of the energy (``Functional.potential_degree``); with
 ``mass="lumped"`` mass and potential are diagonal; see :mod:`fem_mf.discretisation`.
 """
 
@@ -37,9 +37,9 @@ _DEFAULT_DEGREE = {"interval": 2, "triangle": 2, "tetrahedron": 2, "quadrilatera
 
 @runtime_checkable
 class FunctionalLike(Protocol):
-    """What a problem needs of F; a functional of your own may be any object with these methods.
+    """Interface of F; a user-defined functional may be any object with these methods.
 
-    An object may also have ``potential_degree(degree)``, the degree of V for ψ of a degree.
+    It may also have ``potential_degree(degree)``, the degree of V for a given degree of ψ.
     """
 
     def value(self, density: Any) -> float:
@@ -50,12 +50,12 @@ class FunctionalLike(Protocol):
 
 
 def usual_potential_degree(degree: int) -> int:
-    """Degree of V for which the energy keeps its order 2k, or k + 2 where that costs too much."""
+    """Degree of V that preserves the order 2k of the energy, or k + 2 if that is too expensive."""
     return min(2 * degree - 1, degree + 2)
 
 
 def potential_degree_of(functional: FunctionalLike, degree: int) -> int:
-    """Degree of the potential space that a functional asks for, else the usual one."""
+    """Degree of the potential space that a functional requests, else the usual one."""
     return int(getattr(functional, "potential_degree", usual_potential_degree)(degree))
 
 
@@ -66,24 +66,24 @@ class Problem:
         mesh: any DOLFINx mesh in dimension 1, 2 or 3.
         functional: F, any object with ``value(density)`` and ``derivative(density)``.
         sigma: σ > 0.
-        degree: of ψ, 1 to 6 on triangles and tetrahedra, 1 to 8 on intervals, quadrilaterals and
-            hexahedra. The default is 6 on quadrilaterals and hexahedra, else 2.
+        degree: degree of ψ, 1 to 6 on triangles and tetrahedra, 1 to 8 on intervals, quadrilaterals
+            and hexahedra. The default is 6 on quadrilaterals and hexahedra, else 2.
         boundary: ``"natural"``, ``"dirichlet"`` for ψ = 0 on the whole boundary, or the tags of the
-            facets where ψ = 0 (the walls of holes, say).
+            facets where ψ = 0 (for example the walls of holes).
         mass: ``"consistent"`` or ``"lumped"`` (degree 1 on simplices, any on tensor cells).
-        potential_degree: of V with consistent mass; the default is chosen by the functional.
-        facet_tags: the tags of the mesh's facets, for ``boundary``; see ``read_facet_tags``.
+        potential_degree: degree of V with consistent mass; by default the functional chooses it.
+        facet_tags: the facet tags of the mesh, for ``boundary``; see ``read_facet_tags``.
 
     Attributes:
         functional: F.
         sigma: σ.
-        discretisation: spaces, quadrature and constant operators, which know neither F nor σ
+        discretisation: spaces, quadrature and constant operators, independent of F and σ
             (:class:`fem_mf.discretisation.Discretisation`).
-        stiffness: the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ.
+        stiffness: matrix of the form of H for V = 0, divided by σ²: ∫∇ψ·∇χ.
 
     Raises:
-        TypeError: an argument of the wrong type, naming it, on every rank.
-        ValueError: naming the argument, on every rank.
+        TypeError: if an argument has the wrong type; the message, on every rank, names it.
+        ValueError: if an argument has an invalid value; the message, on every rank, names it.
     """
 
     def __init__(
@@ -204,11 +204,11 @@ class Problem:
     def hamiltonian(self, density: Any) -> PETSc.Mat:
         """H[m] = −σ²Δ + V[m] as a new matrix: ⟨χ, Hψ⟩ = ∫(σ²∇ψ·∇χ + Vψχ) dx (F2). Collective.
 
-        Rows and columns where ψ is constrained are σ² on the diagonal. With ``mass_matrix`` it is
-        the pencil whose lowest eigenvalue the certificate (C1) needs.
+        Rows and columns where ψ is constrained have σ² on the diagonal. With ``mass_matrix`` it
+        forms the pencil whose lowest eigenvalue the certificate (C1) needs.
 
         Args:
-            density: m, a ``Density`` of this problem.
+            density: m, a ``Density`` on this problem.
         """
         potential = self.on_potential_space(self.functional.derivative(density))
         matrix: PETSc.Mat = self.stiffness.copy()
@@ -218,10 +218,10 @@ class Problem:
         return matrix
 
     def on_potential_space(self, function: fem.Function) -> Array:
-        """A user's or our own V as an array on the potential space, owned and ghosts. Collective.
+        """The potential V as an array on the potential space, owned and ghosts. Collective.
 
         Raises:
-            ValueError: V is not a Function on this mesh, or is not finite.
+            ValueError: if V is not a Function on this mesh, or is not finite.
         """
         if not isinstance(function, fem.Function) or function.function_space.mesh is not self.mesh:
             raise ValueError(
@@ -239,7 +239,7 @@ class Problem:
 def _walls(
     mesh: dmesh.Mesh, boundary: str | Sequence[int], tags: dmesh.MeshTags | None
 ) -> tuple[npt.NDArray[np.int32] | None, str]:
-    """This rank's facets where ψ = 0, None for all or none of them, and a name of the condition."""
+    """This rank's facets where ψ = 0 (None for all or none), and a name of the condition."""
     if isinstance(boundary, str):
         return None, boundary
     wanted = sorted({integer("each tag of boundary", tag) for tag in boundary})
@@ -264,19 +264,19 @@ def _validate(
     if mesh.topology.dim != mesh.geometry.dim:
         raise ValueError(
             f"a {mesh.topology.dim}-dimensional mesh in {mesh.geometry.dim} dimensions is a "
-            "surface; densities live on R^d: read the mesh with gdim = d"
+            "surface; densities are defined on R^d: read the mesh with gdim = d"
         )
     if not isinstance(functional, FunctionalLike):
-        raise ValueError("a functional is an object with value(density) and derivative(density)")
+        raise ValueError("functional must be an object with value(density) and derivative(density)")
     positive("sigma", sigma)
     if not 1 <= integer("degree", degree) <= _MAX_DEGREE[family]:
         raise ValueError(f"degree on a {cell} mesh is 1 to {_MAX_DEGREE[family]}, not {degree}")
     if walls is None and boundary not in ("natural", "dirichlet"):
         raise ValueError(
-            f"boundary is 'natural', 'dirichlet' or a list of facet tags, not {boundary!r}"
+            f"boundary must be 'natural', 'dirichlet' or a list of facet tags, not {boundary!r}"
         )
     if mass not in ("consistent", "lumped"):
-        raise ValueError(f"mass is 'consistent' or 'lumped', not {mass!r}")
+        raise ValueError(f"mass must be 'consistent' or 'lumped', not {mass!r}")
     if mass == "lumped" and family == "simplex" and degree > 1:
         raise ValueError(
             f"mass='lumped' on a {cell} mesh needs degree=1 (higher degrees have weights that are "

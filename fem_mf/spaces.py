@@ -1,4 +1,4 @@
-"""What the problem's discretisation is made of: cells, quadrature, owned values."""
+"""Building blocks of the discretisation: cell families, quadrature and owned values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _EXTRA_DEGREE = 6
-# Its annotations cover only one of the signatures that it accepts.
+# The annotations of assemble_vector cover only one of the signatures that it accepts.
 _assemble_vector: Any = fem.assemble_vector
 
 
@@ -39,7 +39,7 @@ def exact_measure(domain: mesh.Mesh, degree: int) -> ufl.Measure:
 
 
 def exponential_measure(domain: mesh.Mesh, degree: int, potential_degree: int) -> ufl.Measure:
-    """Quadrature for e^{−u} times polynomials, u and V of the given degrees: never exact."""
+    """Quadrature (not exact) for e^{−u} times polynomials, for given degrees of u and V."""
     return exact_measure(domain, 2 * degree + potential_degree + _EXTRA_DEGREE)
 
 
@@ -63,7 +63,7 @@ def set_owned(function: fem.Function, values: Array) -> None:
 
 
 def assemble_owned(form: fem.Form, work: fem.Function) -> Array:
-    """Assemble a linear form; this rank's values, in a function that is written over. Collective.
+    """Assemble a linear form into a function and return this rank's values. Collective.
 
     Returns:
         ``(num_owned,)``, not a copy.

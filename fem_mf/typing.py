@@ -1,4 +1,4 @@
-"""Types that many modules share."""
+"""Types used in many modules."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ __all__ = ["Array", "PathLike", "SpaceFunction"]
 
 type Array = npt.NDArray[np.float64]
 type PathLike = str | os.PathLike[str]
-# A function of space: x of shape (3, n) to (n,), as in dolfinx.fem.Function.interpolate.
+# A function of space maps x of shape (3, n) to (n,), as in dolfinx.fem.Function.interpolate.
 type SpaceFunction = Callable[[Array], Array]

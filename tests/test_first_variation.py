@@ -223,7 +223,7 @@ def test_relative_fisher_information_is_the_integral():
 def test_amplitudes_too_small_for_a_logarithm():
     problem = made("mean", 1, 0.25)
     narrow = mf.Density(problem, gaussian(problem, 30.0, [0.0]).amplitude())
-    with pytest.raises(ValueError, match="further than ψ is known"):
+    with pytest.raises(ValueError, match="too far for ψ to determine u"):
         first_order_forms(problem, narrow)
-    with pytest.raises(ValueError, match="further than ψ is known"):
+    with pytest.raises(ValueError, match="too far for ψ to determine u"):
         bregman(problem, narrow, narrow)

@@ -206,7 +206,7 @@ def test_bad_arguments():
             (triangles, ZERO, 1.0, 1, "robin"),
             "or a list of facet tags, not 'robin'",
         ),
-        ((triangles, ZERO, 1.0, 1, "natural", "full"), "mass is 'consistent' or 'lumped'"),
+        ((triangles, ZERO, 1.0, 1, "natural", "full"), "mass must be 'consistent' or 'lumped'"),
         ((triangles, ZERO, 1.0, 2, "natural", "lumped"), "on a triangle mesh needs degree=1"),
         ((quads, ZERO, 1.0, 2, "natural", "lumped", 3), "the potential has the degree of ψ"),
         ((None, ZERO, 1.0), "mesh must be a dolfinx.mesh.Mesh, not NoneType"),
@@ -219,7 +219,7 @@ def test_a_surface_is_refused():
     x = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 1.0]])
     element = basix.ufl.element("Lagrange", "triangle", 1, shape=(3,))
     surface = dolfinx.mesh.create_mesh(COMM, np.array([[0, 1, 2]]), ufl.Mesh(element), x)
-    with pytest.raises(ValueError, match="surface; densities live on R"):
+    with pytest.raises(ValueError, match="surface; densities are defined on R"):
         mf.Problem(surface, ZERO, 1.0)
 
 

@@ -1,7 +1,7 @@
-"""The part v of u = v + w: the classical equation (W1), in closed form where it is quadratic.
+"""The part v of u = v + w: the classical equation (W1), in closed form if v is quadratic.
 
     x = problem.discretisation.owned_nodes
-    g = Quadratic.fit(problem, 0.5 * x[0] ** 2, x)    # None where g is not quadratic
+    g = Quadratic.fit(problem, 0.5 * x[0] ** 2, x)    # None if g is not quadratic
     v = RiccatiFlow(g, start=g, sigma=problem.sigma)
     v.at(t).evaluate(x), v.at(t).hessian
 
@@ -9,13 +9,13 @@ With g = ½xᵀQx + q·x + q₀, equation (W1) is Θ' = Q − (σ²/2)Θ², b' =
 c' = (σ²/2) tr Θ − (σ²/4)|b|² + q₀. The first two are linear in homogeneous coordinates: with
 X' = (σ²/2)Y and Y' = QX, Θ = YX⁻¹.
 
-Elsewhere v advances with the implicit stages of the time scheme:
+Otherwise v advances by the implicit stages of the time scheme:
 
     v = ClassicalPart(problem, mean_field.base, density, None, options=None)
     stage_values = v.advance(t, dt, SCHEMES["sdirk2"])    # v at the stages of the step
-    v.values, v.rate                                # at its end
+    v.values, v.rate                                # at the end of the step
 
-The values are known up to a constant.
+The values are defined up to a constant.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ __all__ = [
     "stationary_quadratic",
 ]
 
-_FIT = 1e-10  # relative deviation up to which values are those of a quadratic
-_STATIONARY = 1e-15  # relative change of v over a time 1/c below which it has its limit
+_FIT = 1e-10  # relative deviation up to which values count as quadratic
+_STATIONARY = 1e-15  # relative change of v over a time 1/c below which v has reached its limit
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Quadratic:
     def fit(
         cls, problem: Problem, values: Array, points: Array, *, nearest: bool = False
     ) -> Quadratic | None:
-        """The quadratic with these values, or None where there is none. Collective.
+        """The quadratic with these values, or None if there is none. Collective.
 
         Args:
-            problem: gives dimension and communicator.
-            values: ``(n,)`` at this rank's points.
-            points: ``(3, n)``.
-            nearest: the one of least squares where there is none.
+            problem: provides the dimension and the communicator.
+            values: ``(n,)`` values at this rank's points.
+            points: ``(3, n)`` points.
+            nearest: whether to return the least-squares fit if no quadratic has these values.
         """
         discrete = problem.discretisation
         dim, comm = problem.dim, problem.comm
@@ -105,7 +105,7 @@ class RiccatiFlow:
 
     Args:
         g: the potential.
-        start: v_0, with a Hessian for which the flow exists (positive definite will do).
+        start: v_0, with a Hessian for which the flow exists (positive definite suffices).
         sigma: σ.
     """
 
@@ -113,14 +113,14 @@ class RiccatiFlow:
         self._g, self._start, self._sigma = g, start, sigma
         d = g.slope.size
         half = 0.5 * sigma**2
-        # (X, Y, x, y) with Θ = Y X⁻¹ and b = y − Θx: a shift of the origin obeys the same system.
+        # (X, Y, x, y) with Θ = Y X⁻¹ and b = y − Θx: a shift of the origin solves the same system.
         self._generator = np.zeros((2 * d + 1, 2 * d + 1))
         self._generator[:d, d : 2 * d] = half * np.eye(d)
         self._generator[d : 2 * d, :d] = g.hessian
         self._generator[d : 2 * d, -1] = g.slope
 
     def shape(self, t: float) -> Quadratic:
-        """v_t without its constant, which takes an integral over [0, t]."""
+        """v_t without its constant, which would require an integral over [0, t]."""
         return Quadratic(*self._coefficients(t), 0.0)
 
     def at(self, t: float) -> Quadratic:
@@ -159,8 +159,8 @@ class RiccatiFlow:
         return 0.5 * (theta + theta.T), slope
 
     def _advance(self, start: Array, t: float) -> Array:
-        # In pieces of length 1/c, rescaled: X and Y grow like e^{ct}, c² = (σ²/2)‖Q‖, and differ by
-        # that much from direction to direction; their quotient does not.
+        # In pieces of length 1/c, with rescaling: X and Y grow as e^{ct}, c² = (σ²/2)‖Q‖, and
+        # differ between directions by as much; their quotient stays bounded.
         d = self._g.slope.size
         growth = self._sigma * np.sqrt(0.5 * np.linalg.norm(self._g.hessian, 2))
         pieces = max(1, int(np.ceil(t * growth)))
@@ -177,7 +177,7 @@ class RiccatiFlow:
 
 
 def convexity_bound(t: float, start: float, kappa: float, sigma: float) -> float:
-    """θ_t of θ' = κ − (σ²/2)θ²: v_0 θ₀-convex and g κ-convex make v_t θ_t-convex (theory §4).
+    """θ_t with θ' = κ − (σ²/2)θ²: v_t is θ_t-convex if v_0 is θ₀- and g κ-convex (theory §4).
 
     Args:
         t: time.
@@ -196,19 +196,19 @@ class _Stage(NamedTuple):
 
 
 class ClassicalPart:
-    """v_t with v_0 quadratic: in closed form where g is quadratic too, else by implicit stages.
+    """v_t in closed form if v_0 and g are quadratic, else by implicit stages.
 
     Args:
         problem: the problem.
         g: the part of V that does not depend on m, on the potential space, owned and ghosts.
         density: m_0 = e^{−u_0}.
-        start: v_0, a quadratic or its owned values; None for u_0 where it is quadratic, else for
-            the stationary v of a quadratic that fits g.
+        start: v_0 as a quadratic or by owned values; None means u_0 if it is quadratic, else
+            the stationary v of a quadratic fit to g.
         options: PETSc options of Newton's method.
 
     Attributes:
-        values: owned values of v now, up to a constant.
-        rate: of ∂_t v at the end of the last step.
+        values: owned values of the current v, up to a constant.
+        rate: owned values of ∂_t v at the end of the last step.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class ClassicalPart:
         self._operator = HJBOperator(problem, petsc_options=options)
 
     def advance(self, t: float, dt: float, scheme: Tableau) -> list[Array]:
-        """Take a step, t after the start; v at each of its stages, owned values. Collective."""
+        """Step from time t; return owned values of v at the stages. Collective."""
         if self._flow is not None:
             shapes = [self._flow.shape(t + time * dt) for time in scheme.times]
             values = [shape.evaluate(self._points) for shape in shapes]
@@ -254,14 +254,14 @@ class ClassicalPart:
 
         stages = solve_stages(scheme, self.values, None, dt, solve)
         v, self.rate = stages[-1]
-        self.values = v - self._discrete.min(v)  # v would grow like λ_v t
+        self.values = v - self._discrete.min(v)  # otherwise v would grow as λ_v t
         return [stage.value for stage in stages]
 
 
 def stationary_quadratic(problem: Problem, g: Array) -> Quadratic:
-    """½xᵀΘx + b·x with (σ²/2)Θ² = Q and (σ²/2)Θb = q of a quadratic that fits g. Collective.
+    """½xᵀΘx + b·x, (σ²/2)Θ² = Q, (σ²/2)Θb = q, with Q and q from a fit to g. Collective.
 
-    Eigenvalues of Q that are not positive are replaced by the smallest that is.
+    Non-positive eigenvalues of Q are replaced by the smallest positive one.
     """
     own = problem.discretisation.num_potential_owned
     fitted = Quadratic.fit(

@@ -1,16 +1,16 @@
-"""Edge-averaged finite elements for ∂_t m = ∇·(m∇V) + (σ²/2)Δm on vertices, no flux outside.
+"""Edge-averaged finite elements for ∂_t m = ∇·(m∇V) + (σ²/2)Δm at vertices, without outflow.
 
     edges = EdgeOperator(problem)
     edges.set_potential(V)                        # owned values
-    edges.assemble(mass_diagonal / dt)            # edges.matrix: M/dt + L(V), values only
+    edges.assemble(mass_diagonal / dt)            # sets edges.matrix to M/dt + L(V)
 
 With couplings w_ij = −∫∇θ_i·∇θ_j, φ = (2/σ²)V and B(x) = x/(e^x − 1), mass leaves vertex i for j at
-the rate (Scharfetter and Gummel 1969, on the edges of a mesh Xu and Zikatanov 1999)
+the rate (Scharfetter and Gummel 1969; on the edges of a mesh, Xu and Zikatanov 1999)
 
     J_ij = (σ²/2) w_ij (B(φ_j − φ_i) m_i − B(φ_i − φ_j) m_j),    (L m)_i = Σ_j J_ij.
 
-J_ij = −J_ji conserves mass and vanishes for m ∝ e^{−φ}. Where no coupling is negative, L has no
-positive entry off the diagonal.
+J_ij = −J_ji conserves mass and vanishes for m ∝ e^{−φ}. If no coupling is negative, L has no
+positive off-diagonal entry.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ __all__ = ["EdgeOperator"]
 
 type Numbers = npt.NDArray[np.integer]
 
-_ZERO = 1e-12  # couplings below this multiple of the largest are rounding
-_SERIES = 1e-2  # below this, a series gives B′ better than its formula
+_ZERO = 1e-12  # couplings below this multiple of the largest are rounding errors
+_SERIES = 1e-2  # for smaller |x| a series for B′ is more accurate than its formula
 
 
 class EdgeOperator:
-    """L(V) on the edges of a mesh, and a matrix with its pattern of which only values change.
+    """L(V) on the edges of a mesh, and a matrix with its (fixed) sparsity pattern.
 
     Arrays *on edges* have one entry for each pair of an owned vertex i and a neighbour j.
 
     Args:
-        problem: of degree 1, lumped. On quadrilaterals and hexahedra the couplings are those of
-            quadrature at the vertices: on cells along the axes they are never negative.
+        problem: a problem of degree 1 with lumped mass. On quadrilaterals and hexahedra couplings
+            are computed by quadrature at the vertices; they are non-negative on axis-aligned cells.
 
     Attributes:
         temperature: σ²/2.
         matrix: c + L(V) as of the last :meth:`assemble`, and ``diagonal`` its diagonal.
-        leave: (σ²/2) w_ij B(φ_j − φ_i), the rate at which mass of i leaves for j, on edges.
+        leave: (σ²/2) w_ij B(φ_j − φ_i), the rate at which mass moves from i to j, on edges.
         negative: number of edges of the mesh with a negative coupling.
         edges: number of edges of the mesh.
     """
@@ -79,8 +79,8 @@ class EdgeOperator:
         self._enter = self._tilt = self._peclet = self.leave
 
     def _connect(self, stiffness: PETSc.Mat, ends: Numbers) -> None:
-        # The far end of an edge need not be a ghost of the space: a rank may hold a vertex without
-        # holding every cell around it.
+        # The far end of an edge need not be a ghost of the space, because a rank may own a vertex
+        # without having every cell around it.
         numbers, self._end = np.unique(ends, return_inverse=True)
         self._near = stiffness.createVecRight()
         self._far = PETSc.Vec().createSeq(len(numbers))
@@ -91,21 +91,21 @@ class EdgeOperator:
         self._scatter = PETSc.Scatter().create(self._near, index, self._far, everywhere)
 
     def at_end(self, values: Array) -> Array:
-        """f_j on edges, of owned values f. Collective."""
+        """f_j on edges, from owned values f. Collective."""
         self._near.array[:] = values
         self._scatter.scatter(self._near, self._far)
         return np.take(owned_values(self._far), self._end)
 
     def rise(self, values: Array) -> Array:
-        """f_j − f_i on edges, of owned values f. Collective."""
+        """f_j − f_i on edges, from owned values f. Collective."""
         return self.at_end(values) - values[self._row]
 
     def sum(self, edges: Array) -> Array:
-        """Σ_j of a quantity on edges, ``(num_owned,)``."""
+        """Σ_j over a quantity on edges, ``(num_owned,)``."""
         return np.bincount(self._row, weights=edges, minlength=self.diagonal.size)
 
     def set_potential(self, potential: Array) -> None:
-        """Set V by its owned values; the matrix stays as it is. Collective."""
+        """Set V by its owned values; the matrix is not changed. Collective."""
         x = self.rise(potential) / self.temperature
         self._peclet = 0.5 * np.abs(x)
         size = np.maximum(np.abs(x), 1e-300)
@@ -118,17 +118,17 @@ class EdgeOperator:
         self._tilt = np.where(small, 0.5 - x / 6.0 + x**3 / 180.0, formula)  # −B′(x)
 
     def peclet(self, m: Array) -> float:
-        """|V_j − V_i|/σ², the largest of a vertex's edges, averaged over m. Collective.
+        """|V_j − V_i|/σ², the maximum over a vertex's edges, averaged over m. Collective.
 
-        With p on an edge the scheme diffuses p coth p times as much as it should where m is not in
-        equilibrium with V: 1.3 times for p = 1, p times for large p.
+        If m is not in equilibrium with V, the diffusion of the scheme on an edge with value p is
+        too large by the factor p coth p: 1.3 for p = 1, and p for large p.
         """
         largest = np.zeros(self._discrete.num_owned)
         np.maximum.at(largest, self._row, self._peclet)
         return self._discrete.dot(self._discrete.mass_diagonal * m, largest)
 
     def assemble(self, inertia: Array, more: Array | None = None) -> None:
-        """Set the matrix to diag(inertia) + L(V), and more coupling on edges. Collective."""
+        """Set the matrix to diag(inertia) + L(V) + additional edge couplings. Collective."""
         enter, leave = self._enter, self.leave
         if more is not None:
             enter, leave = enter + more, leave + more
@@ -137,7 +137,7 @@ class EdgeOperator:
         self.matrix.setValuesCOO(values)
 
     def mobility(self, m: Array) -> Array:
-        """k on edges such that J of m changes by k_ij (δV_i − δV_j) with V. Collective."""
+        """k on edges such that a change δV changes J_ij by k_ij (δV_i − δV_j). Collective."""
         mean: Array = self._tilt * m[self._row] + (1.0 - self._tilt) * self.at_end(m)
         return np.asarray(self._weight / self.temperature * mean)
 
@@ -148,7 +148,7 @@ class EdgeOperator:
 
 
 def _matrix(like: PETSc.Mat, rows: Any, columns: Any) -> PETSc.Mat:
-    """A matrix of the layout of another with places for entries, to be set in that order."""
+    """A matrix with the layout of another and entries that are set in the given order."""
     matrix = PETSc.Mat().create(comm=like.comm)
     sizes: Any = like.getSizes()
     matrix.setSizes(sizes)

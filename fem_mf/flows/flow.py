@@ -1,18 +1,18 @@
-"""What all flows share: the run, its states, checks of arguments, time, extrapolation.
+"""Base classes of the flows: runs, states, checks of arguments, time and extrapolation.
 
-A flow says how a trajectory begins and how it advances by one step; the run is the same for all. A
-trajectory asks the clock for each step and says whether it is accepted:
+A flow defines how a trajectory begins and how it advances by one step; all flows share the run
+itself. A trajectory asks the clock for each step and reports whether it is accepted:
 
     clock = Clock(dt, t_end)
     while not clock.done:
         step = clock.next_step()
-        clock.accept()    # or clock.reject(0.5), to try half of it
+        clock.accept()    # or clock.reject(0.5), to retry with half the step
 
-The mean field of the next step is extrapolated, to the order that the past itself supports:
+The mean field of the next step is extrapolated, to the order that the past values support:
 
     past = Extrapolation(order=4, norm=np.linalg.norm)
     past.add(t, y)
-    guess = past.predict(t + dt)     # None while there is nothing to go by
+    guess = past.predict(t + dt)     # None if no value has been added
 
 Newton's form: with divided differences D_k, p_k(t) = p_{k-1}(t) + (t − t_n)...(t − t_{n-k+1}) D_k.
 """
@@ -58,23 +58,23 @@ class State:
 
     Attributes:
         t: time.
-        dt: the step that led here (0 at the start).
-        next_dt: the step to come, if the end leaves room for it.
+        dt: length of the step that ended here (0 at the start).
+        next_dt: length of the next step, unless the final time shortens it.
         step: number of accepted steps so far.
         density: m_t.
-        energy: F^σ(m_t) (E1); of ``LangevinFlow`` its own energy, F + (σ²/2)∫m log m.
+        energy: F^σ(m_t) (E1); for ``LangevinFlow`` F + (σ²/2)∫m log m.
         eigenvalue: λ_t = ⟨ψ, H[m_t]ψ⟩.
         residual: ‖H[m_t]ψ − λ_tψ‖.
         dissipation: −dF^σ/dt = residual² (D4).
         mass: ∫m_t dx.
-        boundary_mass: mass of the cells that touch the boundary.
-        fixed_point_iterations: of the step, all stages together.
-        linear_iterations: of the step, all solves together.
-        contraction: ratio of the first two fixed-point residuals of a stage, the last measured
-            (steps whose first iterate is converged measure none); NaN before that.
-        rejected: steps rejected by the error control before this one.
-        replaced: minimising movements (D7), of the same length together, that took the place of
-            a step too long for its scheme; 0 when the step is the scheme's own.
+        boundary_mass: mass in the cells that touch the boundary.
+        fixed_point_iterations: number of iterations of the step, summed over its stages.
+        linear_iterations: number of linear iterations of the step, summed over its solves.
+        contraction: ratio of the first two fixed-point residuals of a stage, as last measured
+            (a step whose first iterate is converged measures none); NaN before that.
+        rejected: number of steps rejected by the error control before this one.
+        replaced: number of minimising movements (D7), with the same total length, that replaced
+            a step too long for its scheme; 0 if the step was computed by the scheme.
     """
 
     t: float
@@ -95,31 +95,31 @@ class State:
     replaced: int = 0
 
     def __repr__(self) -> str:
-        """One line: when and where it is."""
+        """One line with the time, the step, the energy and the residual."""
         return (
             f"{type(self).__name__}(t = {self.t:.6g}, step {self.step}, "
             f"energy {self.energy:.12g}, residual {self.residual:.3g})"
         )
 
     def scalars(self) -> dict[str, float | int]:
-        """The numbers, in the order of the attributes: one row of a history."""
+        """The numbers in the order of the attributes, as one row of a history."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, (int, float))}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class HJBState(State):
-    """The state of an HJB flow at one time; see :class:`State` for what is not listed.
+    """The state of an HJB flow at one time; see :class:`State` for the other attributes.
 
-    ``linear_iterations``, ``rejected`` and ``replaced`` are not used and 0.
+    ``linear_iterations``, ``rejected`` and ``replaced`` are not used and are 0.
 
     Attributes:
         residual: ‖∂_t u‖ in L²(m), up to a constant; ``dissipation`` is its square.
         u: −log m.
-        v: of the decomposition, None without; its constant is that of w.
-        w: u − v with ∫w dm = 0, None without.
-        newton_iterations: of the step, all nonlinear solves together.
-        newton_most: of the hardest nonlinear solve of the step.
+        v: u − w, None without decomposition; its additive constant is fixed by that of w.
+        w: u − v with ∫w dm = 0, None without decomposition.
+        newton_iterations: number of Newton iterations of the step, summed over its solves.
+        newton_most: largest number of Newton iterations of one solve of the step.
         hessian_u: ‖∇²u‖∞.
         growth_u: sup |∇u|/(1 + |x|).
         theta_v: smallest eigenvalue of ∇²v; NaN without decomposition.
@@ -144,11 +144,11 @@ class HJBState(State):
 
 
 class Trajectory[S: State](ABC):
-    """One run of a flow: where it is, and what it remembers.
+    """One run of a flow: its current state and its memory.
 
     Attributes:
-        state: the last one.
-        dt: the first step to try.
+        state: the latest state.
+        dt: length of the first step to try.
     """
 
     state: S
@@ -162,13 +162,13 @@ class Trajectory[S: State](ABC):
 class Flow[S: State](ABC):
     """A gradient flow m_t (D1, or L1), computed step by step by implicit stages.
 
-    Every stage solves for the mean field by a fixed point, whose settings are the same arguments
-    in all flows; they are checked here.
+    Every stage solves for the mean field by a fixed-point iteration. All flows take its settings
+    as the same arguments, which are checked here.
 
     Attributes:
         problem: the problem.
         dt: the time step.
-        mean_field: how V depends on m, and the unknown of the fixed point.
+        mean_field: how V depends on m; it defines the unknown of the fixed-point iteration.
     """
 
     _kind: type[S]
@@ -195,7 +195,7 @@ class Flow[S: State](ABC):
         )
 
     def _check_problem(self, problem: Problem) -> None:
-        """Raise an error where the problem does not suit the flow."""
+        """Raise an error if the problem does not suit the flow."""
         check_problem(problem)
 
     def _default_accelerator(self) -> Accelerator:
@@ -204,27 +204,27 @@ class Flow[S: State](ABC):
     def run(
         self, start: Density | S, t_end: float, *, steady_residual: float | None = None
     ) -> Iterator[S]:
-        """Integrate from t = 0; yields the start too. Collective at every step.
+        """Integrate from t = 0; the start is yielded too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; or a state of this flow, to resume from.
+            start: m_0, on the same problem; or a state of this flow, to resume from.
             t_end: final time, reached exactly (the last step is shortened).
-            steady_residual: stop earlier, when the ``residual`` of a state is at most this.
+            steady_residual: stop early once the ``residual`` of a state is at most this value.
 
         Returns:
             An iterator of states; each owns its density.
 
         Raises:
-            TypeError: start is a state of another flow.
-            ValueError: start of another problem, or t_end not a non-negative number.
-            ConvergenceError: a step failed; states already yielded stay valid.
+            TypeError: if start is a state of another flow.
+            ValueError: if start is on another problem, or t_end is not a non-negative number.
+            ConvergenceError: if a step fails; states already yielded remain valid.
         """
         return self._run(start, t_end, steady_residual)
 
     def _run(
         self, start: Density | S, t_end: float, steady: float | None, **options: Any
     ) -> Iterator[S]:
-        """A run with the options of the flow's own; errors are raised here."""
+        """A run with flow-specific options; errors are raised here, not at the first step."""
         check_run(self.problem, start, t_end, self._kind)
         return self._states(self._begin(start, **options), float(t_end), steady)
 
@@ -244,7 +244,7 @@ class Flow[S: State](ABC):
 
 
 def counts(stages: Sequence[StageResult]) -> dict[str, Any]:
-    """What a state counts in the stages of its step."""
+    """The counters that a state takes from the stages of its step."""
     return {
         "fixed_point_iterations": sum(stage.iterations for stage in stages),
         "linear_iterations": sum(stage.linear_iterations for stage in stages),
@@ -280,7 +280,7 @@ def check_tolerances(problem: Problem, max_iterations: int, **tolerances: float 
             if value is not None and not 0 < number(name, value) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")
         if integer("max_iterations", max_iterations) < 1:
-            raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+            raise ValueError(f"max_iterations must be at least 1, not {max_iterations}")
     except (TypeError, ValueError) as caught:
         error = caught
     all_ranks_agree(problem.comm, error)
@@ -290,30 +290,30 @@ def check_tolerances(problem: Problem, max_iterations: int, **tolerances: float 
 def check_run(
     problem: Problem, start: Density | State, t_end: float, kind: type[State] = State
 ) -> None:
-    """Check that the start is of the flow's own problem, and the final time not before it.
+    """Check that the start is on the flow's problem and that t_end is not before it.
 
     Args:
         problem: the problem.
         start: a density, or a state of the flow.
         t_end: the final time.
-        kind: what the flow yields; those of the HJB flow have a family of their own.
+        kind: type of the states of the flow; the HJB flow has its own.
 
     Raises:
-        TypeError: the state is that of another flow, whose numbers mean something else.
-        ValueError: another problem, or t_end is not a valid final time.
+        TypeError: if the state is that of another flow, whose numbers have another meaning.
+        ValueError: if the problem is another one, or t_end is not a valid final time.
     """
     if isinstance(start, State) and not (
         type(start) is State if kind is State else isinstance(start, kind)
     ):
         raise TypeError(
-            f"this flow resumes from a {kind.__name__} of its own, not from a "
+            f"this flow can resume only from its own {kind.__name__}, not from a "
             f"{type(start).__name__} of another flow; start from its density: "
             "run(state.density, ...)"
         )
     density = start.density if isinstance(start, State) else start
     if not isinstance(density, Density):
         raise TypeError(
-            "the start is a Density, such as Density.from_function(problem, m), or a state of the "
+            "start must be a Density, such as Density.from_function(problem, m), or a state of the "
             f"flow, not {type(start).__name__}"
         )
     if density.problem is not problem:
@@ -325,11 +325,11 @@ def check_run(
         raise ValueError(f"t_end = {t_end} is before the start, at t = {start.t}; take a later one")
 
 
-_SMALLEST_STEP = 1e-12  # relative to the time span
+_SMALLEST_STEP = 1e-12  # smallest step, relative to the time span
 
 
 class Clock:
-    """Time as an integer number of equal steps as long as they are equal; ends exactly."""
+    """Time, counted as an integer number of steps while they are equal; t_end is exact."""
 
     def __init__(self, dt: float, t_end: float, t: float = 0.0, step: int = 0) -> None:
         self.t, self.step, self.last = t, step, 0.0
@@ -338,33 +338,33 @@ class Clock:
 
     @property
     def dt(self) -> float:
-        """The step to come, if the end leaves room for it."""
+        """Length of the next step, unless the final time shortens it."""
         return self._dt
 
     @property
     def done(self) -> bool:
-        """Whether the end is reached."""
+        """Whether the final time has been reached."""
         return self.t >= self._t_end
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Time, last step, next step and their number, as a state has them."""
+        """Time, last step, next step and number of steps, named as in a state."""
         return {"t": self.t, "dt": self.last, "next_dt": self.dt, "step": self.step}
 
     @property
     def may_shrink(self) -> bool:
-        """Whether a smaller step still means something."""
+        """Whether the step may still be reduced."""
         return self._dt > _SMALLEST_STEP * max(self._t_end, 1e-300)
 
     def next_step(self) -> float:
-        """The step to try: dt, or the rest of the time."""
+        """The step to try: dt, or the time that remains if it is shorter."""
         left = self._t_end - self.t
-        # A last step longer by rounding is better than one more of length 1e-16.
+        # A last step longer by rounding is better than an additional step of length 1e-16.
         self.last = left if self._dt >= left * (1.0 - 1e-9) else self._dt
         return self.last
 
     def accept(self, factor: float = 1.0) -> None:
-        """Advance by the step tried; the next dt is ``factor`` times this one."""
+        """Advance by the step just tried; the next dt is ``factor`` times this one."""
         self.step += 1
         self._steps_from_origin += 1
         if self.last != self._dt:
@@ -377,7 +377,7 @@ class Clock:
             self._rescale(factor)
 
     def reject(self, factor: float) -> None:
-        """Stay, and try ``factor`` times the step next."""
+        """Do not advance; the next step to try is ``factor`` times the last one."""
         if self.last < self._dt:
             self._dt = self.last
         self._rescale(factor)
@@ -387,16 +387,16 @@ class Clock:
         self._origin, self._steps_from_origin = self.t, 0
 
 
-# A first-order prediction that moves by more than this part of the value is no prediction.
+# A first-order prediction that differs by more than this fraction of the value is not used.
 _TRUST = 0.1
 
 
 class Extrapolation:
-    """Values at increasing times, and what they predict.
+    """Polynomial extrapolation of values at increasing times.
 
     Args:
         order: highest polynomial degree used.
-        norm: of a value; collective for distributed ones.
+        norm: norm of a value; collective if the values are distributed.
     """
 
     def __init__(self, order: int, norm: Callable[[Array], float]) -> None:
@@ -405,7 +405,7 @@ class Extrapolation:
         self._differences: list[Array] = []  # D_0, D_1, ... of the newest value
 
     def add(self, t: float, value: Array) -> None:
-        """Append a value; those beyond the order are forgotten."""
+        """Append a value; values that the order does not need are forgotten."""
         differences = [value]
         for k, old in enumerate(self._differences[: self._order]):
             differences.append((differences[k] - old) / (t - self._times[-1 - k]))
@@ -413,10 +413,10 @@ class Extrapolation:
         self._times = [*self._times[-self._order :], t]
 
     def predict(self, t: float) -> Array | None:
-        """The value at a later time, None without a past. Collective when the norm is.
+        """The value predicted for a later time; None without a past. Collective if the norm is.
 
-        Of the degrees 0, 1, ..., the one whose prediction moved least from the one before: where
-        the past is not smooth, or at rounding level, higher degrees only amplify its noise.
+        The degree is raised from 0 while the prediction changes less each time: if the past is not
+        smooth, or is at rounding level, higher degrees only amplify its noise.
         """
         if not self._differences:
             return None

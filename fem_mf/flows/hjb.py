@@ -4,11 +4,11 @@
     for state in flow.run(start, t_end=10.0):
         print(state.t, state.energy, state.lipschitz_w)
 
-The unknown is u = −log m, a discretisation of its own of the curve m_t that
-:class:`fem_mf.SchrodingerFlow` follows in ψ = √m. Decomposed, u = v + w: v solves the classical
-equation (W1) with the part g of V that does not depend on m, in closed form where g and v_0 are
-quadratic, and w the rest, which stays Lipschitz uniformly in time. The additive constant is that of
-mass one after each step.
+The unknown is u = −log m, an independent discretisation of the curve m_t that
+:class:`fem_mf.SchrodingerFlow` computes in ψ = √m. In the decomposition u = v + w, v solves the
+classical equation (W1) with the part g of V that does not depend on m, in closed form if g and v_0
+are quadratic, and w is the remainder, which stays Lipschitz uniformly in time. After each step the
+additive constant is set so that the mass is one.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ class HJBFlow(Flow[HJBState]):
     """∂_t u = (σ²/2)Δu − (σ²/4)|∇u|² + V[m_t] − λ_t, m = e^{−u} (D3).
 
     Args:
-        problem: the problem, natural boundary, degree 2 at least (a quadratic u is then exact in
-            space). The mesh stands for all of R^d: its boundary is an outflow.
+        problem: the problem, with natural boundary and degree at least 2 (a quadratic u is then
+            exact in space). The mesh represents all of R^d: its boundary is an outflow.
         dt: time step, > 0.
         scheme: ``"backward-euler"`` (order 1) or ``"sdirk2"`` (order 2).
-        form: ``"u"``, ``"v+w"`` (v and w instead of u), or ``"hopf-cole"`` (v, and w by the
-            linear equation of φ = e^{−w/2}, W3).
-        decomposed: the same as ``form="v+w"``.
-        weighted: with ``decomposed=True`` the same as ``form="hopf-cole"``.
+        form: ``"u"``, ``"v+w"`` (v and w instead of u), or ``"hopf-cole"`` (v, and w from the
+            linear equation for φ = e^{−w/2}, W3).
+        decomposed: equivalent to ``form="v+w"``.
+        weighted: with ``decomposed=True`` equivalent to ``form="hopf-cole"``.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()`` or ``Anderson()``
             (default).
         fixed_point_tolerance: relative tolerance of the moments (or of m).
-        max_iterations: evaluations of one fixed point.
+        max_iterations: most evaluations of one fixed point.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        petsc_options: without prefix, of Newton's method (``snes_atol`` is for the L² norm of the
-            residual, 1e-11 by default) and, with ``"hopf-cole"``, of the linear solver;
-            ``-fem_mf_hjb_...`` and ``-fem_mf_weighted_...`` on the command line take precedence.
+        petsc_options: PETSc options, without prefix, of Newton's method (``snes_atol`` bounds the
+            L² norm of the residual, 1e-11 by default) and, with ``"hopf-cole"``, of the linear
+            solver; command-line options ``-fem_mf_hjb_...``, ``-fem_mf_weighted_...`` override them.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if an argument is invalid; the message names it.
     """
 
     _kind = HJBState
@@ -79,7 +79,7 @@ class HJBFlow(Flow[HJBState]):
         petsc_options: Options | None = None,
     ) -> None:
         super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
-        # A scheme that begins with the rate of u itself would not damp what dt does not resolve.
+        # A scheme that starts from the rate of u would not damp components unresolved by dt.
         names = [name for name, scheme in SCHEMES.items() if not scheme.explicit]
         check_scheme(problem, scheme, sorted(names))
         if isinstance(accelerator, Newton):
@@ -107,24 +107,24 @@ class HJBFlow(Flow[HJBState]):
         steady_residual: float | None = None,
         v_start: Quadratic | None = None,
     ) -> Iterator[HJBState]:
-        """Integrate from t = 0; yields the start too. Collective at every step.
+        """Integrate from t = 0; the start is yielded too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
-                of this flow, to resume from, with its v.
+            start: m_0, on the same problem (a ``LogDensity`` if ψ would be too small); or a state
+                of this flow, to resume from with its v.
             t_end: final time, reached exactly (the last step is shortened).
-            steady_residual: stop earlier, when ‖∂_t u‖ in L²(m) is at most this.
-            v_start: v_0 of the decomposition; the default is u_0 where it is quadratic, else the
+            steady_residual: stop early once ‖∂_t u‖ in L²(m) is at most this value.
+            v_start: v_0 of the decomposition; the default is u_0 if it is quadratic, else the
                 stationary v of a quadratic fit to g.
 
         Returns:
             An iterator of states; each owns its density.
 
         Raises:
-            TypeError: start is a state of another flow.
-            ValueError: start of another problem, or too small to know its logarithm; t_end not a
-                non-negative number.
-            ConvergenceError: a step failed; states already yielded stay valid.
+            TypeError: if start is a state of another flow.
+            ValueError: if start is on another problem or too small for its logarithm to be
+                meaningful, or t_end is not a non-negative number.
+            ConvergenceError: if a step fails; states already yielded remain valid.
         """
         return self._run(start, t_end, steady_residual, v_start=v_start)
 
@@ -147,7 +147,7 @@ class HJBFlow(Flow[HJBState]):
         return solve_stages(scheme, w, None, dt, solve)
 
     def _shift(self, now: LogDensity, y: Array) -> float:
-        """Any constant will do; λ, or its mean-field part, keeps u and w from drifting off."""
+        """λ or its mean-field part; any constant is valid, but this one keeps u and w bounded."""
         potential = self.mean_field.potential(y)
         if self.decomposed:
             potential = potential - self.mean_field.base
@@ -260,21 +260,21 @@ class _Trajectory(Trajectory[HJBState]):
 
 
 def _form(form: str | None, decomposed: bool, weighted: bool) -> str:
-    """The form that the arguments name, in either way."""
+    """The form selected by ``form`` or by the flags ``decomposed`` and ``weighted``."""
     if weighted and not decomposed and form is None:
         raise ValueError("weighted=True needs decomposed=True: its weight is e^{−v}")
     named = "hopf-cole" if weighted else "v+w" if decomposed else "u"
     if form is None:
         return named
     if form not in ("u", "v+w", "hopf-cole"):
-        raise ValueError(f"form is 'u', 'v+w' or 'hopf-cole', not {form!r}")
+        raise ValueError(f"form must be 'u', 'v+w' or 'hopf-cole', not {form!r}")
     if named not in ("u", form):
         raise ValueError(f"form={form!r} contradicts decomposed and weighted: give form alone")
     return form
 
 
 def _remainder(density: LogDensity, classical: ClassicalPart | None) -> Array:
-    """w = u − v, decomposed with ∫w dm = 0: v's own constant grows like λ_v t. Collective."""
+    """w = u − v, with ∫w dm = 0 if decomposed, since v's constant grows as λ_v t. Collective."""
     if classical is None:
         return density.log_values()
     w = density.log_values() - classical.values

@@ -1,15 +1,15 @@
-"""The Hamilton–Jacobi–Bellman operator, without a flow: its value, and implicit steps (D3, W2).
+"""The Hamilton–Jacobi–Bellman operator on its own: its value and implicit steps (D3, W2).
 
     operator = HJBOperator(problem)
     u, V = density.u(), functional.derivative(density)
     rate = operator.rate(u, V)              # (σ²/2)Δu − (σ²/4)|∇u|² + V
-    later = operator.step(u, V, dt=0.1)     # (ū − u)/dt = rate(ū), V frozen
+    later = operator.step(u, V, dt=0.1)     # (ū − u)/dt = rate(ū), with V frozen
 
-With v given it is the operator of w = u − v, which has the drift −(σ²/2)∇v·∇w. The boundary is an
-outflow: drift (σ²/2)∇(v + w) points outward where m decays, and the flux (σ²/2)∂_nw is that of w
-itself, kept in the equation instead of being given. For elements of degree k this "no boundary
-condition" acts as if the (k + 1)-th derivative vanished there (Papanastasiou, Malamataris, Ellwood
-1992; Griffiths 1997), so that quadratic solutions are exact for k ≥ 2.
+If v is given, it is the operator for w = u − v, with the drift term −(σ²/2)∇v·∇w. The boundary is
+an outflow: the drift (σ²/2)∇(v + w) points outward where m decays, and the flux (σ²/2)∂_nw of w
+itself is kept in the equation instead of being prescribed. For elements of degree k this "no
+boundary condition" acts as if the (k + 1)-th derivative vanished there (Papanastasiou, Malamataris,
+Ellwood 1992; Griffiths 1997), so quadratic solutions are exact for k ≥ 2.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ __all__ = ["HJBOperator"]
 
 _POWER_ITERATIONS = 60
 _TOLERANCE = 1e-11
-# Its annotations cover only one of the signatures that it accepts.
+# The annotations of assemble_matrix cover only one of the signatures that it accepts.
 _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
 class HJBOperator:
-    """w ↦ (σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + V; forms and Newton's method are made once.
+    """w ↦ (σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + V; forms and solver are set up once.
 
     Args:
-        problem: the problem, natural boundary, degree 2 at least.
-        v: the drift, a function of the problem's space; None for 0. Only its gradient counts.
-        petsc_options: of Newton's method, without prefix (``snes_atol`` is for the L² norm of the
-            residual times dt/(1 + dt), by default 1e-11); ``-fem_mf_hjb_...`` on the command line
-            takes precedence.
+        problem: the problem, with natural boundary and degree at least 2.
+        v: the drift, a function of the problem's space, up to a constant; None means 0.
+        petsc_options: PETSc options of Newton's method, without prefix (``snes_atol`` bounds the L²
+            norm of the residual times dt/(1 + dt), 1e-11 by default); ``-fem_mf_hjb_...`` on the
+            command line overrides them.
 
     Attributes:
         drift: v; its values may be changed.
 
     Raises:
-        ValueError: the problem's degree or boundary does not suit u.
+        ValueError: if the degree or the boundary of the problem does not suit u.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class HJBOperator:
         )
         dx, ds = exact_measure(problem.mesh, degree), ufl.ds(domain=problem.mesh)
         chi, delta = ufl.TestFunction(problem.space), ufl.TrialFunction(problem.space)
-        # The equation times a/(1 + a): no step is so short or long that one part drowns the other.
+        # The equation is multiplied by a/(1 + a), which balances its parts for all step lengths.
         w, inertia, a = self._w, self._inertia, self._weight
         value: Any = default_scalar_type(problem.sigma)
         sigma, potential = fem.Constant(problem.mesh, value), self._potential - self._shift
@@ -125,7 +125,7 @@ class HJBOperator:
     # -- on functions -----------------------------------------------------------------------------
 
     def rate(self, w: fem.Function, V: fem.Function) -> fem.Function:
-        """The operator at w: ∂_tw up to a constant. Collective.
+        """Apply the operator to w, which gives ∂_tw up to a constant. Collective.
 
         Args:
             w: a function of the problem's space.
@@ -138,15 +138,15 @@ class HJBOperator:
         return self._function(self.rate_of(self._owned(w), potential))
 
     def step(self, w: fem.Function, V: fem.Function, dt: float) -> fem.Function:
-        """w̄ of a backward Euler step, (w̄ − w)/dt = rate(w̄, V), V frozen. Collective.
+        """Take a backward Euler step, (w̄ − w)/dt = rate(w̄, V), with V frozen. Collective.
 
         Args:
             w: a function of the problem's space.
             V: the potential.
-            dt: the step, > 0.
+            dt: length of the step, > 0.
 
         Raises:
-            ConvergenceError: Newton's method failed.
+            ConvergenceError: if Newton's method fails.
         """
         positive("dt", dt)
         values, potential = self._owned(w), self.problem.on_potential_space(V)
@@ -156,11 +156,11 @@ class HJBOperator:
     def longest_explicit_step(self, w: fem.Function) -> float:
         """2 over the largest modulus of an eigenvalue of the linearised operator at w. Collective.
 
-        Explicit Euler steps beyond it amplify the shortest waves of the mesh. By power iteration,
-        to about 1 %; it shrinks with the square of the mesh size.
+        Longer explicit Euler steps amplify the shortest waves of the mesh. The bound is computed by
+        power iteration, to about 1 %; it is proportional to the square of the mesh size.
         """
         apply = self.linearised(self._owned(w))
-        # Rough, hence rich in the stiffest mode, and the same at any number of ranks.
+        # Rough, hence rich in the stiffest mode, and independent of the number of ranks.
         x = self._discrete.owned_nodes
         mode = np.cos(1e4 * (x[0] + np.sqrt(2.0) * x[1] + np.sqrt(3.0) * x[2]))
         for _ in range(_POWER_ITERATIONS):
@@ -185,7 +185,7 @@ class HJBOperator:
         set_owned(self.drift, v)
 
     def rate_of(self, w: Array, potential: Array) -> Array:
-        """The operator at w by owned values, V on the potential space with ghosts. Collective."""
+        """Apply the operator to owned values w; V includes ghosts. Collective."""
         self._set(inertia=0.0, weight=1.0, shift=0.0)
         self._potential.x.array[:] = potential
         self._solution.array[:] = w
@@ -209,7 +209,7 @@ class HJBOperator:
 
         Args:
             start: owned values of r.
-            guess: owned values of w to begin from.
+            guess: owned values of the initial w.
             potential: V on the potential space, owned and ghosts.
             a: the length of the step, > 0.
             shift: s.
@@ -218,7 +218,7 @@ class HJBOperator:
             Owned values of w, and the number of Newton steps.
 
         Raises:
-            ConvergenceError: Newton's method failed.
+            ConvergenceError: if Newton's method fails.
         """
         set_owned(self._start, start)
         self._set(inertia=1.0 / (1.0 + a), weight=a / (1.0 + a), shift=shift)

@@ -5,7 +5,7 @@ Given r, a drift v and a length a, find w and m ∝ e^{−v−w} with
     (w − r)/a = (σ²/2)Δw − (σ²/2)∇v·∇w − (σ²/4)|∇w|² + G[m] − s.
 
 With v = 0 and G = V this is one backward Euler step of u, and with r = u_k, a = h one step of the
-descent in relative entropy (J2). A fixed point on the mean field surrounds Newton's method:
+descent in relative entropy (J2). Each fixed-point iteration on the mean field uses Newton's method:
 
     stage = HJBStage(HJBOperator(problem), mean_field, FixedPoint(Anderson(), StopTest()))
     result = stage.solve(r, guess=r, y=y, a=0.1, shift=0.0)
@@ -29,14 +29,14 @@ from fem_mf.typing import Array
 __all__ = ["HJBResult", "HJBStage"]
 
 _LOG = logging.getLogger(__name__)
-# Pseudo-time: the first step and the shortest, over min(a, 1); the longest before the stage itself,
-# over a. 0.25 and doubling are as good as any on a network loss of weight 10 (a = 10 and 100).
+# Pseudo-time steps: the first and the shortest, divided by min(a, 1), and the longest, divided by
+# a. For a network loss of weight 10 (a = 10 and 100) no choice beat 0.25 and doubling.
 _FIRST, _SHORTEST, _LONGEST = 0.25, 1e-4, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HJBResult(StageResult):
-    """A solved stage; its value is w (or φ, of :mod:`fem_mf.flows.hopf_cole`).
+    """A solved stage; its value is w (or φ, see :mod:`fem_mf.flows.hopf_cole`).
 
     Attributes:
         rate: k = (w − r)/a.
@@ -48,13 +48,13 @@ class HJBResult(StageResult):
 
 
 class HJBStage:
-    """Solves implicit stages; owns the fixed point.
+    """Solver of implicit stages.
 
     Args:
-        operator: of u, or of w with the drift v.
+        operator: the operator of u, or of w with the drift v.
         mean_field: the mean field.
         fixed_point: the fixed-point iteration.
-        whole: whether the equation has the whole potential V (else only what depends on m).
+        whole: whether the equation has the whole potential V (else only the part depending on m).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HJBStage:
         self._base = 0.0 if whole else mean_field.base
 
     def encode(self, w: Array) -> Array:
-        """The unknown of w: w itself."""
+        """The unknown of the stage for a given w, here w itself."""
         return w
 
     def rate_of_w(self, result: HJBResult) -> Array:
@@ -82,20 +82,20 @@ class HJBStage:
         self.operator.set_drift(v)
 
     def solve(self, start: Array, guess: Array, y: Array, a: float, shift: float) -> HJBResult:
-        """Solve one stage; the drift has been set. Collective.
+        """Solve one stage, after the drift has been set. Collective.
 
         Args:
             start: owned values of r.
-            guess: owned values of w to begin from.
-            y: the mean field to begin from.
+            guess: owned values of the initial w.
+            y: the initial mean field.
             a: the length of the stage, > 0.
             shift: s.
 
         Returns:
-            The stage's solution.
+            The solution of the stage.
 
         Raises:
-            ConvergenceError: Newton's method or the fixed point failed, in pseudo-time too.
+            ConvergenceError: if Newton's method or the fixed point fails, also in pseudo-time.
         """
         try:
             return self._solve_directly(start, guess, y, a, shift)
@@ -105,10 +105,10 @@ class HJBStage:
     def _solve_in_pseudo_time(
         self, start: Array, guess: Array, y: Array, a: float, shift: float, error: ConvergenceError
     ) -> HJBResult:
-        """Follow ∂w/∂s = rate(w) − (w − r)/a to its limit, the stage, by implicit steps.
+        """Integrate ∂w/∂s = rate(w) − (w − r)/a by implicit steps to its limit, the stage.
 
         A step of length δ in s is a stage of length 1/(1/δ + 1/a). The stage minimises (J1) with
-        e^{−v−r} as the reference, which is convex where F is, and the flow descends to it.
+        the reference e^{−v−r}, a convex problem if F is convex, and the flow descends to it.
         """
         _LOG.info("a step of length %.3g needs pseudo-time: %s", a, error)
         shortest, delta = _SHORTEST * min(a, 1.0), _FIRST * min(a, 1.0)

@@ -1,14 +1,14 @@
 """One implicit stage of the linear weighted form (W3) of the decomposed equation: φ = e^{−w/2}.
 
-With ρ = e^{−v} equation (W2) is linear in φ and symmetric in L²(ρ). Given r, v and a, find φ with
+With ρ = e^{−v}, equation (W2) is linear in φ and symmetric in L²(ρ). Given r, v and a, find φ with
 
     ∫ρ(φ − r)χ/a + (σ²/2)∫ρ∇φ·∇χ + ½∫ρ(G[m] − s)φχ = 0,    m ∝ ρφ²:
 
-a third discretisation of the same curve, without Newton iterations. The boundary is an outflow, as
-in :mod:`fem_mf.flows.hjb_operator`: the flux ½σ²ρ∂_nφ stays in the equation. Without it ∂_nw would
-be 0 there, and w would have a boundary layer of width 1/|∇v|. The multiplier s keeps the norm of φ
-in L²(ρ), so that a step of any length is a minimising movement there (D7) and a is time. In
-``HJBFlow(..., form="hopf-cole")`` it takes the place of :class:`fem_mf.flows.hjb_stage.HJBStage`.
+This is a third discretisation of the same curve, and it needs no Newton iterations. The boundary is
+an outflow, as in :mod:`fem_mf.flows.hjb_operator`: the flux ½σ²ρ∂_nφ stays in the equation. Without
+it ∂_nw would be 0 there, and w would have a boundary layer of width 1/|∇v|. The multiplier s
+preserves the norm of φ in L²(ρ), so a step of any length is a minimising movement there (D7) and a
+is time. ``HJBFlow(..., form="hopf-cole")`` uses it in place of ``HJBStage``.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ __all__ = ["WeightedStage"]
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_weighted_"
 _PATIENCE = 10  # evaluations of the fixed point with c, as in fem_mf.flows.schrodinger_stage
-_TOLERANCE = 1e-11  # relative, of linear solves
-_MOST_UPDATES = 100  # of c at one mean field
-# Of v and of w/2: products of two entries of the matrix must be floating-point numbers. Measured on
-# an interval, ∇²u is right at 417, wrong by a factor of 7 at 454, and φ is lost at 625.
+_TOLERANCE = 1e-11  # relative tolerance of linear solves
+_MOST_UPDATES = 100  # largest number of updates of c at one mean field
+# Largest span of v and of w/2: products of two matrix entries must not underflow. Measured on an
+# interval, ∇²u is right at 417, wrong by a factor of 7 at 454, and φ is lost at 625.
 _MOST_SPAN = -0.5 * float(np.log(np.finfo(np.float64).tiny))
 
 _ADD = la.InsertMode.add
@@ -51,13 +51,13 @@ _assemble_matrix: Any = fem_petsc.assemble_matrix
 
 
 class WeightedStage:
-    """Solves implicit stages; owns the forms, the linear solver and the fixed point.
+    """Solver of implicit stages; it owns the forms and the linear solver.
 
     Args:
-        problem: the problem, of degree 2 at least.
+        problem: the problem, with degree at least 2.
         mean_field: the mean field.
         fixed_point: the fixed-point iteration.
-        petsc_options: the user's, of the linear solver.
+        petsc_options: the user's PETSc options of the linear solver.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class WeightedStage:
         self._solver: SpdSolver | None = None
 
     def set_drift(self, v: Array) -> None:
-        """Set v by its owned values; only differences count. Collective.
+        """Set v by its owned values, up to an additive constant. Collective.
 
         Raises:
-            ConvergenceError: e^{−v} spans more than floating-point numbers can.
+            ConvergenceError: if e^{−v} exceeds the range of floating-point numbers.
         """
         self._check_span("v", v, 1.0)
         set_owned(self.drift, v - self._discrete.min(v))
 
     def encode(self, w: Array) -> Array:
-        """The unknown φ of w, by owned values. Collective.
+        """The unknown φ for a given w, by owned values. Collective.
 
         Raises:
-            ConvergenceError: e^{−w/2} spans more than floating-point numbers can.
+            ConvergenceError: if e^{−w/2} exceeds the range of floating-point numbers.
         """
         self._check_span("w", w, 0.5)
         return np.exp(-0.5 * w)
@@ -124,20 +124,20 @@ class WeightedStage:
         return np.asarray(-2.0 * result.rate / result.value)
 
     def solve(self, start: Array, guess: Array, y: Array, a: float, shift: float) -> HJBResult:
-        """Solve one stage; v has been set. Collective.
+        """Solve one stage, after v has been set. Collective.
 
         Args:
             start: owned values of r.
-            guess: owned values of φ to begin from; its norm in L²(ρ) is kept.
-            y: the mean field to begin from.
+            guess: owned values of the initial φ; its norm in L²(ρ) is preserved.
+            y: the initial mean field.
             a: the length of the stage, > 0.
             shift: initial guess of s.
 
         Returns:
-            The stage's solution.
+            The solution of the stage.
 
         Raises:
-            ConvergenceError: the fixed point or the linear solver failed, or φ is not positive.
+            ConvergenceError: if the fixed point or the linear solver fails, or φ is not positive.
         """
         self._inertia.value = np.asarray(1.0 / (1.0 + a))
         self._weight.value = np.asarray(a / (1.0 + a))
@@ -169,13 +169,13 @@ class WeightedStage:
         )
 
     def norm(self, phi: Array) -> float:
-        """‖φ‖ in L²(ρ), by owned values. Collective."""
+        """‖φ‖ in L²(ρ), given by owned values. Collective."""
         set_owned(self._work, phi)
         square = global_sum(self.problem.comm, fem.assemble_scalar(self._norm_form))
         return float(np.sqrt(square))
 
     def product_with_start(self, phi: Array) -> float:
-        """⟨φ, r⟩ in L²(ρ), by owned values. Collective."""
+        """⟨φ, r⟩ in L²(ρ), given by owned values. Collective."""
         load = np.asarray(self._right.array_r, dtype=np.float64)
         return self._discrete.dot(phi, load) / float(self._inertia.value)
 
@@ -197,7 +197,7 @@ class _Evaluation:
         self.moments, self.phi = np.empty(0), guess
 
     def positive(self, y: Array) -> tuple[float, float]:
-        """A c for which the operator is positive at y, and the unit of c. Collective."""
+        """A value of c for which the operator is positive at y, and the unit of c. Collective."""
         stage, problem = self.stage, self.stage.problem
         lowest = problem.discretisation.min(stage.mean_field.potential(y) - stage.mean_field.base)
         unit = 2.0 / self._a + max(self._shift - lowest, flat_scale(problem))
@@ -210,10 +210,10 @@ class _Evaluation:
         return self.stage.unknown.join(self.moments, c, y)
 
     def with_multiplier(self, y: Array, previous: float) -> Array:
-        """The map y -> T(y), the norm of φ being kept at every y.
+        """The map y -> T(y), with the norm of φ preserved at every y.
 
-        ‖φ‖ falls as c grows and is what it must be at one c above all that are not positive: a
-        bracket around it makes the updates of c safe, wherever they begin.
+        Where the operator is positive, ‖φ‖ decreases in c and has the required value at exactly
+        one c; a bracket around it makes the updates of c safe from any initial value.
         """
         c, unit = self.positive(y)
         low, high = -np.inf, np.inf
@@ -223,7 +223,7 @@ class _Evaluation:
             except ConvergenceError:
                 low, better = c, np.inf
             else:
-                if abs(better - c) <= 10.0 * _TOLERANCE * unit:  # of the linear solves
+                if abs(better - c) <= 10.0 * _TOLERANCE * unit:  # accuracy of the linear solves
                     break
                 low, high = (c, high) if self._stretch > 1.0 else (low, c)
             if not low < better < high:
@@ -238,7 +238,7 @@ class _Evaluation:
         return self.moments
 
     def _solve(self, y: Array, c: float) -> float:
-        """Set φ to the solution at y and c, scaled to the norm to keep, and return a better c."""
+        """Set φ to the solution at y and c, scaled to the given norm; return a better c."""
         stage, problem = self.stage, self.stage.problem
         stage._assemble(stage.mean_field.potential(y) - stage.mean_field.base + c)
         if stage._solver is None:
@@ -258,7 +258,7 @@ class _Evaluation:
         return c + 2.0 / self._a * overlap * (1.0 - 1.0 / self._stretch)
 
     def _measure(self) -> None:
-        """The density of φ and its mean field."""
+        """Compute the density of φ and its mean field."""
         stage, problem = self.stage, self.stage.problem
         u = stage.drift.x.array[: problem.discretisation.num_owned] - 2.0 * np.log(self.phi)
         self.density = LogDensity(problem, u)

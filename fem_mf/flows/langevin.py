@@ -6,17 +6,17 @@
         print(state.t, state.energy, state.gap)
     best = minimise_entropic(problem)
 
-m is unknown at the vertices; space is discretised by edge-averaged finite elements with couplings
-w_ij and flows J_ij (:mod:`fem_mf.flows.edge_averaged`), time by backward Euler with V at the new m.
-With μ = V[m] + (σ²/2) log m and D(m) = Σ J_ij (μ_i − μ_j) over the edges:
+The unknowns are the values of m at the vertices. Space is discretised by edge-averaged finite
+elements with couplings w_ij and flows J_ij (:mod:`fem_mf.flows.edge_averaged`), time by backward
+Euler with V at the new m. With μ = V[m] + (σ²/2) log m and D(m) = Σ J_ij (μ_i − μ_j) over edges:
 
 * proved for every mesh: a step conserves mass, and m ∝ e^{−(2/σ²)V} is stationary, at the nodes;
-* proved where no coupling is negative, for every dt: M/dt + L(V) is an M-matrix, so that m > 0;
-  each term of D is ≥ 0; a step exists (Brouwer); and for convex F energy decreases,
+* proved if no coupling is negative, for every dt: M/dt + L(V) is an M-matrix, so m > 0; each term
+  of D is ≥ 0; a step exists (Brouwer); and for convex F the energy decreases,
   E(m⁺) + dt D(m⁺) ≤ E(m), since E(m) ≥ E(m⁺) + ∫μ⁺d(m − m⁺) and ∫μ⁺d(m⁺ − m) = −dt D(m⁺);
-* observed: mean and variance are of order 2 in h, as long as the cell Péclet number |∇V|h/σ² is
-  below 1, and of order 1 above (a warning says so); of order 1 in dt; the fixed point finds the
-  step from dt = 1e-4 to 1e4, for networks and contact terms.
+* observed: mean and variance converge with order 2 in h if the cell Péclet number |∇V|h/σ² is below
+  1 and with order 1 above (a warning is logged), and with order 1 in dt; the fixed-point iteration
+  converges from dt = 1e-4 to 1e4, for networks and contact terms.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LangevinState(State):
-    """One instant of the flow; see :class:`fem_mf.flows.State` for what is not listed.
+    """The flow at one time; see :class:`fem_mf.flows.State` for the other attributes.
 
-    Integrals are sums over the vertices, those of the scheme.
+    Integrals are sums over the vertices, as in the scheme.
 
     Attributes:
         energy: E(m) = F(m) + (σ²/2)∫m log m.
         eigenvalue: ∫μ dm, the chemical potential: at the minimiser μ is this constant.
         residual: speed of m_t in W₂, the square root of the dissipation.
         dissipation: D(m), the discrete ∫|∇μ|² dm: −dE/dt of the scheme in the limit dt → 0.
-        mass: ∫m dx. Its rounding errors are scaled away at every step.
-        gap: (σ²/2) H(m | m̂), m̂ ∝ e^{−(2/σ²)V} with V = V[m] frozen; E(m) − min E ≤ gap where F
+        mass: ∫m dx. Every step rescales m, which removes rounding errors of the mass.
+        gap: (σ²/2) H(m | m̂), m̂ ∝ e^{−(2/σ²)V} with V = V[m] frozen; E(m) − min E ≤ gap if F
             is convex (as C1 for F^σ).
-        clipped: mass added in the step to keep m above what remains of the m before when nothing
-            flows in: 0 up to rounding and the tolerances of iterations, unless couplings are
+        clipped: mass added in the step to keep m above what would remain of the previous m without
+            inflow: 0 up to rounding and the tolerances of iterations, unless couplings are
             negative.
         peclet: |∇V|h/σ², averaged over m. Above 1 numerical diffusion spreads m as it moves; the
             equilibrium itself is exact at the vertices.
@@ -79,28 +79,28 @@ class LangevinState(State):
 
 
 class LangevinFlow(Flow[LangevinState]):
-    """∂_t m = ∇·(m∇V[m_t]) + (σ²/2)Δm, no flux through the boundary (L1).
+    """∂_t m = ∇·(m∇V[m_t]) + (σ²/2)Δm, with no flux through the boundary (L1).
 
-    No coupling is negative on intervals, on Delaunay triangles, and on quadrilaterals and hexahedra
-    along the axes. Most meshes of tetrahedra have some: a warning counts them.
+    No coupling is negative on intervals, Delaunay triangulations, and axis-aligned quadrilaterals
+    and hexahedra. Most tetrahedral meshes have negative couplings; a warning counts them.
 
     Args:
         problem: the problem, with ``degree=1``, ``mass="lumped"`` and the natural boundary.
         dt: time step, > 0.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
-            ``Newton()``. What ``Contact`` terms add to V is linearised in every evaluation with
-            each of them. The default is Newton where every term of F is cylindrical, Picard where V
-            depends on m by contact only, else Anderson.
+            ``Newton()``. With any of them, the contribution of ``Contact`` terms to V is linearised
+            in every evaluation. The default is Newton if every term of F is cylindrical, Picard if
+            V depends on m through contact terms only, else Anderson.
         fixed_point_tolerance: relative tolerance of the moments (or of m).
-        max_iterations: evaluations of one fixed point.
+        max_iterations: most evaluations of one fixed point.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        petsc_options: options of the linear solver, without prefix (``ksp_rtol`` is 1e-12 by
-            default); ``-fem_mf_langevin_...`` on the command line takes precedence. The default is
-            LU where affordable, for which m has relative precision where it is tiny too, and
-            BiCGStab with ILU on each rank elsewhere.
+        petsc_options: PETSc options of the linear solver, without prefix (``ksp_rtol`` is 1e-12 by
+            default); ``-fem_mf_langevin_...`` on the command line overrides them. The default is LU
+            if affordable, which gives m relative precision even where it is tiny, and otherwise
+            BiCGStab with ILU on each rank.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if an argument is invalid; the message names it.
     """
 
     _kind = LangevinState
@@ -140,7 +140,7 @@ class LangevinFlow(Flow[LangevinState]):
         return _Trajectory(self, start, **options)
 
     def _limit(self, start: Density) -> LangevinState:
-        """Where the flow ends, as one infinite step."""
+        """The limit of the flow, computed as one infinite step."""
         m, y = start.amplitude() ** 2, self.mean_field.evaluate(start)
         result = self._stage.solve(m, y, np.inf)
         state = self._state(result.value, [result], t=np.inf, dt=np.inf, next_dt=np.inf, step=1)
@@ -158,7 +158,7 @@ class LangevinFlow(Flow[LangevinState]):
         dissipation = edges.dissipation(m, potential + temperature * np.log(m))
         entropic = temperature * density.entropy()
         eigenvalue = discrete.dot(density.measure(), potential) + entropic
-        # (σ²/2) H(m | m̂) = ∫μ dm + (σ²/2) log ∫e^{−(2/σ²)V}, the integral without overflow.
+        # (σ²/2) H(m | m̂) = ∫μ dm + (σ²/2) log ∫e^{−(2/σ²)V}, shifted by min V against overflow.
         lowest = discrete.min(potential)
         partition = discrete.dot(discrete.mass_diagonal, np.exp((lowest - potential) / temperature))
         return LangevinState(
@@ -178,7 +178,7 @@ class LangevinFlow(Flow[LangevinState]):
 
 
 class _Trajectory(Trajectory[LangevinState]):
-    """One run: m at the vertices, its mean field y, and the past of y."""
+    """One run: m at the vertices, its mean field y, and past values of y."""
 
     def __init__(self, flow: LangevinFlow, start: Density | LangevinState) -> None:
         self._flow, self.dt = flow, flow.dt
@@ -215,17 +215,17 @@ def minimise_entropic(
 
     Args:
         problem: the problem, as for :class:`LangevinFlow`.
-        start: where the fixed point begins, a density of any problem; the default is uniform.
-        tol: of the fixed point, relative, on the moments (or on m).
-        accelerator: of the fixed point, as for :class:`LangevinFlow`.
-        max_iterations: of the fixed point.
+        start: initial density, on any problem; the default is uniform.
+        tol: relative tolerance of the moments (or of m) in the fixed-point iteration.
+        accelerator: how the fixed-point iteration is accelerated, see :class:`LangevinFlow`.
+        max_iterations: most evaluations of the fixed point.
 
     Returns:
-        The limit of the flow, at t = inf. Where F is convex its ``gap`` bounds E(m) − min E.
+        The limit of the flow, at t = inf. If F is convex, its ``gap`` bounds E(m) − min E.
 
     Raises:
-        ValueError: an argument is out of range, or the problem does not suit the flow.
-        ConvergenceError: no convergence; try more iterations, or the end of a flow as the start.
+        ValueError: if an argument is out of range, or the problem does not suit the flow.
+        ConvergenceError: without convergence; try more iterations, or start from a later state.
     """
     check_problem(problem)
     check_tolerances(problem, max_iterations, tol=tol)
@@ -241,14 +241,14 @@ def minimise_entropic(
 
 
 def _warn_of_diffusion(state: LangevinState) -> bool:
-    """Say that the mesh is too coarse for the drift; whether it was said."""
+    """Warn if the mesh is too coarse for the drift; return whether a warning was logged."""
     if not state.peclet > 1.0:
         return False
     warn(
         state.density.problem.comm,
         _LOG,
         "t = %.6g: the cell Péclet number |∇V|h/σ² is %.2g: numerical diffusion spreads m as it "
-        "moves, and the scheme is of order 1 in h; make the mesh about %.2g times as fine",
+        "moves, and the scheme is of order 1 in h; refine the mesh by a factor of about %.2g",
         *(state.t, state.peclet, 2.0 * state.peclet),
     )
     return True

@@ -1,11 +1,11 @@
 """One step of the mean-field Langevin flow (L1) by edge-averaged finite elements.
 
 A step of length dt from mⁿ solves (M/dt + L(V[m])) m = M mⁿ/dt with the lumped mass M and the
-edge-averaged L of :mod:`fem_mf.flows.edge_averaged`; an infinite one ends at the minimiser, m ∝
-e^{−φ}. A fixed point on the mean field surrounds linear solves. Newton's method for it is exact: R
-comes from the derivative of L. A potential βm, which follows m point by point, would need a Newton
-step for each vertex: instead it is linearised inside each evaluation, where it couples the same
-edges.
+edge-averaged L of :mod:`fem_mf.flows.edge_averaged`; an infinite step gives the minimiser, m ∝
+e^{−φ}. The fixed-point iteration on the mean field contains linear solves. Newton's method for it
+is exact, since R comes from the derivative of L. A potential βm depends on m pointwise and would
+need a Newton correction for each vertex; it is instead linearised within each evaluation, where it
+couples the same edges.
 
     stage = LangevinStage(problem, mean_field, FixedPoint(Anderson(), StopTest()))
     result = stage.solve(m, y, dt)
@@ -34,25 +34,25 @@ from fem_mf.typing import Array
 __all__ = ["LangevinStage", "default_accelerator"]
 
 _FLOOR = 1e-300  # m is kept above this multiple of its maximum, so that log m is finite
-# In three dimensions a factorisation, needed anew for every V, takes 10 times as long at 30k dofs.
+# In three dimensions a factorisation, repeated for every V, takes 10 times as long at 30k dofs.
 _DIRECT_DOFS = {1: 10_000_000, 2: 500_000, 3: 3_000}
-_UNSOLVED = 1e-6  # relative residual above which a linear system was not solved
+_UNSOLVED = 1e-6  # relative residual above which a linear system counts as unsolved
 
-_RTOL = 1e-12  # of iterative linear solves
+_RTOL = 1e-12  # relative tolerance of iterative linear solves
 _PREFIX = "fem_mf_langevin_"
 
 
 class LangevinStage:
-    """Solves steps; owns the edges, the linear solver and the fixed point.
+    """Solver of steps; it owns the edge operator and the linear solver.
 
     Args:
-        problem: the problem, of degree 1 and lumped.
+        problem: the problem, with degree 1 and lumped mass.
         mean_field: the mean field.
         fixed_point: the fixed-point iteration.
         options: the user's PETSc options.
 
     Attributes:
-        clipped: mass that the last step added to keep m above what mⁿ and the M-matrix imply.
+        clipped: mass that the last step added to keep m above the bound from mⁿ and the M-matrix.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class LangevinStage:
         self._dt, self._assembled, self.clipped, self._iterations = 0.0, 0.0, 0.0, 0
 
     def solve(self, start: Array, y: Array, dt: float) -> StageResult:
-        """One step; the value is m⁺, of mass one. Collective.
+        """Solve one step; the value is m⁺, with mass one. Collective.
 
         Args:
-            start: mⁿ, owned values of mass one.
-            y: the mean field to begin from.
-            dt: > 0; ∞ for the minimiser, whatever mⁿ.
+            start: mⁿ, owned values with mass one.
+            y: the initial mean field.
+            dt: length of the step, > 0; ∞ gives the minimiser, independent of mⁿ.
 
         Raises:
-            ConvergenceError: the fixed point or the linear solver failed.
+            ConvergenceError: if the fixed point or the linear solver fails.
         """
         self._start, self._dt, self._iterations, self.clipped = start, dt, 0, 0.0
         if self._newton is not None:
@@ -115,7 +115,7 @@ class LangevinStage:
         return self._moments
 
     def _step(self, potential: Array, y: Array) -> Array:
-        """(M/dt + L(V)) m = M mⁿ/dt, the V of contact terms to first order around m = y."""
+        """Solve (M/dt + L(V)) m = M mⁿ/dt, with V of contact terms linearised around m = y."""
         problem, edges, solution = self.problem, self.edges, self._solution
         discrete = problem.discretisation
         inertia = discrete.mass_diagonal / self._dt
@@ -136,7 +136,7 @@ class LangevinStage:
         self._iterations += self._solver.solve(self._right, solution, _RTOL)
         self._verify()
         m = owned_values(solution)
-        # What is left of mⁿ when nothing comes in: an exact solution is never below.
+        # What remains of mⁿ without inflow: an exact solution is never below it.
         least = np.maximum(m, inertia * self._start / (inertia + edges.sum(edges.leave)))
         self.clipped = discrete.dot(discrete.mass_diagonal, least - m)
         return least
@@ -154,7 +154,7 @@ class LangevinStage:
             )
 
     def _gibbs(self, potential: Array, y: Array) -> Array:
-        """m with (σ²/2) log m + V constant, the V of contact terms at m itself."""
+        """The m for which (σ²/2) log m + V is constant, with V of contact terms taken at m."""
         problem, s, beta = self.problem, self.edges.temperature, self._beta
         discrete = problem.discretisation
         if beta > 0.0:
@@ -163,7 +163,7 @@ class LangevinStage:
         if beta == 0.0:
             return np.asarray(np.exp(exponent))
         # s log m + βm = c − V has the solution m = (s/β) ω((c − V)/s − log(s/β)), ω + log ω = x.
-        # The logarithm of its mass is concave in c, and c begins below: Newton is monotone.
+        # The logarithm of its mass is concave in c and c starts below, so Newton is monotone.
         exponent += np.log(beta / s / discrete.dot(discrete.mass_diagonal, np.exp(exponent)))
         for _ in range(100):
             m = s / beta * wrightomega(exponent)
@@ -204,18 +204,18 @@ def default_accelerator(problem: Problem, mean_field: MeanField) -> Accelerator:
         return Newton()
     others = [term for _, term in flatten(problem.functional) if not isinstance(term, Contact)]
     if _contact(problem) > 0.0 and all(getattr(term, "linear", False) for term in others):
-        return Picard()  # whose steps are Newton's: half as many as Anderson's
-    return Anderson(depth=3)  # deeper ones converge more slowly from a distant start
+        return Picard()  # its steps are Newton steps, half as many as with Anderson
+    return Anderson(depth=3)  # a larger depth converges more slowly from a distant start
 
 
 def _contact(problem: Problem) -> float:
-    """The β of all contact terms together that is linearised; none if it would be negative."""
+    """The sum of β over all contact terms, which is linearised; 0 if it would be negative."""
     terms = flatten(problem.functional)
     return max(sum(factor * f.beta for factor, f in terms if isinstance(f, Contact)), 0.0)
 
 
 def _defaults(problem: Problem, prefix: str, chosen: Options) -> dict[str, str | int | float]:
-    """LU where that is affordable, else BiCGStab, also around a preconditioner that was chosen."""
+    """LU if affordable; otherwise, or if the user chose a preconditioner, BiCGStab."""
     own = "pc_type" in chosen or PETSc.Options(prefix).hasName("pc_type")
     dofs: int = problem.space.dofmap.index_map.size_global
     if own or dofs > _DIRECT_DOFS[problem.dim]:
@@ -225,8 +225,8 @@ def _defaults(problem: Problem, prefix: str, chosen: Options) -> dict[str, str |
         "pc_type": "lu",
         "pc_factor_mat_solver_type": "mumps",
         "mat_mumps_icntl_7": 2,  # approximate minimum fill
-        # The diagonal of an M-matrix is always a good pivot. Without others, numbers of opposite
-        # sign are added on it alone, and m has relative precision where it is tiny too.
+        # The diagonal of an M-matrix is always a good pivot. With no other pivots, numbers of
+        # opposite sign are added only on it, so m has relative precision even where it is tiny.
         "mat_mumps_icntl_6": 0,
         "mat_mumps_icntl_8": 0,
         "mat_mumps_cntl_1": 0.0,

@@ -1,8 +1,8 @@
-"""The minimising movement as a fixed point (D7): its unknown is z = (y, c).
+"""The minimising movement (D7) as a fixed-point problem for z = (y, c).
 
 A stage of length a from an anchor r minimises F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere ‖ψ‖ = 1:
 
-    (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   s the multiplier of ‖ψ‖ = 1.
+    (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   where s is the multiplier of ‖ψ‖ = 1.
 
 An evaluation at a mean field y and at c = 2/a − s solves (c + H[y]) ψ̂ = (2/a) r. With n = ‖ψ̂‖ and
 ψ = ψ̂/n, both follow from ψ without another solve:
@@ -10,8 +10,8 @@ An evaluation at a mean field y and at c = 2/a − s solves (c + H[y]) ψ̂ = (2
     y ← the mean field of ψ,   c ← (2/a)⟨ψ, r⟩ − ⟨ψ, H[y]ψ⟩ = c + (2/a)⟨ψ, r⟩(1 − 1/n).
 
 c changes whenever V changes by a constant. The last component of z is therefore c + ∫(V − V_0) dm
-minus its initial value, which converges faster than c, in units of 2/a + λ − min V (of the density
-where the run begins): an error of z is then about an error of ψ.
+minus its initial value, which converges faster than c, in units of 2/a + λ − min V (for the initial
+density of the run): an error of z is then comparable to an error of ψ.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ class MovementUnknown:
         return np.append(y, 0.0)
 
     def split(self, z: Array) -> tuple[Array, float]:
-        """(y, c) of z. Collective."""
+        """The pair (y, c) that z represents. Collective."""
         y = z[:-1]
         return y, self._origin + self.unit * float(z[-1]) - self._mean_field.gauge(y, y)
 
     def join(self, y: Array, c: float, before: Array) -> Array:
-        """z of a mean field y and of the c that V of the mean field ``before`` gave. Collective."""
+        """z from a mean field y and the c computed with the mean field ``before``. Collective."""
         rise = c + self._mean_field.gauge(before, y) - self._origin
         return np.append(y, rise / self.unit)
 
     def dot(self, a: Array, b: Array) -> float:
-        """That of the mean field, plus the product of the last components. Collective."""
+        """Inner product of mean fields, plus the product of last components. Collective."""
         return self._mean_field.dot(a[:-1], b[:-1]) + float(a[-1] * b[-1])
 
     def slow(self, residual: Array) -> float:
-        """The norm of the mean field's part, of the whole where there is no other. Collective.
+        """The norm of the mean-field part, or of the multiplier if that is zero. Collective.
 
-        The multiplier follows ψ at second order, and its convergence says nothing about y.
+        The multiplier depends on ψ at second order, so its convergence does not indicate that of y.
         """
         part = self._mean_field.dot(residual[:-1], residual[:-1])
         return float(np.sqrt(part)) if part > 0.0 else abs(float(residual[-1]))
 
     def coefficients(self, z: Array) -> Array:
-        """Those of V, and of the constant that is added to it. Collective."""
+        """The coefficients of V and of the constant that is added to it. Collective."""
         return np.append(self._mean_field.coefficients(z[:-1]), self.unit * z[-1])
 
     def curvature(self, z: Array, stiffness: Array) -> Array:

@@ -4,11 +4,11 @@
     for state in descent.run(start, t_end=10.0):
         print(state.energy, state.relative_entropy, state.slack)
 
-m_{k+1} minimises h⁻¹H(m|m_k) + F^σ(m); its optimality condition (J2) is one backward Euler step of
-the Hamilton–Jacobi–Bellman equation with the mean field implicit, and is solved as such. Comparing
-the minimum with m_k gives F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h, if F is convex:
-each state says by how much. The explicit update m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k)) is in
-``demos/well_posedness.py``, with the bound of its step.
+This mirror-descent (JKO-type) scheme takes m_{k+1} as the minimiser of h⁻¹H(m|m_k) + F^σ(m). Its
+optimality condition (J2) is one backward Euler step of the Hamilton–Jacobi–Bellman equation with
+implicit mean field, and is solved as such. For convex F, comparison with m_k gives
+F^σ(m_{k+1}) + h⁻¹H(m_{k+1}|m_k) ≤ F^σ(m_k) for every h; each state holds the difference as slack.
+``demos/well_posedness.py`` has the explicit update m_{k+1} ∝ m_k exp(−h δF^σ/δm(m_k)).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["DescentState", "RelativeEntropyDescent"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DescentState(HJBState):
-    """One iterate m_k at t = kh; see :class:`fem_mf.flows.HJBState` for what is not listed.
+    """One iterate m_k at t = kh; see :class:`fem_mf.flows.HJBState` for the rest.
 
     Attributes:
         relative_entropy: H(m_k|m_{k−1}); 0 at the start.
@@ -42,13 +42,13 @@ class RelativeEntropyDescent:
     """m_{k+1} = argmin h⁻¹H(m|m_k) + F^σ(m) (J1), by (J2).
 
     Args:
-        problem: the problem, natural boundary, degree 2 at least.
-        step: h > 0; for convex F any size decreases the energy.
-        options: of :class:`fem_mf.HJBFlow`, whose backward Euler step it is, other than scheme,
-            form, decomposed and weighted.
+        problem: the problem, with natural boundary and degree at least 2.
+        step: h > 0; for convex F the energy decreases for every h.
+        options: further arguments of :class:`fem_mf.HJBFlow`, which takes the steps, other than
+            scheme, form, decomposed and weighted.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if an argument is invalid; the message names it.
     """
 
     def __init__(self, problem: Problem, step: float, **options: Any) -> None:
@@ -64,20 +64,20 @@ class RelativeEntropyDescent:
         *,
         steady_residual: float | None = None,
     ) -> Iterator[DescentState]:
-        """Iterate up to t = kh = t_end; yields the start too. Collective at every step.
+        """Iterate up to t = kh = t_end; the start is yielded too. Collective at every step.
 
         Args:
-            start: m_0, of the same problem; a ``LogDensity`` where ψ would be too small. Or a state
+            start: m_0, on the same problem (a ``LogDensity`` if ψ would be too small); or a state
                 of this descent, to resume from.
             t_end: final time; the last step is shortened.
-            steady_residual: stop earlier, see :meth:`fem_mf.HJBFlow.run`.
+            steady_residual: residual at which to stop early, see :meth:`fem_mf.HJBFlow.run`.
 
         Returns:
             An iterator of states; each owns its density.
 
         Raises:
-            TypeError, ValueError: as :meth:`fem_mf.HJBFlow.run`.
-            ConvergenceError: a step failed; states already yielded stay valid.
+            TypeError, ValueError: as in :meth:`fem_mf.HJBFlow.run`.
+            ConvergenceError: if a step fails; states already yielded remain valid.
         """
         return _compared(self._flow.run(start, t_end, steady_residual=steady_residual))
 

@@ -4,13 +4,13 @@
     for state in flow.run(start, t_end=10.0):
         print(state.t, state.energy)
 
-Every stage of a scheme (:mod:`fem_mf.flows.tableau`) is a minimising movement (D7): it keeps the
-norm of ψ by a multiplier of its own, and is solved by a fixed point on the mean field around linear
-solves, or by Newton's method on the sphere (:mod:`fem_mf.flows.schrodinger_stage`). Backward Euler
-is one movement: the energy falls by at least (2/dt)‖ψ⁺ − ψ‖² in a step of any length. A stage
-minimises an energy convex in m only if its anchor r is that of a density: where more than 0.5 % of
-∫r² lies where r < 0, the step is too long for the scheme. A constant step that is too long is
-replaced by one movement, or several if that fails, of the same total length.
+Every stage of a scheme (:mod:`fem_mf.flows.tableau`) is a minimising movement (D7): it preserves
+the norm of ψ by its own multiplier, and is solved by a fixed-point iteration on the mean field with
+linear solves, or by Newton's method on the sphere (:mod:`fem_mf.flows.schrodinger_stage`). Backward
+Euler is one movement: in a step of any length the energy falls by at least (2/dt)‖ψ⁺ − ψ‖². A stage
+minimises an energy convex in m only if its anchor r is the amplitude of a density: if more than
+0.5 % of ∫r² lies where r < 0, the step is too long for the scheme. A constant step that is too long
+is replaced by one movement, or several if that fails, of the same total length.
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ __all__ = ["SchrodingerFlow"]
 _LOG = logging.getLogger(__name__)
 _PREFIX = "fem_mf_schrodinger_"
 _ROUNDING = 1e-13  # relative error allowed in the energy inequality of a movement
-_MOST_MOVEMENTS = 64  # parts into which a step that fails is divided
-# 1 − ⟨r, |r|⟩/⟨r, r⟩, twice the share of r² that lies where r < 0, above which r is no amplitude.
+_MOST_MOVEMENTS = 64  # largest number of parts into which a step that fails is divided
+# Above this value of 1 − ⟨r, |r|⟩/⟨r, r⟩, twice the share of r² where r < 0, r is not an amplitude.
 _NEGATIVE = 1e-2
 
 
 class TooLongError(ConvergenceError):
-    """A step is too long for its scheme, which is known before its last stage is solved."""
+    """A step is too long for its scheme; this is detected before its last stage is solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instant:
-    """ψ, its velocity and its numbers.
+    """ψ, its velocity and its scalar quantities at one time.
 
     Attributes:
         density: m = ψ².
-        value: owned values of ψ, of norm one, and of Mψ.
+        value: owned values of ψ, with norm one, and of Mψ.
         rate: owned values of ∂_tψ, orthogonal to ψ, and of M∂_tψ.
         y: the mean field.
         energy: F^σ(m).
@@ -97,25 +97,25 @@ class SchrodingerFlow(Flow[State]):
 
     Args:
         problem: the problem.
-        dt: time step, > 0; the first one when ``tolerance`` is given.
+        dt: time step, > 0; only the first one if ``tolerance`` is given.
         scheme: ``"backward-euler"`` (order 1; for convex F the energy decreases for every dt),
             ``"sdirk2"`` (order 2, L-stable) or ``"crank-nicolson"`` (order 2; it does not damp the
             components that dt does not resolve, so use it for resolved steps only).
-        tolerance: None for constant steps; otherwise the L² error estimate of ψ that a step may
-            make, by which dt is chosen and steps are rejected.
+        tolerance: None for constant steps; otherwise the largest estimated L² error of ψ per step,
+            by which dt is chosen and steps are rejected.
         accelerator: how the fixed-point iteration is accelerated: ``Picard()``, ``Anderson()`` or
-            ``Newton()`` of ``fem_mf.mean_field``. The default is Newton where every term of F is
+            ``Newton()`` of ``fem_mf.mean_field``. The default is Newton if every term of F is
             cylindrical, else Anderson.
         fixed_point_tolerance: relative tolerance of the moments (or of m) and of the length of a
             stage; for Newton's method the tolerance of ψ.
-        max_iterations: evaluations of one fixed point, and Newton steps of one stage.
+        max_iterations: most evaluations of one fixed point, and most Newton steps of one stage.
         safeguard: whether fixed-point steps that overshoot are shortened.
-        petsc_options: of the linear solver of the fixed point, without prefix (``ksp_rtol`` is
-            1e-12 by default); ``-fem_mf_schrodinger_...`` on the command line takes precedence. The
-            preconditioner of Newton's method listens to ``-fem_mf_stationary_...``.
+        petsc_options: PETSc options of the linear solver of the fixed point, without prefix
+            (``ksp_rtol`` is 1e-12 by default); ``-fem_mf_schrodinger_...`` on the command line
+            overrides them. Options of Newton's preconditioner are ``-fem_mf_stationary_...``.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if an argument is invalid; the message names it.
     """
 
     _kind = State
@@ -188,7 +188,7 @@ class SchrodingerFlow(Flow[State]):
         return dt
 
     def _movements(self, now: Instant, dt: float) -> tuple[Instant, list[Movement]]:
-        """A step as one minimising movement, or as several that have its length together."""
+        """A step as one minimising movement, or as several of the same total length."""
         parts = 2 if self.scheme == "backward-euler" else 1
         while True:
             then, stages = now, []
@@ -201,12 +201,12 @@ class SchrodingerFlow(Flow[State]):
             except ConvergenceError as error:
                 if parts >= _MOST_MOVEMENTS or isinstance(error, StagnationError):
                     raise type(error)(
-                        f"a step of {dt:.3g} failed, also when divided into {parts}: {error}"
+                        f"a step of {dt:.3g} failed, even when divided into {parts}: {error}"
                     ) from None
                 parts *= 2
 
     def _check_descent(self, before: Instant, after: Instant, stage: Movement) -> None:
-        """F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), which may fail where F is not convex. Collective."""
+        """Check F^σ(m⁺) + (2/τ)‖ψ⁺ − ψ‖² ≤ F^σ(m), which needs F convex. Collective."""
         problem, weight = self.problem, 2.0 / stage.length
         moved = weight * stage.anchor.squared_distance(problem, *after.value)
         if after.energy + moved <= before.energy:
@@ -256,7 +256,7 @@ class SchrodingerFlow(Flow[State]):
         return self._instant(density, value, rate, self.mean_field.evaluate(density))
 
     def _reached(self, stage: Movement) -> Instant:
-        """ψ at the end of a stage: the equation gives −½(H − λ)ψ = (⟨ψ, r⟩ψ − r)/a."""
+        """The end of a stage, where the equation gives −½(H − λ)ψ = (⟨ψ, r⟩ψ − r)/a."""
         rate = stage.overlap * stage.value
         rate -= stage.anchor.values
         rate /= stage.length
@@ -292,7 +292,7 @@ class SchrodingerFlow(Flow[State]):
 
 
 class _Trajectory(Trajectory[State]):
-    """One run: the instant, and the memory of the stages before it."""
+    """One run: the current instant, and the memory of earlier stages."""
 
     def __init__(self, flow: SchrodingerFlow, start: Density | State) -> None:
         self._flow, self._memory = flow, _Memory(flow)
@@ -308,7 +308,7 @@ class _Trajectory(Trajectory[State]):
         return self.state
 
     def _accepted_step(self, clock: Clock) -> tuple[Instant, list[Movement], dict[str, int]]:
-        """The next instant, the stages that led there, and what is counted."""
+        """The next instant, the stages of its step, and the counters of the error control."""
         flow, now, memory = self._flow, self._now, self._memory
         rejected = 0
         while True:
@@ -353,10 +353,10 @@ class _Trajectory(Trajectory[State]):
 
 
 class _Memory:
-    """The past of the stages of one run, from which the next ones are guessed.
+    """Past stages of one run, from which the next ones are extrapolated.
 
-    Stage values are less accurate than those at the end of a step, but as smooth in time: each
-    stage has a past of its own.
+    Stage values are less accurate than those at the end of a step, but equally smooth in time, so
+    each stage is extrapolated from its own past.
     """
 
     def __init__(self, flow: SchrodingerFlow) -> None:
@@ -364,7 +364,7 @@ class _Memory:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, after a step that was not the scheme's."""
+        """Forget the past, after a step that was not computed by the scheme."""
         self._pasts = [
             (
                 self._extrapolation(3, self._flow._discrete.dot),
@@ -379,7 +379,7 @@ class _Memory:
         return Extrapolation(order, lambda value: float(np.sqrt(dot(value, value))))
 
     def add(self, t: float, stages: list[Movement]) -> None:
-        """Learn the stages of a step that ends at t."""
+        """Store the stages of a step that ends at t."""
         for past, stage in zip(self._pasts, stages, strict=False):
             known = stage.psi, stage.y, np.array([stage.shift])
             for values, value in zip(past, known, strict=True):

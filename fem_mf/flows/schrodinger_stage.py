@@ -4,10 +4,10 @@ Given an anchor r and a length a, find ψ of norm one and the multiplier s with
 
     (2/a)(ψ − r) + (H[m] − s)ψ = 0,   m = ψ²,   H[m] = −σ²Δ + V[m],
 
-the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed point on the mean
-field and the multiplier (:mod:`fem_mf.flows.minimising_movement`) around linear solves; where that
-iteration does not contract, or its operator is not positive, by Newton's method on the sphere
-(:mod:`fem_mf.stationary.newton_cg`), the one that computes minimisers. For convex F both
+the minimiser of F^σ(ψ²) + (2/a)‖ψ − r‖² on the sphere. It is computed by a fixed-point iteration on
+the mean field and the multiplier (:mod:`fem_mf.flows.minimising_movement`) with linear solves; if
+that iteration does not contract, or its operator is not positive, Newton's method on the sphere
+(:mod:`fem_mf.stationary.newton_cg`) is used, which also computes minimisers. For convex F both
 give the same ψ.
 
     loop = FixedPoint(Anderson(), StopTest())
@@ -17,8 +17,8 @@ give the same ψ.
     result = stage.solve(anchor, Guess(psi, y, shift=0.0), a=0.05, origin=psi)
 
 Newton's method for the moments needs the response of the fixed point to the potential. With n = ‖ψ̂‖
-for the solution ψ̂ of (c + H[y]) ψ̂ = (2/a) r, a change Σ_j δw_j Q_j + δc of the operator, the
-constant being the feature Q_r = 1, changes ψ by −Σ_j δw_j (z_j − ⟨ψ, z_j⟩ψ), (c + H) z_j = Q_jψ,
+for the solution ψ̂ of (c + H[y]) ψ̂ = (2/a) r, a change Σ_j δw_j Q_j + δc of the operator, where the
+constant is the feature Q_r = 1, changes ψ by −Σ_j δw_j (z_j − ⟨ψ, z_j⟩ψ), (c + H) z_j = Q_jψ,
 and the unknown by −R δw with the rows
 
     R_ij = 2⟨Q_iψ, z_j⟩ − 2 y_i ⟨ψ, z_j⟩,
@@ -51,14 +51,14 @@ from fem_mf.typing import Array
 __all__ = ["Guess", "ImplicitStage", "Movement"]
 
 _LOG = logging.getLogger(__name__)
-_RTOL = 1e-12  # of the last linear solves of a stage
+_RTOL = 1e-12  # relative tolerance of the last linear solves of a stage
 
-_POSITIVE = 1.0 - 1e-2  # ⟨ψ, |ψ|⟩ below which ψ is an excited state, or the mesh too coarse
+_POSITIVE = 1.0 - 1e-2  # if ⟨ψ, |ψ|⟩ is smaller, ψ is an excited state or the mesh too coarse
 # Newton's method takes over when a fixed point would need more than about three times as many
 # evaluations: it costs about as much as thirty of them.
 _PATIENCE = 10
 _LONGEST_WAIT = 64  # stages solved by Newton's method before the fixed point is tried again
-_STRONG = 0.01  # contraction factor of one feature that is worth a Newton correction
+_STRONG = 0.01  # contraction factor above which a feature is worth a Newton correction
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Guess:
     """Initial guess of a stage.
 
     Attributes:
-        psi: owned values of ψ, of any norm.
+        psi: owned values of ψ, with arbitrary norm.
         y: the mean field.
         shift: the multiplier s.
-        predicted: whether s comes from stages before.
+        predicted: whether s was extrapolated from earlier stages.
     """
 
     psi: Array
@@ -96,7 +96,7 @@ class Movement(StageResult):
 
     @property
     def rate(self) -> Array:
-        """(ψ − r)/a, and M times it."""
+        """(ψ − r)/a, and its product with M."""
         return np.asarray((self.value - self.anchor.values) / self.length)
 
     @property
@@ -106,12 +106,12 @@ class Movement(StageResult):
 
 
 class ImplicitStage:
-    """Solves implicit stages; owns the matrix, the linear solver and the fixed point.
+    """Solver of implicit stages; it owns the matrix and the linear solver.
 
     Args:
         problem: the problem.
         mean_field: the mean field.
-        fixed_point: the fixed-point iteration; its limit holds for Newton steps as well.
+        fixed_point: the fixed-point iteration; its iteration limit applies to Newton steps too.
         prefix: prefix of the PETSc options.
         options: the user's PETSc options.
     """
@@ -152,13 +152,13 @@ class ImplicitStage:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was learnt of one run: another begins."""
+        """Forget what was learnt during one run, at the start of another."""
         self.tolerance = InnerTolerance(self.rtol, self.stop)
         self._turns = _Turns()
-        self._scale = 0.0  # λ − min V, where the run begins
+        self._scale = 0.0  # λ − min V at the start of the run
 
     def solver(self, a: float) -> SpdSolver:
-        """The linear solver that suits a stage of this length."""
+        """The linear solver for a stage of this length."""
         dofs = self.problem.space.dofmap.index_map.size_global
         condition = 4.0 * (1.0 + 0.5 * a * self._stiffness)
         defaults = default_options(condition, dofs, self.problem.dim)
@@ -174,17 +174,17 @@ class ImplicitStage:
 
         Args:
             anchor: r.
-            guess: initial guess of the fixed point.
+            guess: initial guess of the fixed-point iteration.
             a: the length of the stage, > 0.
-            origin: owned values of ψ, of norm one, from which Newton's method descends.
+            origin: owned values of ψ, with norm one, from which Newton's method descends.
 
         Returns:
-            The stage's solution.
+            The solution of the stage.
 
         Raises:
-            LinearSolverError: the linear solver gave up; Newton's method would hide it.
-            StagnationError: the tolerance is below rounding.
-            ConvergenceError: neither method converged, or ψ is not positive.
+            LinearSolverError: if the linear solver fails; Newton's method would hide this.
+            StagnationError: if the tolerance is below rounding errors.
+            ConvergenceError: if neither method converges, or ψ is not positive.
         """
         if self._turns.fixed_point(a):
             try:
@@ -194,7 +194,7 @@ class ImplicitStage:
             except LinearSolverError:
                 raise
             except ConvergenceError as error:
-                _LOG.debug("%s; Newton's method instead", error)
+                _LOG.debug("%s; using Newton's method instead", error)
                 self._turns.failed(a)
         try:
             return self.by_newton(anchor, a, origin)
@@ -220,7 +220,7 @@ class ImplicitStage:
         c = 2.0 / a - guess.shift
         if not guess.predicted:
             c = self._positive(c, guess.y, a)
-        # How fast a long step contracts, and what its solves do to y, says nothing of the next one.
+        # The contraction of a long step and the errors of its solves do not predict the next step.
         resolved = a * self._scale <= 1.0
         evaluation = self._evaluation = _Evaluation(self, anchor, a, inexact=resolved)
         record = self._fixed_point.solve(
@@ -275,8 +275,8 @@ class ImplicitStage:
         )
 
     def _positive(self, c: float, y: Array, a: float) -> float:
-        """An initial guess of c for which c + H[y] is positive: min V is below its spectrum."""
-        if 1.0 / a <= c:  # V is non-negative, or s is a good guess of a short step
+        """An initial c for which c + H[y] is positive, since min V is below the spectrum of H."""
+        if 1.0 / a <= c:  # V is non-negative, or s is a good guess for a short step
             return c
         return max(c, 1.0 / a - self._discrete.min(self.mean_field.potential(y)))
 
@@ -315,7 +315,7 @@ class ImplicitStage:
         return self.unknown.curvature(z, self.mean_field.stiffness(z[:-1]))
 
     def _response(self, z: Array) -> Array:
-        """R at z, ``(r + 1, r + 1)``; columns of features too weak to matter stay zero."""
+        """R at z, ``(r + 1, r + 1)``, with zero columns for features too weak to matter."""
         assert isinstance(self.mean_field, Moments) and self._evaluation is not None
         evaluation, y = self._evaluation, z[:-1]
         evaluation(z, np.inf)
@@ -341,15 +341,15 @@ class ImplicitStage:
         return np.vstack((rows, last / self.unknown.unit))
 
     def _strong(self, y: Array, a: float) -> npt.NDArray[np.intp]:
-        """Features whose potential a step can feel: the others contract without Newton's help."""
+        """Features that affect the step noticeably; the others contract without Newton's help."""
         assert isinstance(self.mean_field, Moments)
-        # R_jj is at most 2a ∫Q_j² dm where the operator is at least 1/a, as in resolved steps.
+        # R_jj is at most 2a ∫Q_j² dm if the operator is at least 1/a, as in resolved steps.
         bound = 2.0 * a * self.mean_field.second_moments(self.density)
         return np.flatnonzero(bound * np.abs(np.diag(self.mean_field.stiffness(y))) > _STRONG)
 
 
 def _reason(error: ConvergenceError) -> str:
-    """An error without its advice, which is for the minimiser."""
+    """The message of an error without its advice, which addresses users of ``minimise``."""
     return str(error).partition(";")[0]
 
 
@@ -364,7 +364,7 @@ class _Evaluation:
 
     @property
     def eigenvalue(self) -> float:
-        """λ = ⟨ψ, H[y]ψ⟩, from the equation."""
+        """λ = ⟨ψ, H[y]ψ⟩, computed from the equation."""
         return 2.0 / self.a * self.overlap / self.norm - self._c
 
     def __call__(self, z: Array, previous: float) -> Array:
@@ -395,7 +395,7 @@ class _Evaluation:
         return self._z
 
     def polish(self) -> Array:
-        """Finish the last linear solve to the full tolerance; y of the result."""
+        """Repeat the last linear solve with the full tolerance; return y of the result."""
         stage, before, rtol = self.stage, self._z, self._rtol
         if not self._inexact:
             return before[:-1]
@@ -407,7 +407,7 @@ class _Evaluation:
 
 
 class _Turns:
-    """Decides whether to try the fixed point, or to go straight to Newton's method."""
+    """Decides whether to try the fixed point or to use Newton's method directly."""
 
     def __init__(self) -> None:
         self._failures, self._wait, self._length = 0, 0, 0.0
@@ -420,10 +420,10 @@ class _Turns:
         return False
 
     def worked(self) -> None:
-        """The fixed point converged: no waiting."""
+        """Record that the fixed point converged, so the next stage tries it too."""
         self._failures = self._wait = 0
 
     def failed(self, a: float) -> None:
-        """The fixed point failed: double the waiting time before the next attempt."""
+        """Record that the fixed point failed; double the waiting time before the next attempt."""
         self._failures += 1
         self._wait, self._length = min(2**self._failures, _LONGEST_WAIT), a

@@ -1,15 +1,15 @@
-"""Time schemes: diagonally implicit Runge–Kutta methods, and how their stages follow one another.
+"""Time schemes: diagonally implicit Runge–Kutta methods, and the loop over their stages.
 
-For ∂_t y = f(y) a step of length dt solves, one after the other, the stages
+For ∂_t y = f(y) a step of length dt solves, one after another, the stages
 
     y_i = r_i + a_ii dt f(y_i),    r_i = y + dt Σ_{j<i} a_ij k_j,    k_j = f(y_j),
 
-and the last of them is the value at the end (such schemes are called stiffly accurate). A scheme is
-the lower triangle of its coefficients, with a_11 = 0 where the first stage is y itself:
+and the last stage is the value at the end of the step (the schemes are stiffly accurate). A scheme
+is given by the lower triangle of its coefficients, with a_11 = 0 if the first stage is y itself:
 
     SCHEMES["two-halves"] = Tableau(order=1, rows=((0.5,), (0.5, 0.5)))
 
-A flow says how one stage is solved: the result has the rate k_i = (y_i − r_i)/(a_ii dt).
+A flow defines how one stage is solved; the result has the rate k_i = (y_i − r_i)/(a_ii dt).
 
     stages = solve_stages(SCHEMES["sdirk2"], y, rate, dt, solve)
     stages[-1].value
@@ -33,7 +33,7 @@ class Tableau:
     """The coefficients a_ij, j ≤ i, of a scheme.
 
     Attributes:
-        order: of convergence in dt.
+        order: order of convergence in dt.
         rows: a_i1, ..., a_ii for every stage i.
     """
 
@@ -42,7 +42,7 @@ class Tableau:
 
     @property
     def explicit(self) -> bool:
-        """Whether the first stage is the value at the start, of which only the rate is needed."""
+        """Whether the first stage is the initial value, so that only its rate is needed."""
         return self.rows[0] == (0.0,)
 
     @property
@@ -52,12 +52,12 @@ class Tableau:
 
     @property
     def times(self) -> tuple[float, ...]:
-        """The time of each implicit stage after the start of the step, over dt."""
+        """The time of each implicit stage after the start of the step, divided by dt."""
         return tuple(sum(row) for row in self.implicit)
 
     @property
     def reach(self) -> float:
-        """To first order the farthest r_i is y + reach · dt f(y)."""
+        """The number for which, to first order, the farthest r_i is y + reach · dt f(y)."""
         return max(sum(row[:-1]) for row in self.implicit)
 
 
@@ -78,10 +78,10 @@ class StageResult:
         value: y_i, in the unknown of the flow.
         y: the mean field.
         iterations: evaluations of the mean field.
-        contraction: factor by which the fixed point contracts; NaN where it was not measured.
-        linear_iterations: of all linear solves together.
-        newton_iterations: of all nonlinear solves together.
-        newton_most: of the hardest nonlinear solve.
+        contraction: contraction factor of the fixed-point iteration; NaN if not measured.
+        linear_iterations: number of linear iterations, summed over all linear solves.
+        newton_iterations: number of Newton iterations, summed over all nonlinear solves.
+        newton_most: largest number of Newton iterations of one nonlinear solve.
     """
 
     value: Array
@@ -94,7 +94,7 @@ class StageResult:
 
 
 class Stage(Protocol):
-    """What the stages of a step need to know of those before."""
+    """What the later stages of a step need to know about a stage."""
 
     @property
     def rate(self) -> Array:
@@ -108,14 +108,14 @@ def solve_stages[S: Stage](
     dt: float,
     solve: Callable[[Array, float, list[S]], S],
 ) -> list[S]:
-    """Solve the stages of one step in turn. Collective when ``solve`` is.
+    """Solve the stages of one step in turn. Collective if ``solve`` is.
 
     Args:
         scheme: the scheme.
         value: y.
-        rate: f(y), or None: only schemes whose first stage is explicit need it.
-        dt: the step.
-        solve: maps r_i, a_ii dt and the stages before to the solved stage.
+        rate: f(y), or None; only schemes whose first stage is explicit need it.
+        dt: length of the step.
+        solve: maps r_i, a_ii dt and the previous stages to the solved stage.
     """
     stages: list[S] = []
     rates = [rate] if scheme.explicit and rate is not None else []

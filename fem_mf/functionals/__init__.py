@@ -1,4 +1,4 @@
-"""Terms of F (theory §7), each with V[m] as its derivative, and what they share."""
+"""Terms of F (theory §7) with their derivatives V[m], and checks of functionals."""
 
 from __future__ import annotations
 

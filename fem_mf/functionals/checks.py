@@ -1,8 +1,8 @@
-"""Checks of a functional: is its derivative right, is it convex?
+"""Checks of a functional: its derivative and its convexity.
 
-Both questions are asked near a density, along random directions:
+Both are tested near a density, along random directions:
 
-    check_derivative(F, density).order    # 2 where the derivative is right
+    check_derivative(F, density).order    # 2 if the derivative is right
     probe_convexity(F, density)           # the smallest second difference found
 """
 
@@ -20,7 +20,7 @@ from fem_mf.typing import Array
 
 __all__ = ["Convexity", "DerivativeCheck", "check_derivative", "convexity", "probe_convexity"]
 
-_NOT_CONVEX = -1e-9  # of a probe, relative: below is more than rounding
+_NOT_CONVEX = -1e-9  # relative result of a probe below which it is more than rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class DerivativeCheck:
     """Taylor remainders |F(m_ε) − F(m) − ∫V[m] d(m_ε − m)| for halving ε.
 
     Attributes:
-        steps: ε, ``(n,)``.
-        remainders: ``(n,)``.
+        steps: values of ε, ``(n,)``.
+        remainders: Taylor remainders, ``(n,)``.
         order: fitted slope of log remainder against log ε: 2 for a right derivative, 1 for a wrong
-            one, inf when F is linear along the segment (remainders at rounding level).
+            one, inf if F is linear along the segment (remainders at rounding level).
     """
 
     steps: Array
@@ -52,7 +52,7 @@ def _potential(functional: FunctionalLike, density: Density) -> Array:
 
 
 def _random_density(density: Density, seed: int) -> Density:
-    """m times a smooth positive random factor, the same at any number of ranks."""
+    """m times a smooth positive random factor, independent of the number of ranks."""
     rng = np.random.default_rng(seed)
     problem = density.problem
     x = problem.discretisation.owned_nodes[: problem.dim]
@@ -71,12 +71,12 @@ def check_derivative(
 
     Args:
         functional: any object with ``value`` and ``derivative``.
-        density: where to test.
-        seed: of the direction.
-        levels: number of halvings of ε, from 1/4.
+        density: the density at which to test.
+        seed: seed of the random direction.
+        levels: number of values of ε, halved from 1/4.
 
     Returns:
-        Remainders and their order; see :class:`DerivativeCheck`.
+        The remainders and their order; see :class:`DerivativeCheck`.
     """
     dot = density.problem.discretisation.dot
     other = _random_density(density, seed)
@@ -98,7 +98,7 @@ def check_derivative(
 
 
 class Convexity(Enum):
-    """What is known of the convexity of a functional."""
+    """What is known about the convexity of a functional."""
 
     PROVED = "convex by its terms"
     PROBED = "no probe contradicts convexity"
@@ -106,7 +106,7 @@ class Convexity(Enum):
 
 
 def convexity(functional: FunctionalLike, density: Density) -> Convexity:
-    """Is F convex? By its terms if they say so, else by random probes near a density. Collective.
+    """Whether F is convex: by its terms if known, else by probes near a density. Collective.
 
     Args:
         functional: any object with ``value`` and ``derivative``.
@@ -125,14 +125,14 @@ def probe_convexity(
 ) -> float:
     """Smallest ∫(V[m'] − V[m]) d(m' − m) over random pairs near a density. Collective.
 
-    Non-negative for every pair when F is convex (E3 both ways); a negative result proves that F is
-    not convex, a non-negative one proves nothing.
+    If F is convex, every pair gives a non-negative value (E3 both ways). A negative result proves
+    that F is not convex; a non-negative one does not establish convexity.
 
     Args:
         functional: any object with ``value`` and ``derivative``.
         density: the centre of the random densities.
         samples: number of pairs.
-        seed: of the first pair.
+        seed: seed of the first pair.
 
     Returns:
         The minimum over the pairs, divided by ∫|V[m'] − V[m]| d(m' + m); 0 for a linear F.

@@ -1,10 +1,10 @@
-"""Features of space, evaluated once at the nodes of a mesh and kept as a matrix.
+"""Feature functions, evaluated once at the nodes of a mesh and stored as a matrix.
 
 A feature φ_j is a numpy callable of ``x``, shape ``(3, n)``, that returns ``(n,)``. K features on n
-nodes are an n × K matrix Φ; with the nodal measure b of a density (∫f dm = Σ_i b_i f(x_i)) the
+nodes form an n × K matrix Φ; with the nodal measure b of a density (∫f dm = Σ_i b_i f(x_i)) the
 moments are Φᵀb, and a potential Σ_j c_j φ_j is Φc. Smooth features are often numerically
-redundant (40 tanh neurons on a small domain have rank 27 at rounding level), so Φ is stored as
-Φ ≈ Q R of its numerical rank.
+redundant (40 tanh neurons on a small domain have rank 27 at rounding level), so Φ is stored as a
+factorisation Φ ≈ Q R of its numerical rank.
 
     x = problem.discretisation.potential_nodes
     columns = np.column_stack([np.tanh(k * x[0]) for k in range(1, 4)])
@@ -29,21 +29,21 @@ __all__ = ["FeatureMatrix"]
 
 # Singular values below this multiple of the largest are rounding noise of the features themselves.
 _RANK_TOLERANCE = 1e-14
-# Below this many columns a decomposition saves nothing.
+# With fewer columns a decomposition saves nothing.
 _WORTH_COMPRESSING = 8
 
 
 class FeatureMatrix:
     """Φ ≈ Q R: ``basis`` Q is ``(n, r)`` on this rank's nodes, ``coordinates`` R is ``(r, K)``.
 
-    Collective to build and in :meth:`moments`. Columns arrive in blocks, so that the full matrix
-    of a large data set never exists. Q holds singular directions, the strongest first, so that few
-    of them matter to a mean field even where the rank is full. The rank is decided on all ranks
-    together; truncation is at 1e-14 of the largest singular value, which no result can see.
+    Construction and :meth:`moments` are collective. Columns arrive in blocks, so the full matrix of
+    a large data set is never stored. Q holds singular directions in decreasing order, so only a few
+    matter to a mean field even if the rank is full. The rank is the same on all MPI ranks; singular
+    values below 1e-14 of the largest are dropped, which is invisible in any result.
 
     Args:
         comm: the communicator of the mesh.
-        num_owned: how many of the leading rows this rank owns; the others are ghosts.
+        num_owned: number of leading rows owned by this rank; the others are ghosts.
         blocks: arrays ``(n, k_i)`` of feature values, owned nodes first.
     """
 
@@ -63,8 +63,8 @@ class FeatureMatrix:
         self.coordinates = coordinates
 
     def _compress(self, basis: Array, coordinates: Array) -> tuple[Array, Array]:
-        # QR in each rank, then of the stacked triangles: the singular values of a distributed
-        # matrix to full precision, which its Gram matrix would lose half of.
+        # A QR decomposition on each rank, then an SVD of the stacked triangles, gives the singular
+        # values of a distributed matrix in full precision; its Gram matrix would lose half of it.
         triangle = np.linalg.qr(basis[: self.num_owned], mode="r")
         stacked = np.vstack(self.comm.allgather(triangle))
         _, values, right = np.linalg.svd(stacked, full_matrices=False)

@@ -1,11 +1,11 @@
-"""The loss of an infinitely wide two-layer network as a functional of the law of its neurons.
+"""Loss of an infinitely wide two-layer network, a functional of the parameter distribution.
 
 A neuron is a function of its parameters x and of one datum z:
 
     F = NetworkLoss(z, y, neuron=lambda x, z: np.tanh(x[0] * z + x[1]))
     F.predict(density, new_z)    # the network's output
 
-With labels y = ±1 and ``loss="logistic"`` it is a classifier, and f the log-odds of y = 1.
+With labels y = ±1 and ``loss="logistic"`` it is a classifier, and f is the log-odds of y = 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ type Neuron = Callable[[Array, Any], Array]
 
 
 class _Loss(NamedTuple):
-    """ℓ(f, y) of outputs f for data y, and ∂ℓ/∂f; convex in f, so that F is convex in m."""
+    """ℓ(f, y) for outputs f and data y, and ∂ℓ/∂f; ℓ is convex in f, so F is convex in m."""
 
     value: Callable[[Array, Array], Array]
     slope: Callable[[Array, Array], Array]
@@ -36,7 +36,7 @@ class _Loss(NamedTuple):
 
 _LOSSES = {
     "squared": _Loss(lambda f, y: (y - f) ** 2, lambda f, y: -2.0 * (y - f)),
-    # The functions of NumPy and SciPy that neither overflow nor cancel for large |f|.
+    # logaddexp and expit neither overflow nor cancel for large |f|.
     "logistic": _Loss(lambda f, y: np.logaddexp(0.0, -y * f), lambda f, y: -y * expit(-y * f)),
 }
 
@@ -50,13 +50,13 @@ class NetworkLoss(Cylindrical):
     Args:
         z: the inputs, ``(K,)`` or ``(K, k)``.
         y: the outputs, ``(K,)``; labels −1 and 1 for the logistic loss.
-        neuron: ``neuron(x, z_j)`` of parameters ``x``, shape ``(3, n)``, and one datum (a number,
+        neuron: ``neuron(x, z_j)`` with parameters ``x``, shape ``(3, n)``, and one datum (a number
             or ``(k,)``), returning ``(n,)``.
         loss: ``"squared"`` or ``"logistic"``.
 
     Raises:
-        ValueError: empty data, values that are not finite, z and y of different length, an unknown
-            loss, or labels other than −1 and 1.
+        ValueError: if the data are empty or not finite, z and y differ in length, the loss is
+            unknown, or a label is neither −1 nor 1.
     """
 
     _label = "the neuron at datum"
@@ -77,7 +77,7 @@ class NetworkLoss(Cylindrical):
         if not (np.isfinite(self.z).all() and np.isfinite(self.y).all()):
             raise ValueError("the data z, y contain NaN or infinite values; remove those rows")
         if loss not in _LOSSES:
-            raise ValueError(f"loss is 'squared' or 'logistic', not {loss!r}")
+            raise ValueError(f"loss must be 'squared' or 'logistic', not {loss!r}")
         if loss == "logistic" and not np.isin(self.y, (-1.0, 1.0)).all():
             raise ValueError(
                 f"with loss='logistic' y are labels −1 or 1; got values {np.unique(self.y)[:5]}"
@@ -92,7 +92,7 @@ class NetworkLoss(Cylindrical):
         )
 
     def __repr__(self) -> str:
-        """One line: the number of data, and the loss."""
+        """One line with the number of data and the loss."""
         return f"NetworkLoss({len(self.y)} data, {self.loss!r})"
 
     def _data(self) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class NetworkLoss(Cylindrical):
         """f(z) = ∫N(z; x) dm, the network's output, at the data or at new inputs. Collective.
 
         Args:
-            density: the law m of the neurons.
-            z: new inputs ``(L,)`` or ``(L, k)``; None for the data's own.
+            density: the distribution m of the parameters.
+            z: new inputs ``(L,)`` or ``(L, k)``; None means the inputs of the data.
 
         Returns:
             ``(K,)`` or ``(L,)`` outputs.

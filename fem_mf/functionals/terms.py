@@ -4,9 +4,9 @@
     F.value(density)             # a number
     F.derivative(density)        # V[m], a dolfinx.fem.Function
 
-Functionals add up and are multiplied by numbers. Your own functional is any object with those two
-methods. A functional acts on a density only through its nodal measure b on the potential space,
-∫f dm = Σ_i b_i f(x_i), so that the derivatives below are those of the *discrete* functional.
+Functionals can be added and multiplied by numbers. A user-defined functional is any object with
+these two methods. A functional uses a density only through its nodal measure b on the potential
+space, ∫f dm = Σ_i b_i f(x_i), so the derivatives below are those of the *discrete* functional.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 64  # features evaluated at a time
-_MANY = 20_000_000  # values of features that take more than a few seconds
+_MANY = 20_000_000  # number of feature values whose evaluation takes more than a few seconds
 
 
 class Functional(ABC):
     """A functional F of a probability density, with + and scalar *."""
 
-    #: Whether F is convex: True or False where that is known, None where it is not.
+    #: Whether F is convex: True or False if known, None if not.
     convex: bool | None = None
 
     @abstractmethod
@@ -64,11 +64,11 @@ class Functional(ABC):
         """V[m] = δF/δm(m, ·) on the potential space, up to a constant. Collective."""
 
     def potential_degree(self, degree: int) -> int:
-        """Polynomial degree the potential needs for a density amplitude of the given degree."""
+        """Polynomial degree that the potential needs for an amplitude ψ of the given degree."""
         return usual_potential_degree(degree)
 
     def __repr__(self) -> str:
-        """One line: the class, and the numbers that define F."""
+        """One line with the class and the numbers that define F."""
         return f"{type(self).__name__}(...)"
 
     def __add__(self, other: FunctionalLike) -> Functional:
@@ -90,14 +90,14 @@ class Functional(ABC):
         if not isinstance(factor, (int, float, np.integer, np.floating)):
             return NotImplemented
         if not np.isfinite(factor):
-            raise ValueError(f"a functional is multiplied by a finite number, not {factor}")
+            raise ValueError(f"the factor of a functional must be finite, not {factor}")
         return _Sum([(float(factor) * c, f) for c, f in flatten(self)])
 
     __rmul__ = __mul__
 
 
 class _Callables(Functional):
-    """F and V as two callables of a density."""
+    """A functional whose F and V are two callables of a density."""
 
     def __init__(self, value: Any, derivative: Any, convex: bool | None) -> None:
         self._value, self._derivative, self.convex = value, derivative, convex
@@ -127,25 +127,25 @@ def functional(
         )
 
     Args:
-        value: F of a density, the same on every rank: write it on ``m.points()``, ``m.values()``
+        value: F of a density, the same on every rank; write it with ``m.points()``, ``m.values()``
             and ``m.expect(values)``, which work for every mass, degree and number of ranks.
-        derivative: V of a density: its values at ``m.points()``, or a ``fem.Function``.
-        convex: whether F is convex, if you know; None leaves it to be probed.
+        derivative: V of a density, as values at ``m.points()`` or as a ``fem.Function``.
+        convex: whether F is convex, if known; if None, convexity is probed.
     """
     return _Callables(value, derivative, convex)
 
 
 class FormFunctional(Functional):
-    """F(m) as a UFL form of m, with V its derivative, ∫Vθ dx = F'(m; θ) for every θ.
+    """F(m) as a UFL form of m; V is its derivative, ∫Vθ dx = F'(m; θ) for every θ.
 
         gas = FormFunctional(lambda m, dx: m**3 / 3 * dx)
 
-    m is the interpolant of ψ² on the potential space. With lumped mass V is the derivative of the
-    discrete F exactly; with consistent mass it is its L² projection.
+    m is the interpolant of ψ² on the potential space. With lumped mass V is the exact derivative of
+    the discrete F; with consistent mass it is the L² projection of that derivative.
 
     Args:
-        form: ``form(m, dx)``, m a ``fem.Function``, ``dx`` the measure of the problem.
-        convex: whether F is convex, if you know; None leaves it to be probed.
+        form: ``form(m, dx)``, where m is a ``fem.Function`` and ``dx`` the problem's measure.
+        convex: whether F is convex, if known; if None, convexity is probed.
     """
 
     def __init__(self, form: Callable[[Any, Any], Any], *, convex: bool | None = None) -> None:
@@ -155,11 +155,11 @@ class FormFunctional(Functional):
         )
 
     def __repr__(self) -> str:
-        """One line: the name of the form."""
+        """One line with the name of the form."""
         return f"FormFunctional({_name(self._form)})"
 
     def potential_degree(self, degree: int) -> int:
-        """2k: m itself, a polynomial of degree 2k, is then exact."""
+        """2k, for which m, a polynomial of degree 2k, is represented exactly."""
         return 2 * degree
 
     def _compiled(self, density: Any) -> tuple[fem.Function, fem.Form, fem.Form]:
@@ -190,7 +190,7 @@ class FormFunctional(Functional):
 
 
 class _Sum(Functional):
-    """Σ c_i F_i, flat: no term is itself a sum."""
+    """Σ c_i F_i, flattened so that no term is itself a sum."""
 
     def __init__(self, terms: list[tuple[float, FunctionalLike]]) -> None:
         self.terms = terms
@@ -216,18 +216,18 @@ class _Sum(Functional):
 
 
 def _name(function: object) -> str:
-    """The name of a user's function, dots where it has none."""
+    """The name of a user's function, or dots if it has none."""
     name = getattr(function, "__name__", "<")
     return "..." if "<" in name else name
 
 
 def flatten(functional: FunctionalLike) -> list[tuple[float, FunctionalLike]]:
-    """The terms of a functional as ``(factor, term)``, no term a sum."""
+    """The terms of a functional as ``(factor, term)``; no term is a sum."""
     return list(functional.terms) if isinstance(functional, _Sum) else [(1.0, functional)]
 
 
 def convexity_of(functional: FunctionalLike) -> bool | None:
-    """What the terms of a functional say of its convexity; None where they leave it open."""
+    """Whether a functional is convex, judged by its terms; None if they do not decide it."""
     terms = [
         (factor, term)
         for factor, term in flatten(functional)
@@ -247,11 +247,11 @@ class Cylindrical(Functional):
     """F(m) = Φ(y) with moments y_j = ∫φ_j dm; V[m] = Σ_j ∂_jΦ(y) φ_j.
 
     Args:
-        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a
-            UFL expression too, which ties the functional to its mesh.
-        phi: Φ, of the vector of moments ``(K,)``, to a number.
-        gradient: ∇Φ, of the vector of moments, to ``(K,)``.
-        convex: whether Φ is convex, if you know; None leaves it to be probed.
+        features: callables of ``x``, shape ``(3, n)``, returning ``(n,)``; also ``fem.Function`` or
+            UFL expressions, which tie the functional to their mesh.
+        phi: Φ, from the vector of moments ``(K,)`` to a number.
+        gradient: ∇Φ, from the vector of moments to ``(K,)``.
+        convex: whether Φ is convex, if known; if None, convexity is probed.
     """
 
     linear = False  # whether V does not depend on m
@@ -272,7 +272,7 @@ class Cylindrical(Functional):
         self._matrices: WeakKeyDictionary[Any, FeatureMatrix] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        """One line: the class, and how many features."""
+        """One line with the class and the number of features."""
         number = len(self._features)
         return f"{type(self).__name__}({number} feature{'s' if number > 1 else ''})"
 
@@ -284,7 +284,7 @@ class Cylindrical(Functional):
         """∇Φ(y), ``(K,)``.
 
         Raises:
-            ValueError: when the user's gradient has not the shape of y.
+            ValueError: if the user's gradient does not have the shape of y.
         """
         gradient = np.asarray(self._gradient(y), dtype=np.float64)
         if gradient.shape != y.shape:
@@ -298,7 +298,7 @@ class Cylindrical(Functional):
     def matrix(self, problem: Any) -> FeatureMatrix:
         """The features at the nodes of the problem, evaluated once. Collective the first time.
 
-        Problems that share a discretisation, as for several σ, share them.
+        Problems that share a discretisation, for example with several σ, share the matrix.
         """
         discrete = problem.discretisation
         if discrete not in self._matrices:
@@ -328,11 +328,11 @@ class Cylindrical(Functional):
         return self._matrices[discrete]
 
     def _data(self) -> dict[str, Any]:
-        """What defines the functional and must be the same on every rank, by name."""
+        """Named data that define the functional and must be the same on every rank."""
         return {}
 
     def _check_not_zero(self, problem: Any, largest: list[float]) -> None:
-        """Refuse features that all vanish at the nodes, and name those that do. Collective."""
+        """Raise if all features vanish at the nodes; warn if some do. Collective."""
         zero = np.flatnonzero(np.max(problem.comm.allgather(largest), axis=0) == 0.0)
         if len(zero) == len(largest):
             raise ValueError(
@@ -368,8 +368,8 @@ class Potential(Cylindrical):
     """F(m) = ∫g dm; V = g.
 
     Args:
-        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``; a ``fem.Function`` or a UFL
-            expression too, which ties the functional to its mesh.
+        g: callable of ``x``, shape ``(3, n)``, returning ``(n,)``; also a ``fem.Function`` or a UFL
+            expression, which ties the functional to its mesh.
     """
 
     linear = True
@@ -379,7 +379,7 @@ class Potential(Cylindrical):
         super().__init__([g], lambda y: float(y[0]), np.ones_like, convex=True)
 
     def __repr__(self) -> str:
-        """One line: the name of g."""
+        """One line with the name of g."""
         return f"Potential({_name(self._features[0])})"
 
 
@@ -387,8 +387,8 @@ class MeanInteraction(Cylindrical):
     """F(m) = (λ_c/2) |∫x dm − a|²; V[m](x) = λ_c (∫x dm − a)·x.
 
     Args:
-        strength: λ_c ≥ 0 for a convex F.
-        target: the point a: a number (the same for each coordinate) or one per coordinate.
+        strength: λ_c; F is convex if λ_c ≥ 0.
+        target: the point a, as one number for all coordinates or one number per coordinate.
     """
 
     def __init__(self, strength: float, target: float | npt.ArrayLike = 0.0) -> None:
@@ -404,7 +404,7 @@ class MeanInteraction(Cylindrical):
         )
 
     def __repr__(self) -> str:
-        """One line: λ_c and a."""
+        """One line with λ_c and a."""
         target = ", ".join(f"{a:.12g}" for a in self.target)
         return f"MeanInteraction({self.strength:.12g}, [{target}])"
 
@@ -423,8 +423,8 @@ class MeanInteraction(Cylindrical):
 class Contact(Functional):
     """F(m) = (β/2) ∫m² dx; V[m] = β m (Gross–Pitaevskii).
 
-    Convex for β ≥ 0 but not continuous for the Wasserstein distance: hypothesis (H) of the theory
-    does not hold. The potential space has degree 2k, on which β ψ² is exact.
+    F is convex for β ≥ 0 but not continuous in the Wasserstein distance, so hypothesis (H) of the
+    theory does not hold. The potential space has degree 2k and represents β ψ² exactly.
 
     Args:
         beta: the strength β.
@@ -437,11 +437,11 @@ class Contact(Functional):
         self.convex = self.beta >= 0
 
     def __repr__(self) -> str:
-        """One line: β."""
+        """One line with β."""
         return f"Contact({self.beta:.12g})"
 
     def potential_degree(self, degree: int) -> int:
-        """2k: the square of a polynomial of degree k."""
+        """2k, the degree of the square of a polynomial of degree k."""
         return 2 * degree
 
     def value(self, density: Any) -> float:

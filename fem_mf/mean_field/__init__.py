@@ -1,4 +1,4 @@
-"""The mean field as an unknown: moments, fixed points, Newton's method on moments."""
+"""The mean field as an unknown: moments, fixed-point iterations, Newton's method on moments."""
 
 from __future__ import annotations
 

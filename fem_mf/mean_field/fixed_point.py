@@ -1,16 +1,16 @@
-"""Fixed points y = T(y) of the mean field: accelerator, stop test, safeguard, record.
+"""Fixed-point iterations y = T(y) of the mean field: accelerators, stop test and safeguard.
 
     stop = StopTest(tolerance=1e-10)
     record = solve(evaluate, y, accelerator=Anderson(), stop=stop, unknown=mean_field)
     record.y, record.iterations
 
 For a convex functional y ↦ T(y) − y is, in the metric of ∇²F, minus the gradient of a convex
-function of the potential: its slope along a step is ⟨T(y) − y, c(y + s) − c(y)⟩ with
-c(y) the potential's coefficients. The safeguard needs only that sign: a step that overshoots (the
-slope at its end is large and negative) is shortened by the secant rule, so that the loop converges
-also where the plain iteration y ← T(y) diverges.
+function of the potential; its slope along a step s is ⟨T(y) − y, c(y + s) − c(y)⟩, where c(y) are
+the potential's coefficients. The safeguard uses this slope: a step that overshoots (the slope at
+its end is large and negative) is shortened by the secant rule, so that the iteration converges
+even if the plain iteration y ← T(y) diverges.
 
-``InnerTolerance`` says how accurate the linear solves inside need to be:
+``InnerTolerance`` determines how accurate the linear solves inside need to be:
 
     tolerance = InnerTolerance(rtol=1e-12, stop=StopTest())
     rtol = tolerance(previous=1e-3, size=1.0)
@@ -43,8 +43,8 @@ __all__ = [
     "solve",
 ]
 
-_LEAST = 1e-12  # contraction factors below mean nothing
-_ROUNDING = 1e-13  # residuals below this multiple of ‖y‖ say nothing of a contraction
+_LEAST = 1e-12  # smaller contraction factors are not meaningful
+_ROUNDING = 1e-13  # residuals below this multiple of ‖y‖ do not measure a contraction
 
 
 class Unknown(Protocol):
@@ -61,17 +61,17 @@ class Accelerator(Protocol):
     """Proposes a step from the history of iterates y and residuals T(y) − y.
 
     Attributes:
-        trusted_ratio: a step that reduces the residual to this fraction is good without further
-            questions from the safeguard.
+        trusted_ratio: a step that reduces the residual to this fraction is accepted without the
+            safeguard.
     """
 
     trusted_ratio: float
 
     def reset(self) -> None:
-        """Forget the history: a new fixed point begins."""
+        """Forget the history, before a new fixed-point problem."""
 
     def record(self, y: Array, residual: Array) -> None:
-        """Learn one evaluated pair."""
+        """Record one evaluated pair."""
 
     def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
         """The step to take from the current y."""
@@ -80,14 +80,14 @@ class Accelerator(Protocol):
 class Picard:
     """The plain iteration y ← T(y)."""
 
-    # A slow plain iteration is one that overshoots a little less each time: shortening helps.
+    # A slowly converging plain iteration overshoots slightly less each time; shortening helps.
     trusted_ratio = 0.5
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: there is no history."""
 
     def record(self, y: Array, residual: Array) -> None:
-        """Nothing to learn."""
+        """Do nothing: there is no history."""
 
     def step(self, y: Array, residual: Array, dot: Callable[[Array, Array], float]) -> Array:
         """T(y) − y."""
@@ -95,17 +95,17 @@ class Picard:
 
 
 class Anderson:
-    """Anderson acceleration (Anderson 1965; type II of Fang and Saad 2009), mixing 1.
+    """Anderson acceleration (Anderson 1965; type II of Fang and Saad 2009) with mixing 1.
 
     Args:
-        depth: number of earlier iterates it combines.
+        depth: number of earlier iterates that are combined.
     """
 
     trusted_ratio = 0.9
 
     def __init__(self, depth: int = 5) -> None:
         if depth < 1:
-            raise ValueError(f"the depth of Anderson acceleration is at least 1, not {depth}")
+            raise ValueError(f"the depth of Anderson acceleration must be at least 1, not {depth}")
         self.depth = depth
         self._pairs: list[tuple[Array, Array]] = []
 
@@ -114,7 +114,7 @@ class Anderson:
         self._pairs.clear()
 
     def record(self, y: Array, residual: Array) -> None:
-        """Learn one pair; the oldest beyond the depth is dropped."""
+        """Record one pair; pairs beyond the depth are dropped."""
         self._pairs.append((y.copy(), residual.copy()))
         del self._pairs[: -self.depth - 1]
 
@@ -124,7 +124,7 @@ class Anderson:
         pairs = [(dy, dr) for dy, dr in pairs if dot(dr, dr) > 0.0]
         if not pairs:
             return residual
-        # Columns scaled to norm one keep the normal equations as well conditioned as they can be.
+        # Scaling the columns to norm one improves the conditioning of the normal equations.
         norms = [np.sqrt(dot(dr, dr)) for _, dr in pairs]
         pairs = [(dy / s, dr / s) for (dy, dr), s in zip(pairs, norms, strict=True)]
         gram = np.array([[dot(a, b) for _, b in pairs] for _, a in pairs])
@@ -140,15 +140,15 @@ class Anderson:
 class StopTest:
     """Stop when T(y) is within tolerance · max(1, ‖y‖) of the fixed point.
 
-    Its distance is at most the residual ‖T(y) − y‖ and, when the iteration contracts by a factor
-    q < 1, about q/(1 − q) times it: what is returned is T(y), one contraction better than y.
+    Its distance is at most the residual ‖T(y) − y‖ and, if the iteration contracts by a factor
+    q < 1, about q/(1 − q) times the residual, since T(y), the result, is one contraction closer.
 
     Attributes:
         tolerance: relative tolerance.
-        max_iterations: evaluations of T before giving up.
-        patience: evaluations of T after which an iteration is given up if, at its average rate so
-            far, it would need more than three times as many in all; None to wait.
-        extrapolate: whether to count on the contraction of T; else the residual itself must reach
+        max_iterations: largest number of evaluations of T.
+        patience: number of evaluations of T after which an iteration is stopped if, at its average
+            rate so far, it would need more than three times as many in total; None disables this.
+        extrapolate: whether to use the contraction of T; otherwise the residual itself must reach
             the tolerance.
     """
 
@@ -158,18 +158,18 @@ class StopTest:
     extrapolate: bool = True
 
     def __call__(self, residual: float, size: float, contraction: float = 1.0) -> bool:
-        """Whether an iterate is converged.
+        """Whether an iterate has converged.
 
         Args:
             residual: ‖T(y) − y‖.
             size: ‖y‖.
-            contraction: factor by which T contracts, 1 where it is not known.
+            contraction: factor by which T contracts, 1 if unknown.
         """
         factor = 2.0 * contraction if self.extrapolate and contraction < 0.5 else 1.0
         return factor * residual <= self.tolerance * max(1.0, size)
 
     def hopeless(self, residuals: list[float], size: float) -> bool:
-        """Whether to give up, after these residuals."""
+        """Whether to stop without convergence after these residuals."""
         if not np.isfinite(residuals[-1]) or len(residuals) >= self.max_iterations:
             return True
         if self.patience is None or len(residuals) < self.patience:
@@ -179,7 +179,7 @@ class StopTest:
         return not gained < 0.0 or bool(wanted / gained > 3 * self.patience)
 
     def failure(self, residuals: list[float], last: float) -> ConvergenceError:
-        """The error of an iteration that was given up, its last accepted residual being given."""
+        """The error to raise without convergence, given the last accepted residual."""
         return ConvergenceError(
             f"the mean-field fixed point did not converge: residual {last:.1e} after "
             f"{len(residuals)} iterations (tolerance {self.tolerance:.1e}); use a smaller dt, more "
@@ -190,14 +190,14 @@ class StopTest:
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPointRecord:
-    """How a fixed point was reached.
+    """Record of a fixed-point iteration.
 
     Attributes:
         y: the last iterate evaluated.
         residuals: ‖T(y_k) − y_k‖ of every evaluation.
-        contraction: that of T, the ratio of the first two (slow) residuals when the first step was
-            plain; else NaN.
-        shortened: steps that the safeguard shortened.
+        contraction: contraction factor of T, the ratio of the first two (slow) residuals if the
+            first step was plain; else NaN.
+        shortened: number of steps that the safeguard shortened.
     """
 
     y: Array
@@ -207,12 +207,12 @@ class FixedPointRecord:
 
     @property
     def iterations(self) -> int:
-        """Evaluations of T."""
+        """Number of evaluations of T."""
         return len(self.residuals)
 
 
 def _fraction(start: float, end: float, growth: float) -> float:
-    """How much of a step to keep, from the slopes at its ends and the growth of the residual."""
+    """The fraction of a step to keep, from the slopes at its ends and the residual growth."""
     if start > 0.0 and end >= -0.5 * start and growth < 2.0:
         return 1.0
     return max(start / (start - end), 0.1) if start > 0.0 > end else 0.5
@@ -229,25 +229,25 @@ def solve(
     contraction: float = 1.0,
     slow: Callable[[Array], float] | None = None,
 ) -> FixedPointRecord:
-    """Solve y = T(y). Collective when ``evaluate`` and ``unknown.dot`` are.
+    """Solve y = T(y). Collective if ``evaluate`` and ``unknown.dot`` are.
 
     Args:
         evaluate: ``(y, previous residual norm) -> T(y)``; the norm (inf at first) lets an inexact
             inner solver choose its tolerance.
-        y: first iterate.
-        accelerator: proposes the steps; it is reset.
-        stop: the stop test.
+        y: initial iterate.
+        accelerator: how the iteration is accelerated; it is reset.
+        stop: when to stop iterating.
         unknown: inner product and dual coefficients of y.
-        safeguard: shorten steps that overshoot.
-        contraction: known factor of the plain iteration, by which the first iterate is judged.
-        slow: norm of the part of a residual whose contraction is measured, where another part
+        safeguard: whether to shorten steps that overshoot.
+        contraction: known contraction factor of the plain iteration, used for the first iterate.
+        slow: norm of the part of a residual whose contraction is measured, if another part
             contracts much faster; the default is the whole norm.
 
     Returns:
         The record.
 
     Raises:
-        ConvergenceError: no convergence in ``stop.max_iterations`` evaluations.
+        ConvergenceError: if the iteration does not converge.
     """
     accelerator.reset()
     norms: list[float] = []
@@ -276,7 +276,7 @@ def solve(
             if stop.hopeless(norms, size):
                 raise stop.failure(norms, norm)
             trial, trial_norm, trial_part = residual_at(y + step)
-            # Only a plain step T(y) − y shows how T contracts: the others contract better than T.
+            # Only a plain step T(y) − y measures the contraction of T; others contract better.
             factor = contraction
             if undamped and part > 0.0:
                 factor = trial_part / part
@@ -295,7 +295,7 @@ def solve(
                 step = accelerator.step(y, residual, unknown.dot)
             else:
                 step = fraction * step if rejections < 4 else residual
-        if measured is None:  # later factors are the accelerator's, or of rounding size
+        if measured is None:  # later factors reflect the accelerator or rounding
             seen = undamped and min(part, trial_part) > _ROUNDING * max(1.0, size)
             measured = trial_part / part if seen else np.nan
         if plain and trial_norm < 0.5 * norm:
@@ -311,7 +311,7 @@ def solve(
 
 
 class FixedPoint:
-    """How one solver iterates; it has an accelerator of its own, which remembers.
+    """Settings of the fixed-point iteration of one solver, which has its own accelerator.
 
     Args:
         accelerator: how the iteration is accelerated; it is copied.
@@ -347,19 +347,19 @@ class FixedPoint:
             )
 
 
-_MEASURE_EVERY = 10  # stages that may rely on a contraction factor measured before
+_MEASURE_EVERY = 10  # number of stages that may rely on an earlier contraction factor
 
 
 class InnerTolerance:
     """Tolerance of the linear solves inside a fixed point, learnt from stage to stage.
 
-    An evaluation of T need be no more accurate than a tenth of the residual it will leave, unless
-    it will be the last; the error in y of a solve of relative tolerance 1 (the gain) is measured at
-    the end of each stage.
+    Unless it is the last, an evaluation of T need be no more accurate than a tenth of the residual
+    expected after it. The gain, the error in y of a solve divided by its relative tolerance, is
+    measured at the end of each stage.
 
     Attributes:
-        contraction: the last measured factor of T; NaN without one.
-        floor: a lower bound of the gain, which exact norms of the features give.
+        contraction: the last measured contraction factor of T; NaN if there is none.
+        floor: a lower bound of the gain, from exact norms of the features.
     """
 
     def __init__(self, rtol: float, stop: StopTest) -> None:
@@ -369,7 +369,7 @@ class InnerTolerance:
         self.floor = 0.0
 
     def __call__(self, previous: float, size: float) -> float:
-        """Relative tolerance after a residual norm (inf: the first evaluation)."""
+        """Relative tolerance after a residual norm (inf at the first evaluation)."""
         if np.isinf(self._gain):
             return self._rtol
         ratio = 0.01 if np.isnan(self.contraction) else float(np.clip(self.contraction, 1e-6, 0.1))
@@ -380,13 +380,13 @@ class InnerTolerance:
         return float(np.clip(0.1 * ratio * residual / max(self._gain, 1e-300), self._rtol, 1e-3))
 
     def measure(self, change: float, rtol: float) -> None:
-        """Learn how far a solve of tolerance ``rtol`` was off in y."""
+        """Record the error in y of a solve with tolerance ``rtol``."""
         gain = change / rtol
         gain = gain if np.isinf(self._gain) else max(gain, 0.5 * self._gain)
         self._gain = max(gain, self.floor)
 
     def learn(self, record: FixedPointRecord, contraction: float) -> None:
-        """Learn the residuals of a stage and the contraction factor of T, NaN if not measured."""
+        """Record residuals of a stage and the contraction factor of T, NaN if not measured."""
         self._first_residual = record.residuals[0]
         self._since_measured = 0 if record.iterations > 1 else self._since_measured + 1
         if np.isfinite(contraction):
@@ -394,7 +394,7 @@ class InnerTolerance:
 
     @property
     def expected_contraction(self) -> float:
-        """A cautious contraction factor for the next stage; 1 when it is time to look again."""
+        """A cautious contraction factor for the next stage; 1 if it must be measured again."""
         if np.isnan(self.contraction) or self._since_measured >= _MEASURE_EVERY:
             return 1.0
         return max(3.0 * self.contraction, 1e-12)

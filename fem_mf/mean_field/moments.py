@@ -1,7 +1,7 @@
-"""The mean field as an unknown: what the fixed point iterates on, and V as a function of it.
+"""The mean field y as the unknown of a fixed-point iteration, and V as a function of it.
 
-For a cylindrical functional y holds moments of m and V = V_0 + Σ_j w_j(y) Q_j; for any other y
-holds the nodal values of m itself.
+For a cylindrical functional y holds moments of m and V = V_0 + Σ_j w_j(y) Q_j; otherwise y holds
+the nodal values of m itself.
 
     mean_field = mean_field_of(problem)
     y = mean_field.evaluate(density)        # moments, or the field m
@@ -23,7 +23,7 @@ from fem_mf.typing import Array
 
 __all__ = ["MeanField", "Moments", "NodalDensity", "mean_field_of"]
 
-_ROWS = 8192  # nodes at a time, so that products of features need no second copy of them
+_ROWS = 8192  # nodes per block, so that products of features need no second copy of them
 
 type MeanField = Moments | NodalDensity
 
@@ -33,7 +33,7 @@ def _cylindrical(problem: Problem) -> list[tuple[float, Cylindrical]]:
 
 
 def _fixed_potential(problem: Problem) -> Array:
-    """V_0, that of the linear terms, which never changes; owned and ghosts. Collective."""
+    """V_0, the constant potential of the linear terms, owned and ghosts. Collective."""
     base = np.zeros(problem.discretisation.potential_nodes.shape[1])
     for factor, term in _cylindrical(problem):
         if term.linear:
@@ -42,13 +42,13 @@ def _fixed_potential(problem: Problem) -> Array:
 
 
 class Moments:
-    """The moments y of the compressed features, the same numbers on every rank.
+    """The moments y of the compressed features, equal on all ranks.
 
     With features Φ ≈ Q R (:class:`fem_mf.functionals.features.FeatureMatrix`), y = ∫Q dm has r
     components; the K moments are Rᵀy, and V − V_0 = Q w with w = R ∇Φ(Rᵀy) dual to y.
 
     Args:
-        problem: the problem; terms of its functional that are not cylindrical are left out.
+        problem: the problem; non-cylindrical terms of its functional are left out.
 
     Attributes:
         base: V_0 on the potential space, owned and ghosts.
@@ -93,7 +93,7 @@ class Moments:
         return self.gauge(y, y)
 
     def gauge(self, y: Array, at: Array) -> float:
-        """∫(V(y) − V_0) dm = w(y)·at, for the m whose moments are ``at``."""
+        """∫(V(y) − V_0) dm = w(y)·at, where m has the moments ``at``."""
         return float(self.coefficients(y) @ at)
 
     def stiffness(self, y: Array) -> Array:
@@ -107,7 +107,7 @@ class Moments:
         return np.column_stack([np.empty((y.size, 0)), *columns])
 
     def sensitivity(self, density: Density) -> float:
-        """A bound of ‖δy‖ / ‖δψ‖: 2 (Σ_j ∫Q_j² dm)^½. Collective."""
+        """A bound on ‖δy‖ / ‖δψ‖: 2 (Σ_j ∫Q_j² dm)^½. Collective."""
         return 2.0 * float(np.sqrt(self.second_moments(density).sum()))
 
     def second_moments(self, density: Density) -> Array:
@@ -127,14 +127,14 @@ class Moments:
         return np.asarray(total[:-1] - np.outer(total[-1], total[-1]))
 
     def dot(self, a: Array, b: Array) -> float:
-        """The Euclidean product; no communication, every rank holds y."""
+        """The Euclidean product, without communication since every rank holds y."""
         return float(a @ b)
 
 
 class NodalDensity:
-    """ψ|ψ| at the nodes of ψ's space, distributed; for contact terms and users' functionals.
+    """ψ|ψ| at the nodes of ψ's space, distributed; for contact and user-defined terms.
 
-    It is m, with the sign of ψ where a coarse mesh leaves ψ negative. The methods are those of
+    It equals m, with the sign of ψ where ψ is negative on a coarse mesh. The methods are those of
     :class:`Moments`.
     """
 
@@ -151,11 +151,11 @@ class NodalDensity:
         return psi * np.abs(psi)
 
     def gauge(self, y: Array, at: Array) -> float:
-        """Zero: the integral would need another evaluation of V."""
+        """Zero, since the integral would need another evaluation of V."""
         return 0.0
 
     def potential(self, y: Array) -> Array:
-        """V[m], ψ the signed root of y, normalised. Collective."""
+        """V[m], where ψ is the normalised signed root of y. Collective."""
         psi = np.copysign(np.sqrt(np.abs(y)), y)
         self._density.set_amplitude(psi, signed=True)
         return self.problem.on_potential_space(self.problem.functional.derivative(self._density))
@@ -184,7 +184,7 @@ class NodalDensity:
 
 
 def mean_field_of(problem: Problem) -> MeanField:
-    """Moments when every term of the functional is cylindrical, else the field m. Collective."""
+    """Moments if every term of the functional is cylindrical, else the field m. Collective."""
     if all(isinstance(term, Cylindrical) for _, term in flatten(problem.functional)):
         return Moments(problem)
     return NodalDensity(problem)

@@ -1,10 +1,10 @@
-"""Files of a run: its folder, scalars as CSV, fields for ParaView, checkpoints; and their reading.
+"""Writing and reading the files of a run: scalars as CSV, fields for ParaView, checkpoints.
 
     with Run("results/trap", problem) as run:
         for state in run.steps(flow, start, t_end):
             print(state.t)
 
-Whatever was written stays readable when the run is killed.
+All files remain readable if the run is killed.
 """
 
 from __future__ import annotations

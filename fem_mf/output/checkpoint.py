@@ -1,9 +1,9 @@
-"""Checkpoints: stop a run at any moment and resume it later, on any number of ranks.
+"""Checkpoints: a run can be stopped at any time and resumed later, on any number of ranks.
 
     with mf.Checkpoint("run/checkpoint", problem, every=10) as checkpoint:
         for state in flow.run(start, t_end):
             history.append(state)
-            checkpoint.write(state)  # last: the other files then reach at least as far
+            checkpoint.write(state)  # last, so that the other files are at least as recent
 
 Another job resumes the run:
 
@@ -13,11 +13,11 @@ Another job resumes the run:
     for state in flow.run(saved.state(problem), t_end):
         print(state.t, state.energy)
 
-A checkpoint is a folder of ``.npy`` tables, of which every rank writes its rows, and a file
-``manifest.json`` with their checksums and everything else. New tables have new names, and the
-manifest is replaced atomically once they are on the disk: the last complete checkpoint survives
-whenever a run is killed. Functions are stored cell by cell at the nodes of the reference cell,
-which depends neither on the partition of the mesh nor on the numbering of degrees of freedom.
+A checkpoint is a folder of ``.npy`` tables, to which every rank writes its rows, and a file
+``manifest.json`` with their checksums and all other data. New tables have new names, and the
+manifest is replaced atomically once they are on the disk, so the last complete checkpoint survives
+if the run is killed. Functions are stored cell by cell at the nodes of the reference cell,
+independently of the partition of the mesh and of the numbering of degrees of freedom.
 """
 
 from __future__ import annotations
@@ -64,36 +64,36 @@ MANIFEST = "manifest.json"
 _TABLES = "[0-9]*-*.npy"
 _KINDS = {kind.__name__: kind for kind in (State, HJBState, DescentState, LangevinState)}
 _SAME = 1e-8  # relative difference allowed between the stored value of the functional and today's
-# What schedulers send before the time is up, and Ctrl-C; MPICH's launcher hands them on.
+# Signals that schedulers send before the time limit, and Ctrl-C; MPICH's launcher forwards them.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Checkpoint(RunFile):
-    """Writes the state of a run every so many steps or minutes, and when told to stop. Collective.
+    """Writes the state of a run at intervals of steps or minutes, and on signals. Collective.
 
-    On SIGTERM, SIGUSR1 or Ctrl-C, at any rank, the next call of ``write`` writes a checkpoint and
+    After SIGTERM, SIGUSR1 or Ctrl-C on any rank, the next call of ``write`` writes a checkpoint and
     ends the program (``SystemExit`` on every rank, so that ``with`` blocks close their files) with
-    exit code 0, or 130 after Ctrl-C, as shells expect; a second Ctrl-C does not wait. The handlers
-    are in place until ``close``.
+    exit code 0, or 130 after Ctrl-C, as shells expect; a second Ctrl-C interrupts immediately. The
+    signal handlers are installed until ``close``.
 
     Args:
         path: the folder, on a file system that all ranks share; it is created, with its parents,
-            if it does not exist. A checkpoint in it stays until the first new one is complete.
+            if it does not exist. An existing checkpoint stays until the first new one is complete.
         problem: the problem of the run, on a mesh of geometry degree 1 or 2.
-        every: write at each ``every``-th step of the flow; None: not by steps.
-        minutes: write when so many minutes have passed since the last time; None: not by time.
+        every: write at each ``every``-th step of the flow; None disables this.
+        minutes: write when this many minutes have passed since the last time; None disables this.
         resume: the checkpoint or state from which the run resumes.
-        overwrite: replace the checkpoint of an earlier run.
-        command: the command that resumes the run, to be shown when it is stopped.
+        overwrite: whether to replace the checkpoint of an earlier run.
+        command: the command that resumes the run, shown when it is stopped.
 
     Attributes:
         path: the folder.
-        stopped_by: the name of the signal on which ``write`` ended the program; empty before.
+        stopped_by: the name of the signal after which ``write`` ended the program; empty before.
 
     Raises:
-        ValueError: ``every`` or ``minutes`` is not positive, or the mesh has a higher degree.
-        FileExistsError: there is a checkpoint, and neither ``resume`` nor ``overwrite`` is given.
-        OSError: the folder cannot be created, or the disk is too small; on every rank.
+        ValueError: if ``every`` or ``minutes`` is not positive, or the mesh has a higher degree.
+        FileExistsError: if there is a checkpoint, without ``resume`` or ``overwrite``.
+        OSError: on every rank, if the folder cannot be created, or the disk is too small.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Checkpoint(RunFile):
         return (self.path / MANIFEST).exists()
 
     def _make_room(self) -> None:
-        """Create the folder, and make sure that two checkpoints fit on its disk. Rank 0."""
+        """Create the folder and check that two checkpoints fit on its disk. Rank 0."""
         self.path.mkdir(exist_ok=True)
         mesh, space = self._problem.mesh, self._problem.space
         cells = mesh.topology.index_map(mesh.topology.dim).size_global
@@ -165,10 +165,10 @@ class Checkpoint(RunFile):
             comm: the communicator of the resumed run, of any size.
 
         Raises:
-            FileNotFoundError: there is no checkpoint; on every rank.
-            ValueError: it is damaged, or was written by another program; on every rank.
+            FileNotFoundError: on every rank, if there is no checkpoint.
+            ValueError: on every rank, if it is damaged, or was written by another program.
         """
-        # Rank 0 alone: a running program may replace the file between two ranks' reading.
+        # Only rank 0 reads it, because a running program may replace the file in between.
         content = on_root(comm, lambda: _read_manifest(Path(path) / MANIFEST))
         mesh, numbers = _read_mesh(comm, Path(path), content["mesh"]), content["numbers"]
         return Saved(Path(path), mesh, numbers["t"], numbers["step"], content["extra"], content)
@@ -181,32 +181,32 @@ class Checkpoint(RunFile):
             path: the folder.
 
         Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: it is damaged, or was written by another program.
+            FileNotFoundError: if there is no checkpoint.
+            ValueError: if it is damaged, or was written by another program.
         """
         return float(_read_manifest(Path(path) / MANIFEST)["numbers"]["t"])
 
     def write(
         self, state: State, force: bool = False, extra: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write a checkpoint if one is due, then stop if the run was told to. Collective.
+        """Write a checkpoint if one is due, then stop if a signal was received. Collective.
 
         Args:
             state: the state of the flow from which the run is to be resumed.
-            force: write whatever ``every`` and ``minutes`` say.
-            extra: whatever else the program needs in order to resume, made of what JSON knows
-                (numbers keep all digits); rank 0's is kept.
+            force: whether to write regardless of ``every`` and ``minutes``.
+            extra: other JSON-serialisable data that the program needs in order to resume (numbers
+                keep all digits); those of rank 0 are stored.
 
         Returns:
             Whether a checkpoint was written.
 
         Raises:
-            SystemExit: a signal has come; the checkpoint is written.
-            ValueError: the state belongs to another problem.
-            OSError: the disk refuses; the previous checkpoint is still valid.
+            SystemExit: after a signal, once the checkpoint is written.
+            ValueError: if the state belongs to another problem.
+            OSError: if writing fails; the previous checkpoint is still valid.
         """
         if state.density.problem is not self._problem:
-            raise ValueError("the state belongs to another problem than the checkpoint")
+            raise ValueError("the state and the checkpoint belong to different problems")
         elapsed = time.monotonic() - self._written_at
         late = self._seconds is not None and elapsed >= self._seconds
         mine = np.array([self._signal, late and self._comm.rank == 0], dtype=np.int64)
@@ -217,7 +217,7 @@ class Checkpoint(RunFile):
             try:
                 self._write(state, dict(extra or {}))
             except Exception:
-                self._mesh = {}  # perhaps among the tables cut short, which take up the disk
+                self._mesh = {}  # its tables may be among the incomplete ones, which are removed
                 if self._comm.rank == 0:
                     with contextlib.suppress(OSError):
                         self._tidy()
@@ -246,7 +246,7 @@ class Checkpoint(RunFile):
                 functions[name] = value
             elif isinstance(value, int | float | np.number):
                 numbers[name] = np.asarray(value).item()
-        # A row of the dofmap follows the nodes of the reference cell, whichever way its edges run.
+        # A row of the dofmap follows the nodes of the reference cell for every edge orientation.
         nodes = problem.space.dofmap.list[: _num_cells(problem.mesh)]
         content = {
             "kind": type(state).__name__,
@@ -257,7 +257,7 @@ class Checkpoint(RunFile):
             "functions": {n: self._write_table(n, f.x.array[nodes]) for n, f in functions.items()},
             "extra": extra,
         }
-        # Rank 0's alone: JSON may refuse what ``extra`` has on one rank.
+        # On rank 0 only, since JSON may reject ``extra`` on one rank.
         text = on_root(self._comm, lambda: _manifest(content))
 
         def publish() -> None:
@@ -267,7 +267,7 @@ class Checkpoint(RunFile):
         self._on_disk(publish)
 
     def _tidy(self) -> None:
-        """Remove the tables of older checkpoints, and of those cut short. Rank 0."""
+        """Remove the tables of older and of incomplete checkpoints. Rank 0."""
         text = (self.path / MANIFEST).read_text(encoding="utf-8") if self._exists() else ""
         for path in self.path.glob(_TABLES):
             if path.name not in text:
@@ -286,7 +286,7 @@ class Checkpoint(RunFile):
         }
 
     def _write_table(self, name: str, rows: npt.NDArray[Any]) -> dict[str, Any]:
-        """Write the rows of all ranks, in the order of the ranks, down to the disk. Collective."""
+        """Write the rows of all ranks, in rank order, and flush them to disk. Collective."""
         path = self.path / f"{self._number:06d}-{name}.npy"
         rows = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
         counts = self._comm.allgather(len(rows))
@@ -301,7 +301,7 @@ class Checkpoint(RunFile):
         return {"file": path.name, "blocks": blocks}
 
     def close(self) -> None:
-        """Restore the previous signal handlers. Calling it again does nothing."""
+        """Restore the previous signal handlers. Further calls do nothing."""
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
@@ -320,7 +320,7 @@ def _checksum(content: Any) -> int:
 
 
 def _parameters(problem: Problem) -> dict[str, Any]:
-    """What two problems must have in common to share a checkpoint, besides mesh and functional."""
+    """Parameters, besides mesh and functional, that must agree with those of a checkpoint."""
     return {
         "degree": problem.degree,
         "mass": "lumped" if problem.lumped else "consistent",
@@ -334,11 +334,11 @@ class Saved:
     """A checkpoint that was read.
 
     Attributes:
-        path: its folder.
+        path: the folder of the checkpoint.
         mesh: the mesh of the problem, distributed over the ranks of this run.
         t: time of the state.
-        step: number of its step.
-        extra: what the program added.
+        step: number of steps up to the state.
+        extra: the data that the program added.
     """
 
     path: Path
@@ -352,10 +352,10 @@ class Saved:
         """The state from which a flow of the problem resumes. Collective.
 
         Args:
-            problem: on ``self.mesh``, with the functional, σ, degree, mass and boundary it had.
+            problem: a problem on ``self.mesh`` with equal functional, σ, degree, mass and boundary.
 
         Raises:
-            ValueError: the problem is another one, or a file is damaged; on every rank.
+            ValueError: on every rank, if the problem differs, or a file is damaged.
         """
         if problem.mesh is not self.mesh:
             raise ValueError("build the problem on the mesh of the checkpoint, Saved.mesh")
@@ -375,13 +375,13 @@ class Saved:
         return kind(**{f.name: known[f.name] for f in fields(kind) if f.name in known})
 
     def density(self, problem: Problem) -> Density:
-        """The density alone, whatever the functional and σ of the problem. Collective.
+        """Only the density, for any functional and σ of the problem. Collective.
 
         Args:
-            problem: on ``self.mesh``, of the same degree.
+            problem: a problem on ``self.mesh`` with the same degree.
 
         Raises:
-            ValueError: a file is damaged; on every rank.
+            ValueError: on every rank, if a file is damaged.
         """
         name = "u" if "u" in self._content["functions"] else "psi"
         values = self._function(problem, name).x.array[: problem.discretisation.num_owned].copy()
@@ -433,7 +433,7 @@ def _read_mesh(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Mesh:
         first, last = (len(table) * rank // comm.size for rank in (comm.rank, comm.rank + 1))
         mine.append(np.array(table[first:last]))
     mesh = share_out(comm, entry["cell"], entry["degree"], *mine)
-    # Functions are stored at the nodes of reference cells: their corners must be where they were.
+    # Functions are stored at nodes of reference cells, so the corners must have kept their order.
     here = mesh.geometry.x[mesh.geometry.dofmaps[0]][..., : mesh.geometry.dim]
     same = np.array_equal(here, points[cells[mesh.topology.original_cell_index]])
     message = "DOLFINx reordered the vertices of some cells; the stored values cannot be mapped"
@@ -442,7 +442,7 @@ def _read_mesh(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Mesh:
 
 
 def _read_table(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Any:
-    """Map a table into memory, whose checksums the ranks have verified together. Collective."""
+    """Map a table into memory after all ranks together verify its checksums. Collective."""
     path, blocks, error = folder / entry["file"], entry["blocks"], None
     table = np.empty(0)
     try:
@@ -451,7 +451,7 @@ def _read_table(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Any:
             raise ValueError(f"it has {len(table)} rows instead of {blocks[-1][1]}")
         for first, last, checksum in blocks[comm.rank :: comm.size]:
             if zlib.crc32(np.ascontiguousarray(table[first:last])) != checksum:
-                raise ValueError(f"rows {first} to {last} are not those that were written")
+                raise ValueError(f"rows {first} to {last} do not match their checksum")
     except (OSError, ValueError, EOFError) as caught:
         error = ValueError(f"'{path}' is damaged: {caught}")
     all_ranks_agree(comm, error)

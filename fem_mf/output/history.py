@@ -1,4 +1,4 @@
-"""Scalars of a run, step by step: a CSV file and the progress output.
+"""Scalars of each step of a run, as a CSV file and as progress output.
 
 A run appends its states, and the file can be read at any time:
 
@@ -35,11 +35,11 @@ from fem_mf.typing import PathLike
 __all__ = ["History", "Instant", "RunFile", "on_disk", "progress", "replace_file"]
 
 _LOG = logging.getLogger(__name__)
-_SECONDS = 5.0  # between two lines of the progress output
+_SECONDS = 5.0  # time between two lines of the progress output
 
 
 class Instant(Protocol):
-    """Where a run is: a state or a checkpoint."""
+    """A point in a run: a state or a checkpoint."""
 
     @property
     def t(self) -> float:
@@ -47,7 +47,7 @@ class Instant(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
 
 
 class RunFile(ABC):
@@ -56,13 +56,13 @@ class RunFile(ABC):
     Args:
         path: the file or folder; missing folders are created.
         comm: the communicator of the run.
-        suffix: what the path must end in.
+        suffix: suffix that the path must have.
         may_exist: whether an existing file may be changed.
 
     Raises:
-        ValueError: the path has another suffix.
-        FileExistsError: there is a file that may not be changed.
-        OSError: the folder cannot be created; all of them on every rank.
+        ValueError: on every rank, if the path has another suffix.
+        FileExistsError: on every rank, if there is a file that may not be changed.
+        OSError: on every rank, if the folder cannot be created.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RunFile(ABC):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._exists() and not may_exist:
                 raise FileExistsError(
-                    f"'{self.path}' is there already: choose another path, or say overwrite=True "
+                    f"'{self.path}' already exists: choose another path, or set overwrite=True "
                     "(--overwrite) to replace it, resume=... (--restart) to continue it"
                 )
 
@@ -87,15 +87,15 @@ class RunFile(ABC):
         return self.path.exists()
 
     def _on_disk(self, work: Callable[[], object]) -> None:
-        """Let rank 0 touch the disk; a failure is an ``OSError`` on every rank. Collective."""
+        """Run disk operations on rank 0; failures raise ``OSError`` on every rank. Collective."""
         on_disk(self._comm, self.path, work)
 
     def _write_parts(self, path: Path, parts: Iterable[tuple[int, Any]], sync: bool) -> None:
-        """Write arrays of every rank into a file, each from its first byte. Collective."""
+        """Write arrays of every rank into a file, each at its own offset. Collective."""
         errors: list[MPI.Exception] = []
 
         def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
-            # The calls are collective: a rank that fails makes the others, too.
+            # The calls are collective, so a rank that fails must still make the others.
             try:
                 return call(*arguments)
             except MPI.Exception as caught:
@@ -112,24 +112,24 @@ class RunFile(ABC):
         if errors:
             full = "disk full: " if errors[0].Get_error_class() == MPI.ERR_NO_SPACE else ""
             error = OSError(f"{full}cannot write '{path}': {errors[0]}")
-        # Also the barrier after which the values of all ranks are in the file.
+        # This is also the barrier after which the values of all ranks are in the file.
         all_ranks_agree(self._comm, error)
 
     @abstractmethod
     def close(self) -> None:
-        """Finish the file. Calling it again does nothing."""
+        """Finish the file. Further calls do nothing."""
 
     def __enter__(self) -> Self:
         """Return the file itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the file; exceptions pass."""
+        """Close the file; exceptions propagate."""
         self.close()
 
 
 def on_disk(comm: MPI.Comm, path: Path, work: Callable[[], object]) -> None:
-    """Let rank 0 touch the disk; a failure is an ``OSError`` on every rank. Collective."""
+    """Run disk operations on rank 0; failures raise ``OSError`` on every rank. Collective."""
     error: Exception | None = None
     if comm.rank == 0:
         try:
@@ -137,13 +137,13 @@ def on_disk(comm: MPI.Comm, path: Path, work: Callable[[], object]) -> None:
         except OSError as caught:
             full = "disk full: " if caught.errno == errno.ENOSPC else ""
             error = OSError(f"{full}cannot write '{path}': {caught}")
-            if caught.errno is None:  # not from the system: it says what to do
+            if caught.errno is None:  # raised by this package, with its own advice
                 error = caught
     all_ranks_agree(comm, error)
 
 
 def replace_file(path: Path, text: str, sync: bool = False, draft: str = "-new") -> None:
-    """Replace a file atomically; ``sync`` makes it survive a power failure, too."""
+    """Replace a file atomically; with ``sync`` it also survives a power failure."""
     new = path.with_name(path.name + draft)
     try:
         # Command lines may contain bytes that are not UTF-8.
@@ -152,33 +152,33 @@ def replace_file(path: Path, text: str, sync: bool = False, draft: str = "-new")
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        new.replace(path)  # whoever reads, or finds the file after a kill, has a whole one
+        new.replace(path)  # so readers, also after a kill, always find a complete file
     except OSError:
-        new.unlink(missing_ok=True)  # a full disk has no room for a half-written draft
+        new.unlink(missing_ok=True)  # a half-written draft would occupy a full disk
         raise
     if sync:
-        with contextlib.suppress(OSError):  # not every file system can be asked
+        with contextlib.suppress(OSError):  # some file systems do not support this
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
 
 
 class History(RunFile):
-    """Scalars of a run as CSV: a header, then one line per step, on disk as soon as appended.
+    """Scalars of a run as CSV: a header, then one line per step, written immediately.
 
     Args:
         path: the ``.csv`` file; missing folders are created.
         comm: the communicator of the run; rank 0 writes.
         resume: the checkpoint or state from which the run resumes: lines before its time are kept,
-            later ones will be written again.
-        overwrite: replace an existing file, and remove the :class:`fem_mf.Limit` beside it.
+            later ones are written again.
+        overwrite: whether to replace an existing file and remove its :class:`fem_mf.Limit`.
         comments: lines at the head of the file, after ``# ``. pandas skips them with
             ``comment="#"``; ``np.genfromtxt`` with ``names=True`` needs ``skip_header`` as well.
 
     Raises:
-        ValueError: the path has another suffix, or the file to resume is not a run history.
-        FileExistsError: there is a file, and neither ``resume`` nor ``overwrite`` is given.
-        OSError: the file cannot be written; all of them on every rank.
+        ValueError: on every rank, for another suffix, or if ``resume`` is not a run history.
+        FileExistsError: on every rank, if the file exists without ``resume`` or ``overwrite``.
+        OSError: on every rank, if the file cannot be written.
     """
 
     def __init__(
@@ -209,12 +209,12 @@ class History(RunFile):
         """Write one line. Collective.
 
         Args:
-            row: a flow's state, or its numbers by column, the same on every rank. The first row
+            row: a state of a flow, or its numbers by column, the same on every rank. The first row
                 names the columns. Floats keep all their digits.
 
         Raises:
-            ValueError: the columns are not those of the first row, or the file is closed.
-            OSError: the disk refuses.
+            ValueError: if the columns differ from those of the first row, or the file is closed.
+            OSError: if the line cannot be written.
         """
         numbers = row if isinstance(row, Mapping) else row.scalars()
         if self._closed:
@@ -233,21 +233,21 @@ class History(RunFile):
         self._on_disk(put)
 
     def close(self) -> None:
-        """Close the file. Calling it again does nothing."""
+        """Close the file. Further calls do nothing."""
         self._closed = True
         if self._file is not None:
             self._file.close()
 
     @staticmethod
     def read(path: PathLike) -> dict[str, npt.NDArray[Any]]:
-        """Read a history, even of a run that was killed. Each rank reads for itself.
+        """Read a history, also of a run that was killed. Every rank reads the file.
 
         Returns:
-            For each column an array ``(num_steps,)``, of integers where all entries are. Nothing
-            if no step was written.
+            For each column an array ``(num_steps,)``, of integers if all its entries are integers;
+            empty if no step was written.
 
         Raises:
-            ValueError: the file is damaged: a line has another number of entries than the header,
+            ValueError: if the file is damaged: a line does not have as many entries as the header,
                 or an entry is not a number.
         """
         header, *rows = _entries(Path(path)) or [[]]
@@ -255,7 +255,7 @@ class History(RunFile):
 
 
 def _entries(path: Path) -> list[list[str]]:
-    """The entries of each complete line; what follows the last line end was cut off by a kill."""
+    """The entries of each complete line; a last line without line end was cut off by a kill."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     numbered = [(i, line.split(",")) for i, line in enumerate(lines, 1) if line[:1] != "#"]
     for number, entries in numbered[1:]:
@@ -276,7 +276,7 @@ def _is_number(entry: str) -> bool:
 
 
 def _before(path: Path, t: float) -> list[list[str]]:
-    """The header of a history and its lines before a time; nothing where there is no file."""
+    """The header of a history and its lines before a time; empty if there is no file."""
     lines = _entries(path) if path.exists() else []
     if lines and "t" not in lines[0]:
         raise ValueError(f"'{path}' has no column t: the file to resume is not a run history")
@@ -288,7 +288,7 @@ def _line(entries: Iterable[str]) -> str:
 
 
 def _number(value: float) -> str:
-    # repr of a NumPy number names its type as well; bool counts as an integer.
+    # repr of a NumPy number includes its type; bool counts as an integer.
     return str(int(value)) if isinstance(value, int | np.integer | np.bool) else repr(float(value))
 
 
@@ -302,17 +302,17 @@ def _column(entries: tuple[str, ...]) -> npt.NDArray[Any]:
 def progress[S](
     states: Iterable[S], t_end: float, comm: MPI.Comm, description: str = ""
 ) -> Generator[S]:
-    """Yield the states unchanged, and say how far they are.
+    """Yield the states unchanged and report their progress.
 
-    On rank 0 only: a progress bar where standard error is a terminal, else (under ``mpirun``, in a
-    batch job) a line of the log every five seconds, with the time, the energy, the step, and what
-    is left at the pace so far.
+    Rank 0 shows a progress bar if standard error is a terminal; otherwise (under ``mpirun``, in a
+    batch job) it logs a line every five seconds with the time, the energy, the step, and the
+    estimated time left.
 
     Args:
-        states: what a flow's ``run`` returns; it is closed when the loop over this one ends early.
+        states: the iterator returned by ``run`` of a flow; it is closed if the loop ends early.
         t_end: the final time.
         comm: the communicator of the run.
-        description: shown first.
+        description: text shown first.
 
     Yields:
         The states, one by one.
@@ -333,7 +333,7 @@ def progress[S](
                 t, now = getattr(state, "t", 0.0), time.monotonic()
                 first = t if step == 0 else first
                 bar.update(task, completed=t, text=_summary(step, state))
-                # The next line may have to wait for another step as long as this one.
+                # The next line has to wait for another step, perhaps as long as this one.
                 soon, before = now + (now - before), now
                 if comm.rank == 0 and not terminal and soon - said >= _SECONDS:
                     left = (now - begun) * (t_end - t) / (t - first) if t > first else math.nan
@@ -358,7 +358,7 @@ def _summary(step: int, state: object) -> str:
 
 
 def _left(seconds: float) -> str:
-    """About how long a run will still take; nothing at its start."""
+    """The estimated time left, empty at the start of a run."""
     if math.isnan(seconds):
         return ""
     return f"  {seconds:.0f} s left" if seconds < 120 else f"  {seconds / 60:.0f} min left"

@@ -1,14 +1,14 @@
-"""The results of a run, read back: its record, its history, and its fields at any written time.
+"""Reading the results of a run: its record, its history, and its fields at any written time.
 
     results = mf.open_results("results/trap")
-    print(results)                       # what it is, and how it ended
+    print(results)                       # a summary of the run and its status
     results.history["energy"]            # a pandas DataFrame, or an array without pandas
-    results.times                        # of the fields
+    results.times                        # times of the fields
     results.density(1.0).mean()          # on the mesh of the series
     results.fields(1.0)["m"]             # for pyvista
 
-A folder can be read while its run is alive, and after it was killed; the number of ranks that wrote
-it does not matter.
+A folder can be read during its run and also if the run was killed, independently of the number of
+ranks that wrote it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from fem_mf.typing import Array, PathLike
 __all__ = ["Results", "open_results"]
 
 _LOG = logging.getLogger(__name__)
-_NEEDED = (  # of a record
+_NEEDED = (  # entries that a record must have
     *("status", "reason", "started", "ended", "command", "parameters", "flow", "result"),
     *("problem", "versions", "ranks", "host"),
 )
-_NEAR = 1e-9  # relative difference of times that are the same
-_SHAPES = {"interval": "LINE", "quadrilateral": "QUAD", "tetrahedron": "TETRA"}  # of VTK
+_NEAR = 1e-9  # relative difference up to which times count as equal
+_SHAPES = {"interval": "LINE", "quadrilateral": "QUAD", "tetrahedron": "TETRA"}  # VTK's names
 _CYCLIC = {"quadrilateral": [0, 1, 3, 2], "hexahedron": [0, 1, 3, 2, 4, 5, 7, 6]}
 
 
@@ -61,12 +61,12 @@ def open_results(folder: PathLike, comm: MPI.Comm = MPI.COMM_WORLD) -> Results:
     """Open the folder of a run. Collective.
 
     Args:
-        folder: that of a :class:`fem_mf.Run`.
-        comm: the ranks that will share the meshes of ``density``.
+        folder: folder of a :class:`fem_mf.Run`.
+        comm: the ranks over which the meshes of ``density`` are distributed.
 
     Raises:
-        FileNotFoundError: the folder is not that of a run.
-        ValueError: its record is damaged.
+        FileNotFoundError: if the folder is not that of a run.
+        ValueError: if its record is damaged.
     """
     path = Path(folder)
     return Results(path, comm, on_root(comm, lambda: _read_record(path, comm)))
@@ -74,13 +74,13 @@ def open_results(folder: PathLike, comm: MPI.Comm = MPI.COMM_WORLD) -> Results:
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """What a run left in its folder.
+    """The results in the folder of a run.
 
     Attributes:
         folder: the folder.
-        comm: the ranks that share the meshes.
-        run: its record, ``run.json``; the ``status`` of a run that ended without a word is
-            ``"killed"``.
+        comm: the ranks over which meshes are distributed.
+        run: the record of the run, ``run.json``; if the run ended without recording it, the
+            ``status`` is ``"killed"``.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class Results:
         """The scalars of every step so far: a DataFrame, or a structured array without pandas.
 
         Raises:
-            ValueError: there is no history, or it is damaged.
+            ValueError: if there is no history, or it is damaged.
         """
         path = self.folder / HISTORY
         if not path.exists():
@@ -113,15 +113,15 @@ class Results:
         """The times at which fields were written so far.
 
         Raises:
-            ValueError: the list of the series is damaged.
+            ValueError: if the list of steps of the series is damaged.
         """
         return np.array([t for t, _ in self._steps()])
 
     def fields(self, t: float | None = None) -> Any:
-        """The fields at a written time, the last by default: a pyvista grid with m, psi, u and V.
+        """A pyvista grid with m, psi, u and V at a written time, by default the last.
 
         Raises:
-            ValueError: no fields were written at that time, or they are damaged.
+            ValueError: if no fields were written at that time, or they are damaged.
         """
         import pyvista
 
@@ -137,28 +137,28 @@ class Results:
         return found
 
     def density(self, t: float | None = None) -> Density:
-        """The density at a written time, the last by default, on a mesh of its own. Collective.
+        """The density at a written time, by default the last, on its own mesh. Collective.
 
-        At the time of the checkpoint it is the very function of the run. At the other times it is
-        that of the series: ψ interpolated linearly on the mesh cut by the degree. The functional of
-        its problem is zero.
+        At the time of the checkpoint it is exactly that of the run. At other times it is taken from
+        the series: ψ is interpolated linearly on the mesh subdivided by the degree. The functional
+        of its problem is zero.
 
         Raises:
-            ValueError: no fields were written at that time, or they are damaged; on every rank.
+            ValueError: on every rank, if no fields were written then, or they are damaged.
         """
         problem = self.run["problem"]
         if problem is None:
             raise ValueError(f"'{self.folder}' is a study of several problems, without fields")
         if (saved := self._saved(t)) is not None:
             return saved
-        # Rank 0 alone reads the list, which a running program may replace in between.
+        # Only rank 0 reads the list, because a running program may replace it in between.
         text = on_root(self.comm, lambda: ET.tostring(self._step(t)))
         grid = ET.fromstring(text)
         points, cells, kind = self._mesh(grid)
         first, last = (len(cells) * rank // self.comm.size for rank in _own(self.comm))
         low, high = (len(points) * rank // self.comm.size for rank in _own(self.comm))
         mesh = share_out(self.comm, kind, 1, cells[first:last], points[low:high])
-        # The vertices are the nodes of degree 1, where the mass of the run is that of the density.
+        # For degree 1 the vertices are the nodes, so the mass of the run applies to the density.
         mass = problem["mass"] if problem["degree"] == 1 else "consistent"
         on_mesh = Problem(mesh, _nothing(), problem["sigma"], degree=1, mass=mass)
         psi: fem.Function = fem.Function(on_mesh.space)
@@ -169,7 +169,7 @@ class Results:
         return Density(on_mesh, psi.x.array[: on_mesh.discretisation.num_owned].copy())
 
     def _saved(self, t: float | None) -> Density | None:
-        """The density of the checkpoint at its own time, or if no field is later. Collective."""
+        """The density of the checkpoint at its time, or if no field is later. Collective."""
         path = self.folder / CHECKPOINT
 
         def is_wanted() -> bool:
@@ -186,15 +186,15 @@ class Results:
                 kept = {name: self.run["problem"][name] for name in ("sigma", "degree", "mass")}
                 return saved.density(Problem(saved.mesh, _nothing(), **kept))
         except (ValueError, FileNotFoundError) as error:
-            warn(self.comm, _LOG, "%s; taking the series instead", error)
+            warn(self.comm, _LOG, "%s; using the series instead", error)
         return None
 
     def __repr__(self) -> str:
-        """The folder, and how the run ended."""
+        """One line with the folder and the status of the run."""
         return f"Results('{self.folder}', {self.run['status']})"
 
     def __str__(self) -> str:
-        """What the run is, when it ran and how it ended, and what it left."""
+        """A summary: the run, its times, its status, and its results."""
         run, problem = self.run, self.run["problem"]
         reason = f" ({run['reason']})" if run["reason"] else ""
         until = f" to {run['ended']}" if run["ended"] else ""
@@ -271,7 +271,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _said(what: Callable[[], str]) -> str:
-    """A text, or what is wrong with the file of which it speaks."""
+    """A text about a file, or the error in reading the file."""
     try:
         return what()
     except ValueError as error:
@@ -283,13 +283,13 @@ def _own(comm: MPI.Comm) -> tuple[int, int]:
 
 
 def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
-    """``run.json``, and what its status means now. Rank 0."""
+    """Read ``run.json`` and update its status if the run was killed. Rank 0."""
     path = folder / RUN_FILE
     if not path.exists():
         raise FileNotFoundError(
             f"'{folder}' is not the folder of a run: it has no {RUN_FILE}, which mf.Run writes"
         )
-    # Asked before and after the record is read: a run may start or end in between.
+    # Checked before and after the record is read, since a run may start or end in between.
     alive = is_running(folder)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -297,17 +297,17 @@ def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"'{path}' is damaged: {error!r}") from None
     if form != FORMAT:
-        what = "is of another program or version"
+        what = "was written by another program or version"
         raise ValueError(f"'{path}' {what}: its format is {form!r}, not {FORMAT!r}")
     if missing := [name for name in _NEEDED if name not in record]:
         raise ValueError(f"'{path}' is damaged: it has no {', '.join(missing)}")
-    if record["result"]:  # numbers that are not finite, for which JSON has no words
+    if record["result"]:  # JSON cannot represent non-finite numbers; they are stored as text
         record["result"] = {
             name: float(value) if isinstance(value, str) else value
             for name, value in record["result"].items()
         }
     if record["status"] == "running" and not (alive or is_running(folder)):
-        record["status"], record["reason"] = "killed", "it ended without a word"
+        record["status"], record["reason"] = "killed", "it ended without recording its status"
     written, here = record["versions"].get("fem_mf"), versions()["fem_mf"]
     if written != here:
         warn(comm, _LOG, "'%s' was written by fem_mf %s; this is %s", folder, written, here)

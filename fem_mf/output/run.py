@@ -1,4 +1,4 @@
-"""One run: the folder of its results, the files in it, and what made them.
+"""One run: the folder of its results, the files in it, and their provenance.
 
     with mf.Run("results/trap", problem, parameters={"kappa": 0.5}) as run:
         for state in run.steps(flow, start, t_end=1.0):
@@ -10,10 +10,10 @@ The folder has
 * ``series.xdmf`` with its ``.bin``, the fields (:class:`fem_mf.XDMFSeries`),
 * ``checkpoint``, the state from which the run can be restarted (:class:`fem_mf.Checkpoint`),
 * ``run.json``: versions, commit, command line, parameters, scheme, solvers, PETSc options, ranks,
-  host, start and end, and the status: running, finished, stopped, or failed and why.
+  host, start and end, and the status: running, finished, stopped, or failed with the reason.
 
-Results are never overwritten unless ``overwrite`` says so, and a folder belongs to one run at a
-time. A run that was stopped or killed is restarted on the mesh of its checkpoint, by any number of
+Results are overwritten only with ``overwrite=True``, and a folder belongs to one run at a time. A
+run that was stopped or killed can be restarted on the mesh of its checkpoint, on any number of
 ranks:
 
     problem = mf.Problem(mf.Run.mesh("results/trap", comm), F, sigma=0.5)
@@ -22,7 +22,7 @@ ranks:
         for state in run.steps(flow, None, t_end=2.0):
             print(state.t, state.energy)
 
-:func:`fem_mf.open_results` reads the folder, also while the run is alive.
+:func:`fem_mf.open_results` reads the folder, also during the run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ __all__ = [
 RUN_FILE, HISTORY, SERIES, CHECKPOINT = "run.json", "history.csv", "series.xdmf", "checkpoint"
 FORMAT = "fem_mf run 1"
 _LOCK = "run.lock"
-# What was read of checkpoints with their meshes, for the runs that restart on them.
+# Contents of the checkpoints that were read, by mesh, for the runs that restart on them.
 _READ: WeakKeyDictionary[Mesh, dict[str, Any]] = WeakKeyDictionary()
 _LOG = logging.getLogger(__name__)
 
@@ -88,28 +88,28 @@ class Run:
     """The files of one run and its start. Collective, like all methods.
 
     Args:
-        folder: of the results; it is created, with its parents.
+        folder: folder of the results; it is created, with its parents.
         problem: the problem of the run; for a restart, on the mesh ``Run.mesh(folder, comm)``. A
-            study of several problems has none, and no files but ``run.json``.
-        overwrite: replace the results of an earlier run.
-        restart: resume from the checkpoint in the folder.
-        parameters: what else defines the run, for ``run.json``: the arguments of a script, say.
-        every: write the fields of each ``every``-th step, and of the last; 0 for no fields.
+            study of several problems has none, and its only file is ``run.json``.
+        overwrite: whether to replace the results of an earlier run.
+        restart: whether to resume from the checkpoint in the folder.
+        parameters: other data that define the run, for ``run.json``, such as script arguments.
+        every: write the fields of each ``every``-th step and of the last; 0 for no fields.
         minutes: time between checkpoints; None for no checkpoints.
-        comm: of a study; that of the problem where there is one.
+        comm: communicator of a study; ignored if there is a problem.
 
     Attributes:
         folder: the folder.
-        extra: whatever else a script needs in order to resume, made of what JSON knows: stored with
-            every checkpoint, and there again after a restart.
+        extra: JSON-serialisable data that a script needs in order to resume; they are stored with
+            every checkpoint and restored after a restart.
 
     Raises:
-        FileExistsError: the folder has results, and neither ``overwrite`` nor ``restart`` is given.
-        FileNotFoundError: there is no checkpoint to restart from.
-        RuntimeError: another run writes to the folder.
-        ValueError: the problem is not that of the checkpoint, on its mesh; an argument is out of
+        FileExistsError: if the folder has results, without ``overwrite`` or ``restart``.
+        FileNotFoundError: if there is no checkpoint to restart from.
+        RuntimeError: if another run writes to the folder.
+        ValueError: if the problem is not that of the checkpoint, on its mesh; an argument is out of
             range; or a file to be continued is damaged.
-        OSError: the folder cannot be written to, or the disk is too small for a checkpoint.
+        OSError: if the folder is not writable, or the disk is too small for a checkpoint.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Run:
         self.folder, self._comm = Path(folder), comm if problem is None else problem.comm
         self._problem = problem
         self._saved = _saved(self.folder, self.problem) if restart else None
-        # Now, since it refuses another problem before anything of the folder is touched.
+        # Done first, because it rejects another problem before any file of the folder changes.
         self._start = self._saved.state(self.problem) if self._saved else None
         self.extra: dict[str, Any] = self._saved.extra if self._saved else {}
         self._lock: TextIO | None = None
@@ -145,7 +145,7 @@ class Run:
         self._record["restarted_at"] = self._saved.t if self._saved else None
         self._series: XDMFSeries | None = None
         self._checkpoint: Checkpoint | None = None
-        self._complete = True  # no steps have begun
+        self._complete = True  # no steps have been started
         self._state: State | None = None
         self._files = ExitStack()
         self._files.callback(self._release)
@@ -177,7 +177,7 @@ class Run:
         """The problem of the run.
 
         Raises:
-            ValueError: a study has none.
+            ValueError: if the run is a study, which has none.
         """
         if self._problem is None:
             raise ValueError("this run is a study: give Run its problem to write states")
@@ -188,8 +188,8 @@ class Run:
         """The mesh of the checkpoint in a folder, for the problem of a restarted run. Collective.
 
         Raises:
-            FileNotFoundError: there is no checkpoint; on every rank.
-            ValueError: it is damaged; on every rank.
+            FileNotFoundError: on every rank, if there is no checkpoint.
+            ValueError: on every rank, if the checkpoint is damaged.
         """
         saved = Checkpoint.read(Path(folder) / CHECKPOINT, comm)
         names = (field.name for field in fields(saved) if field.name != "mesh")
@@ -208,29 +208,29 @@ class Run:
     ) -> Generator[S]:
         """Run the flow; every state is written before it is yielded. Collective.
 
-        A checkpoint is written after the body of the loop, so that it never is ahead of what the
-        body does with a state.
+        A checkpoint is written after the loop body, so that it is never ahead of what the body
+        does with a state.
 
         Args:
             flow: any flow of the problem.
-            start: where the run begins; a restarted run begins at its checkpoint instead.
+            start: the initial density or state; a restarted run starts at its checkpoint instead.
             t_end: final time.
             columns: more numbers for the history, as a function of the state.
-            description: of the progress output.
-            options: of ``flow.run``, such as ``steady_residual``.
+            description: text at the start of the progress output.
+            options: further arguments of ``flow.run``, such as ``steady_residual``.
 
         Yields:
             The states of the flow.
 
         Raises:
-            ValueError: the flow is of another problem, or the run is a study.
-            Exception: as ``flow.run``; what was written stays valid.
+            ValueError: if the flow belongs to another problem, or the run is a study.
+            Exception: as in ``flow.run``; files already written remain valid.
         """
         if flow.problem is not self.problem:
-            raise ValueError("the flow is of another problem than the run")
+            raise ValueError("the flow and the run have different problems")
         self._record["flow"] = _describe(flow)
         first: Any = self._start or start
-        self._start = None  # further steps of this run begin where they are told to
+        self._start = None  # later calls for this run use their own start
         self._complete, state = False, None
         states = progress(flow.run(first, t_end, **options), t_end, self._comm, description)
         for number, state in enumerate(states):
@@ -243,7 +243,7 @@ class Run:
             yield state
             if self._checkpoint is not None:
                 self._checkpoint.write(state, extra=self.extra)
-            if number == 1:  # the first step has made the solvers
+            if number == 1:  # the solvers exist once the first step is done
                 on_disk(self._comm, self.folder, lambda: self._status("running"))
         if state is not None:
             if self._series is not None:
@@ -253,13 +253,13 @@ class Run:
         self._complete = True
 
     def save(self, best: Minimum) -> None:
-        """Write a minimiser: its iterates as the history, its fields at t = 0. Collective.
+        """Write a minimiser, with its iterates as the history and fields at t = 0. Collective.
 
         Raises:
-            ValueError: it is on another mesh, or the run is a study.
+            ValueError: if it is on another mesh, or the run is a study.
         """
         if best.density.problem.mesh is not self.problem.mesh:
-            raise ValueError("the minimiser is on another mesh than the run")
+            raise ValueError("the minimiser and the run have different meshes")
         for number, iterate in enumerate(best.history):
             self._history.append({"iteration": number, **asdict(iterate)})
         if self._series is not None:
@@ -270,7 +270,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, float]:
-        """The last numbers: of the last state, or of the minimum."""
+        """The numbers of the last state, or of the minimum."""
         return dict(self._record["result"] or {})
 
     def __enter__(self) -> Self:
@@ -278,9 +278,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Write a last checkpoint, note how the run ended, close the files; exceptions pass.
+        """Write a last checkpoint, record how the run ended, and close the files.
 
-        Collective, unless there is an exception, which may be one rank's own.
+        Exceptions propagate. Collective unless there is one, since it may be on one rank only.
         """
         try:
             if kind is None and not self._complete:
@@ -294,12 +294,12 @@ class Run:
             self._files.close()
 
     def _save_last(self) -> None:
-        """Write the state at which the loop was left. Collective."""
+        """Write the state at which the loop was interrupted. Collective."""
         if self._checkpoint is not None and self._state is not None:
             self._checkpoint.write(self._state, force=True, extra=self.extra)
 
     def _end(self, kind: type[BaseException] | None, error: object) -> tuple[str, str]:
-        """Status and reason of a run that ends with an exception, or without."""
+        """Status and reason of a run that ends with or without an exception."""
         if kind is None:
             return ("finished", "") if self._complete else ("stopped", "the loop was left")
         if self._checkpoint is not None and self._checkpoint.stopped_by:
@@ -313,7 +313,7 @@ class Run:
     # -- the record -----------------------------------------------------------------------------
 
     def _claim(self, overwrite: bool, restart: bool) -> None:
-        """Lock the folder; refuse one with results, or remove them. Rank 0."""
+        """Lock the folder; reject existing results, or remove them. Rank 0."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / _LOCK).open("a")
         try:
@@ -325,20 +325,20 @@ class Run:
                 "choose another folder"
             ) from None
         except OSError as error:
-            message = "'%s' cannot be locked (%s): start no second run there"
+            message = "'%s' cannot be locked (%s): do not start a second run in it"
             warn(self._comm, _LOG, message, self.folder, error)
-        self._lock = lock  # released when the process ends, however it does
+        self._lock = lock  # the system releases it when the process ends, even if killed
         manifest = self.folder / CHECKPOINT / MANIFEST
         results = [self.folder / name for name in (RUN_FILE, HISTORY, SERIES)] + [manifest]
         if overwrite or (not restart and _came_to_nothing(self.folder)):
-            # All of them: what this run does not write would pass for its own.
+            # Remove all of them, since files that this run does not write would seem to be its own.
             values = self.folder.glob(f"{Path(SERIES).stem}*.bin")
             for path in (*results, *values, limit_file(self.folder / HISTORY)):
                 path.unlink(missing_ok=True)
         elif not restart and any(path.exists() for path in results):
             self._release()
             raise FileExistsError(
-                f"'{self.folder}' has the results of another run: choose another folder, or say "
+                f"'{self.folder}' has the results of another run: choose another folder, or set "
                 "overwrite=True (--overwrite) to replace them, restart=True (--restart) to resume"
             )
 
@@ -348,7 +348,7 @@ class Run:
             self._lock = None
 
     def _status(self, status: str, reason: str = "") -> None:
-        """Write ``run.json``: rank 0, and any rank that fails. Not collective."""
+        """Write ``run.json`` on rank 0 and on any rank that fails. Not collective."""
         self._record |= {"status": status, "reason": reason}
         if status != "running":
             self._record["ended"] = _now()
@@ -358,7 +358,7 @@ class Run:
             replace_file(self.folder / RUN_FILE, text + "\n", draft=f"-{self._comm.rank}")
 
     def _essentials(self) -> dict[str, str]:
-        """What the history and the series say of the run."""
+        """The information about the run that the history and the series contain."""
         record = self._record
         versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
         return {
@@ -373,7 +373,7 @@ class Run:
 
 def restart_command() -> str:
     """The command line of this program, with ``--restart`` instead of ``--overwrite``."""
-    # Not argv, which has lost the -m of python -m.
+    # orig_argv, because argv does not contain the -m of python -m.
     words = [word for word in sys.orig_argv[1:] if word not in ("--restart", "--overwrite")]
     return shlex.join(["python", *words, "--restart"])
 
@@ -385,25 +385,25 @@ def is_running(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock, or none that can be asked for
+    except OSError:  # there is no lock, or the file system does not support locks
         return False
     return False
 
 
 def _saved(folder: Path, problem: Problem) -> Saved:
-    """The checkpoint on whose mesh the problem is. Collective."""
+    """The checkpoint whose mesh the problem uses. Collective."""
     path, read = folder / CHECKPOINT, _READ.get(problem.mesh)
     if read is None or read["path"].resolve() != path.resolve():
-        Checkpoint.read(path, problem.comm)  # says so when there is none
+        Checkpoint.read(path, problem.comm)  # raises an error if there is none
         raise ValueError(
-            "a restarted run lives on the mesh of its checkpoint: build the problem on "
+            "a restarted run needs the mesh of its checkpoint: build the problem on "
             f"Run.mesh('{folder}', comm)"
         )
     return Saved(mesh=problem.mesh, **read)
 
 
 def _came_to_nothing(folder: Path) -> bool:
-    """Whether the run of a folder failed before it had a result, by a wrong option, say."""
+    """Whether the run of a folder failed before any result, e.g. because of a wrong option."""
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         failed = record["status"] == "failed" and record["result"] is None
@@ -416,7 +416,7 @@ def _came_to_nothing(folder: Path) -> bool:
 
 
 def _owner(folder: Path) -> str:
-    """Who writes to a folder, as far as its record says."""
+    """The process that writes to a folder, according to its record."""
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         return f" (process {record['pid']} on {record['host']}, since {record['started']})"
@@ -448,7 +448,7 @@ def _provenance(comm: MPI.Comm, parameters: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """A value made of what JSON knows; numbers that are not finite become text for ``float``."""
+    """A JSON-serialisable value; non-finite numbers become text that ``float`` can read."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -480,7 +480,7 @@ def _now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes."""
+    """The versions of the package and of its main dependencies."""
     try:
         own = version("fem_mf")
     except PackageNotFoundError:  # run from a checkout that is not installed
@@ -497,9 +497,9 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The git commit of the package's checkout, with a + where files have changed; else None."""
+    """The git commit of the package's checkout, with a + if files have changed; else None."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # installed, perhaps inside a repository of something else
+    if not (root / ".git").exists():  # installed, perhaps inside an unrelated repository
         return None
     words = ["describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     git = ["git", "-C", str(root), *words]

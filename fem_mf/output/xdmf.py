@@ -1,10 +1,10 @@
-"""Series of fields for ParaView and pyvista, as XDMF.
+"""Time series of fields in XDMF format, for ParaView and pyvista.
 
     with XDMFSeries("run/series.xdmf", problem, every=10) as series:
         for state in flow.run(start, t_end):
             series.write(state.t, state.density)
 
-Whatever was written stays readable when the run is killed.
+All files remain readable if the run is killed.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ __all__ = ["XDMFSeries", "cut", "steps_of"]
 
 _HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
 _TAIL = "</Domain>\n</Xdmf>\n"
-_SHAPES = {"interval": "Polyline"}  # XDMF's names, where they are not those of basix
+_SHAPES = {"interval": "Polyline"}  # XDMF's names, if they differ from those of basix
 _SIMPLICES = (basix.CellType.interval, basix.CellType.triangle, basix.CellType.tetrahedron)
-_CYCLIC = [0, 1, 3, 2, 4, 5, 7, 6]  # XDMF goes round the faces of quadrilaterals and hexahedra
+_CYCLIC = [0, 1, 3, 2, 4, 5, 7, 6]  # XDMF numbers quadrilaterals and hexahedra cyclically
 
 
 class XDMFSeries(RunFile):
     """m, ψ, u = −log m and V[m] over time, as ``m``, ``psi``, ``u`` and ``V``.
 
-    XDMF knows only cells of low degree. Each edge of the mesh is therefore cut into ``subdivide``
-    pieces, and each cell into straight cells of its kind; the values at their vertices are exact.
+    XDMF supports only cells of low degree. Each edge of the mesh is therefore cut into
+    ``subdivide`` pieces, and each cell into straight cells; the values at their vertices are exact.
 
-    Two files belong together: ``.bin`` holds the mesh and the values, ``.xdmf`` is the list of
-    steps, the one to open. A resumed run adds a file, ``-2.bin`` and so on. A run may be watched or
-    killed at any moment: data are only ever appended, and the list is replaced atomically once a
-    step is complete. (A kill while DOLFINx appends to its HDF5 file can lose older steps, and its
-    XML crashes pyvista.)
+    Two files belong together: ``.bin`` holds the mesh and the values, and ``.xdmf``, the file to
+    open, is the list of steps. A resumed run adds a file ``-2.bin`` and so on. A run may be watched
+    or killed at any time: data are only appended, and the list is replaced atomically once a step
+    is complete. (DOLFINx's HDF5 file can lose older steps if the run is killed while it is written,
+    and its XML crashes pyvista.)
 
     Args:
         path: the ``.xdmf`` file; missing folders are created.
         problem: the problem whose densities are written.
-        every: write the first call of ``write`` and each ``every``-th after it.
+        every: write at the first call of ``write`` and at each ``every``-th call after it.
         resume: the checkpoint or state from which the run resumes, with one call of ``write`` for
             each of its steps: earlier steps in the file are kept, the others are written again.
-        overwrite: replace an existing series.
-        subdivide: pieces of each edge; the degree of ψ, or that of the mesh if it is higher, if
-            not given. 1 writes values at the vertices of the mesh alone.
-        information: texts by name, for the ``Information`` of the file.
+        overwrite: whether to replace an existing series.
+        subdivide: number of pieces of each edge; the default is the degree of ψ, or that of the
+            mesh if it is higher. 1 writes only the values at the vertices of the mesh.
+        information: texts by name, for the ``Information`` elements of the file.
 
     Raises:
-        ValueError: another suffix, ``every < 1``, ``subdivide < 1``, or a series to resume that has
-            other nodes.
-        FileExistsError: there is a series, and neither ``resume`` nor ``overwrite`` is given.
-        OSError: the folder cannot be created or written to; on every rank.
+        ValueError: for another suffix, ``every < 1``, ``subdivide < 1``, or if the series to resume
+            has other nodes.
+        FileExistsError: if there is a series, without ``resume`` or ``overwrite``.
+        OSError: on every rank, if the folder cannot be created or written to.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class XDMFSeries(RunFile):
         self._where = nodes.local_range[0], nodes.size_global
         self._mesh = ""
         self._steps: list[str] = on_root(self._comm, lambda: self._kept(resume))
-        # Another run has its nodes in another order. VTK reads a second mesh only if it is in a
-        # file of another name.
+        # Another run orders its nodes differently, and VTK reads a second mesh only from a file
+        # with another name.
         self._binary: Path = on_root(self._comm, lambda: self._free_file(resume))
-        self._end = 0  # of what is complete in it
+        self._end = 0  # end of the complete data in the binary file
 
         def begin() -> None:
             if not self._steps:
-                self.path.unlink(missing_ok=True)  # it points to what is overwritten
+                self.path.unlink(missing_ok=True)  # it refers to data that are overwritten
             self._binary.write_bytes(b"")
 
         self._on_disk(begin)
@@ -118,21 +118,21 @@ class XDMFSeries(RunFile):
         self._on_disk(self._publish)
 
     def _kept(self, resume: Instant | None) -> list[str]:
-        """The steps of an older run from before the time at which this one resumes."""
+        """The steps of an earlier run before the time at which this one resumes."""
         if resume is None or not self.path.exists():
             return []
         steps = []
         for t, grid in steps_of(self.path):
             (values,) = {item.get("Dimensions") for item in grid.iterfind("Attribute/DataItem")}
             if values != f"{self._where[1]} 1":
-                what = "is a series on another mesh or of another subdivision"
+                what = "belongs to another mesh or subdivision"
                 raise ValueError(f"'{self.path}' {what}; choose another path")
             if t < resume.t:
                 steps.append(ET.tostring(grid, encoding="unicode"))
         return steps
 
     def _free_file(self, resume: Instant | None) -> Path:
-        """The file of the values, numbered if an earlier run, which is resumed, has used it."""
+        """The file of the values, numbered if the run is resumed and the name is in use."""
         names = itertools.chain([".bin"], (f"-{number}.bin" for number in itertools.count(2)))
         files = (self.path.with_name(self.path.stem + name) for name in names)
         return next(file for file in files if resume is None or not file.exists())
@@ -154,7 +154,7 @@ class XDMFSeries(RunFile):
         )
 
     def _append(self, tables: list[tuple[npt.NDArray[np.generic], int, int]]) -> list[str]:
-        """Append tables: rows of this rank, number of the first, number of all. Collective."""
+        """Append tables (rows of this rank, index of the first, total number). Collective."""
         parts, items = [], []
         for rows, first, count in tables:
             columns = rows.shape[1]
@@ -171,21 +171,21 @@ class XDMFSeries(RunFile):
         return items
 
     def write(self, t: float, density: Density, force: bool = False) -> bool:
-        """Write the fields of one density, if this call is one of each ``every``. Collective.
+        """Write the fields of one density at each ``every``-th call. Collective.
 
         The first call always writes.
 
         Args:
             t: the time, later than all times written before.
             density: the density, on the problem's mesh.
-            force: write whatever ``every`` says (the last step of a run).
+            force: whether to write regardless of ``every`` (for the last step of a run).
 
         Returns:
-            Whether something was written.
+            Whether fields were written.
 
         Raises:
-            ValueError: ``t`` is not later than the last time written, or the series is closed.
-            OSError: the disk refuses.
+            ValueError: if ``t`` is not later than the last written time, or the series is closed.
+            OSError: if writing fails.
         """
         if self._closed:
             raise ValueError(f"'{self.path}' is closed")
@@ -220,7 +220,7 @@ class XDMFSeries(RunFile):
 
     def _publish(self) -> None:
         series = '<Grid Name="series" GridType="Collection" CollectionType="Temporal">\n'
-        # Without a step, the mesh alone: VTK crashes on an empty collection.
+        # Without steps only the mesh is written, since VTK crashes on an empty collection.
         grids = [series, *self._steps, "</Grid>\n"] if self._steps else [self._grid("")]
         replace_file(self.path, "".join([_HEAD, self._information, *grids, _TAIL]))
 
@@ -228,7 +228,7 @@ class XDMFSeries(RunFile):
         return f'<Grid Name="mesh" GridType="Uniform">\n{self._mesh}{content}</Grid>\n'
 
     def close(self) -> None:
-        """Write no more. Calling it again does nothing."""
+        """Close the series. Further calls do nothing."""
         self._closed = True
 
 
@@ -236,7 +236,7 @@ def steps_of(path: Path) -> list[tuple[float, ET.Element]]:
     """The time and the description of every step of a series.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: if the file is damaged.
     """
     try:
         grids = list(ET.parse(path).iterfind(".//Grid/Grid"))
@@ -248,19 +248,19 @@ def steps_of(path: Path) -> list[tuple[float, ET.Element]]:
 def cut(
     mesh: Mesh, pieces: int, simplices: bool = False
 ) -> tuple[fem.FunctionSpace, Array, npt.NDArray[np.int64]]:
-    """Cut every edge of a mesh into equal pieces, and every cell into straight ones. Collective.
+    """Cut every edge of a mesh into equal pieces, and every cell into straight cells. Collective.
 
     The vertices are the nodes of a Lagrange space with equally spaced nodes, so that interpolation
-    into this space gives the values at the vertices, of which each rank has those it owns.
+    into this space gives the values at the vertices; each rank has the values that it owns.
 
     Args:
         mesh: the mesh.
-        pieces: of each edge.
-        simplices: cut quadrilaterals and hexahedra into simplices, too.
+        pieces: number of pieces of each edge.
+        simplices: whether to cut quadrilaterals and hexahedra into simplices.
 
     Returns:
-        The space, the ``(n, d)`` vertices this rank owns, and its ``(c, corners)`` cells with the
-        global numbers of their vertices, in which the ranks follow one another.
+        The space, the ``(n, d)`` vertices owned by this rank, and its ``(c, corners)`` cells with
+        the global numbers of their vertices, numbered rank by rank.
     """
     equispaced = basix.LagrangeVariant.equispaced
     element = basix.ufl.element("Lagrange", mesh.basix_cell(), pieces, equispaced)
@@ -277,9 +277,9 @@ def cut(
 def _pieces(
     cell: basix.CellType, pieces: int, nodes: Array, simplices: bool
 ) -> npt.NDArray[np.int64]:
-    """Cut a reference cell: ``(pieces, corners)`` numbers of its nodes."""
-    # Kuhn: from each node of the lattice walk one step along each axis, in every order. Simplices
-    # are what the walks fill that stay in y₁ ≥ ... ≥ y_d, with y_i = x_i + ... + x_d.
+    """Cut a reference cell; the result holds node numbers, ``(pieces, corners)``."""
+    # Kuhn: from each node of the lattice walk one step along each axis, in every order. A simplex
+    # consists of the walks that stay in y₁ ≥ ... ≥ y_d, with y_i = x_i + ... + x_d.
     d = nodes.shape[1]
     lattice = np.rint(nodes * pieces).astype(int)
     shapes = [basix.geometry(cell).astype(int)]

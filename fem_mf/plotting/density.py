@@ -1,10 +1,10 @@
-"""Pictures of densities in memory: curves, colours or marginals.
+"""Plots of densities in memory: curves, colour maps or marginals.
 
     plot_density("run/density.png", density, title="t = 1")
     plot_density("run/two.png", {"start": start, "end": density})
 
-A function on the mesh is brought to rank 0 as a linear function on simplices; a higher degree
-subdivides the cells:
+A function on the mesh is gathered on rank 0 as a piecewise linear function on simplices; a higher
+degree subdivides the cells:
 
     sample = gather(density.psi, degree=2)    # None on the other ranks
     if sample is not None:
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 __all__ = ["Sampled", "curve", "frame", "gather", "plot_density"]
 
 _LEFT_OUT = 1e-3  # share of the mass of a density outside its picture
-_BINS = 50  # per axis of a marginal
+_BINS = 50  # number of bins per axis of a marginal
 _POINTS = 2_000_000  # random points for the marginals of a density, 800 per bin
-_PIECES = 40_000  # into which the cells are cut at least, up to four times the degree of ψ
+_PIECES = 40_000  # least number of pieces of all cells, up to four times the degree of ψ
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A continuous, piecewise linear function on simplices, whole on one rank.
+    """A continuous, piecewise linear function on simplices, stored on one rank.
 
     Attributes:
-        points: ``(n, d)`` vertices, each once.
+        points: ``(n, d)`` vertices without repetition.
         cells: ``(c, d + 1)`` indices into ``points``.
-        values: ``(n,)`` at the points.
+        values: ``(n,)`` values at the points.
     """
 
     points: Array
@@ -64,10 +64,10 @@ class Sampled:
 
 
 def frame(samples: Iterable[Sampled], whole: bool = False, margin: float = 0.05) -> Array:
-    """The box that a picture of densities shows, ``(d, 2)``: 99.9 % of each mass, and a margin.
+    """The box shown in a picture of densities, ``(d, 2)``: 99.9 % of each mass, and a margin.
 
-    Along each axis, the same share of the mass is left out at both ends. The margin is in lengths
-    of the longest edge.
+    Along each axis the same share of the mass is left out at both ends. The margin is relative to
+    the longest edge.
     """
     low, high, mesh = [], [], []
     for sample in samples:
@@ -84,11 +84,11 @@ def frame(samples: Iterable[Sampled], whole: bool = False, margin: float = 0.05)
 
 
 def gather(function: fem.Function[np.float64], degree: int = 1) -> Sampled | None:
-    """Bring a scalar function to rank 0, interpolated on simplices. Collective.
+    """Gather a scalar function on rank 0, interpolated on simplices. Collective.
 
     Args:
         function: a continuous scalar function.
-        degree: the number of pieces into which each edge of the mesh is cut. With 1, the samples
+        degree: number of pieces into which each edge of the mesh is cut. With 1, the samples
             are the values at the vertices.
 
     Returns:
@@ -108,22 +108,22 @@ def plot_density(
     points: npt.ArrayLike | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Draw m: a curve for d = 1, colours for d = 2, the three marginals of two axes for d = 3.
+    """Draw m: a curve for d = 1, colours for d = 2, three two-dimensional marginals for d = 3.
 
     The picture shows the smallest box that holds 99.9 % of the mass, with a margin. Several
-    densities share a panel for d = 1; otherwise they have panels with one frame and one scale of
-    colours. Collective.
+    densities share a panel for d = 1; otherwise they have separate panels with a common frame and
+    colour scale. Collective.
 
     Args:
         path: the picture; missing folders are created.
-        density: the density, or several of one communicator, by label.
-        title: above the picture.
+        density: the density, or several on one communicator, by label.
+        title: title above the picture.
         points: ``(k, d)`` positions drawn on top, such as particles.
         names: names of the axes.
 
     Raises:
-        ValueError: the number of names is not d.
-        ImportError: matplotlib is missing.
+        ValueError: if the number of names is not d.
+        ImportError: if matplotlib is missing.
     """
     densities = density if isinstance(density, Mapping) else {"": density}
     mesh = next(iter(densities.values())).psi.function_space.mesh
@@ -142,7 +142,7 @@ def plot_density(
 
 
 def _gather_m(density: Density, d: int) -> Sampled | None:
-    """Samples of m on rank 0, fine enough that no facets show."""
+    """Samples of m on rank 0, fine enough that no facets are visible."""
     space = density.psi.function_space
     degree = space.element.basix_element.degree
     pieces = degree
@@ -212,7 +212,7 @@ def _maps(samples: Mapping[str, Sampled], points: Array, names: Sequence[str]) -
 
 
 def _marginal(sample: Sampled, pair: list[int], box: Array) -> Array:
-    """A histogram over a plane: each cell shares its mass among random points in it."""
+    """A histogram over a plane; each cell distributes its mass to random points in it."""
     num_cells, corners = sample.cells.shape
     count = int(np.clip(_POINTS // num_cells, 1, 4096))
     # Gaps between sorted uniform numbers are uniform barycentric coordinates.
@@ -223,6 +223,6 @@ def _marginal(sample: Sampled, pair: list[int], box: Array) -> Array:
     shares *= (sample.cell_masses() / np.maximum(shares.sum(axis=1), 1e-300))[:, None]
     x, y = places.reshape(2, -1)
     mass = np.histogram2d(x, y, _BINS, range=box[pair].tolist(), weights=shares.ravel())[0]
-    # Without the noise of the random points.
+    # Smoothing removes the noise of the random points.
     smooth = gaussian_filter(mass, 1.0, mode="nearest")
     return np.asarray(smooth / np.prod(np.ptp(box[pair], axis=1) / _BINS))

@@ -3,8 +3,8 @@
     film("run/series.xdmf", "run/m.mp4", field="m")
     picture("run/series.xdmf", "run/u.png", field="u", time=1.0)
 
-The run may be alive, or may have been killed. All images of a film have one camera, one frame and
-one scale of colours: curves for d = 1, surfaces for d = 2, isosurfaces for d = 3.
+The run may still be running, or may have been killed. All images of a film share the camera, the
+frame and the colour scale. They show curves for d = 1, surfaces for d = 2, isosurfaces for d = 3.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ __all__ = ["FORMATS", "Look", "film", "film_of_figures", "picture", "render"]
 FORMATS = (".mp4", ".gif")
 _SYMBOLS = {"psi": "ψ", "V": "V[m]"}
 _DATA = r'Dimensions="(\d+) (\d+)" Seek="(\d+)">([^<]+)<'
-_SHELLS = (0.9, 0.6, 0.3)  # of the mass inside each isosurface of m
-_LINE = "#31688e"  # a curve, in a colour of the map
+_SHELLS = (0.9, 0.6, 0.3)  # share of the mass inside each isosurface of m
+_LINE = "#31688e"  # colour of a curve, taken from the colour map
 
 type Image = npt.NDArray[np.uint8]
 
 _LOG = logging.getLogger(__name__)
-_SECONDS = 5.0  # between two lines of the progress output
+_SECONDS = 5.0  # time between two lines of the progress output
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Look:
 
     Attributes:
         size: width and height in pixels.
-        limits: ends of the scale of colours and heights; those of all images if not given.
-        whole: show the whole mesh, not only the box that holds 99.9 % of the mass of all images.
+        limits: ends of the scale of colours and heights; the default is the range of all images.
+        whole: whether to show the whole mesh, not only the box with 99.9 % of the mass.
         names: names of the axes.
     """
 
@@ -86,25 +86,25 @@ def film(
     look: Look | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
-    """Make a film of a field, in uniform time. Collective on ``comm``, whose rank 0 draws.
+    """Make a film of a field, in uniform time. Collective on ``comm``; rank 0 draws.
 
-    The images are those of the recorded steps nearest to equally spaced times.
+    The images show the recorded steps nearest to equally spaced times.
 
     Args:
         path: the ``.xdmf`` file of an ``XDMFSeries``.
         out: the film, ``.mp4`` or ``.gif``; missing folders are created.
         field: the name of the field.
         fps: images per second.
-        every: use only the first step, every so many after it, and the last.
-        seconds: length of the film; a series of one step makes a film of one image.
+        every: use only the first step, each ``every``-th step after it, and the last.
+        seconds: length of the film; a series with one step gives a film with one image.
         look: size, colours, frame and names of the axes.
         comm: the communicator that calls.
 
     Raises:
-        ValueError: no such field, no step written yet, or a mistake in the arguments.
-        OSError: a file cannot be read or written.
-        RuntimeError: no library can draw in 3-d.
-        ImportError: pyvista, matplotlib or imageio is missing.
+        ValueError: if there is no such field or no step yet, or an argument is invalid.
+        OSError: if a file cannot be read or written.
+        RuntimeError: if no library can draw in 3-d.
+        ImportError: if pyvista, matplotlib or imageio is missing.
     """
 
     def work() -> None:
@@ -123,13 +123,13 @@ def picture(
     look: Look | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
-    """Draw one step of a series. Collective; other arguments and errors are those of :func:`film`.
+    """Draw one step of a series. Collective; for errors see :func:`film`.
 
     Args:
         path: the ``.xdmf`` file of an ``XDMFSeries``.
         out: the picture (png, jpg, ...).
         field: the name of the field.
-        time: the nearest step is drawn; the last one if not given.
+        time: time whose nearest step is drawn; the default is the last step.
         look: size, colours, frame and names of the axes.
         comm: the communicator that calls.
     """
@@ -153,20 +153,20 @@ def render(
     look: Look | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> list[Path]:
-    """Draw what is in a folder of results. Collective; errors are those of :func:`film`.
+    """Draw the contents of a folder of results. Collective; for errors see :func:`film`.
 
     The curves of ``history.csv`` come first, with the minimum and the predicted rate from the
     ``history.json`` that :class:`fem_mf.Limit` writes. Each ``.xdmf`` series gives pictures of the
-    first and the last step and a film, all with one camera and one scale of colours.
+    first and the last step and a film, which share the camera and the colour scale.
 
     Args:
-        folder: where the results are, or one of its files.
-        output: where pictures go; the folder if not given.
+        folder: the folder of the results, or one of its files.
+        output: folder for the pictures; the default is that of the results.
         field: the name of the field.
-        times: times of the pictures (the nearest steps) in place of the first and the last.
+        times: times of the pictures (the nearest steps) instead of the first and the last step.
         kind: format of the film, "mp4" or "gif"; None for no film.
         fps: images per second of the film.
-        every: the film uses only the first step, every so many after it, and the last.
+        every: the film uses only the first step, each ``every``-th step after it, and the last.
         look: size, colours, frame and names of the axes.
         comm: the communicator that calls.
 
@@ -203,17 +203,17 @@ def render(
 
 
 def film_of_figures(path: PathLike, figures: Iterable[Figure], fps: float = 15.0) -> None:
-    """Make a film of matplotlib figures of one size. Not collective: the rank that calls draws.
+    """Make a film of matplotlib figures of one size. Not collective: the calling rank draws.
 
     Args:
         path: the film, ``.mp4`` or ``.gif``; missing folders are created.
-        figures: the figures in order. Each is drawn before the next one is asked for, so that a
+        figures: the figures in order. Each is drawn before the next one is requested, so a
             generator may change one figure and yield it again.
         fps: images per second.
 
     Raises:
-        ValueError: the path has another suffix.
-        ImportError: imageio is missing.
+        ValueError: if the path has another suffix.
+        ImportError: if imageio is missing.
     """
     _write_film(Path(path), (_pixels(figure) for figure in figures), fps)
 
@@ -232,7 +232,7 @@ class _Series:
             raise ValueError(f"'{path}' was not written by XDMFSeries")
         if "<Time" not in text:
             raise ValueError(f"nothing written yet to '{path}'")
-        # In place of values that are not there, VTK shows those of another step.
+        # If values are missing, VTK would show those of another step.
         for rows, columns, start, name in re.findall(_DATA, text):
             file = self.path.with_name(unescape(name))
             end = int(start) + 8 * int(rows) * int(columns)
@@ -272,7 +272,7 @@ def _uniform(times: Sequence[float], fps: float, every: int, seconds: float = 5.
 
 
 class _Scene:
-    """Images of one field of a series, with one camera, one frame and one scale."""
+    """Images of one field of a series, with a common camera, frame and scale."""
 
     def __init__(
         self, series: _Series, field: str, steps: Sequence[int], look: Look | None
@@ -287,7 +287,7 @@ class _Scene:
         # The titles of all images have the same number of digits, so that they do not jump.
         digits = max(0, 2 - int(np.floor(np.log10(abs(series.times[shown[-1]]) or 1.0))))
         self._titles = [f"t = {t:.{digits}f}" for t in series.times]
-        # Round numbers at the ends of the axes leave a margin of their own.
+        # For d > 1 round numbers at the ends of the axes already leave a margin.
         margin = 0.05 if series.dim == 1 else 0.0
         self.box = frame((series.sample(step, "m") for step in shown), self._look.whole, margin)
         self.limits = self._look.limits or self._range(shown)
@@ -297,7 +297,7 @@ class _Scene:
             self._plotter = self._prepare()
 
     def _range(self, steps: Sequence[int]) -> tuple[float, float]:
-        """The range of the field where the mass is, between round numbers."""
+        """The range of the field within the frame, between round numbers."""
         ends = []
         for step in steps:
             sample = self._series.sample(step, self._field)
@@ -309,7 +309,7 @@ class _Scene:
         return float(ticks[0]), float(ticks[-1])
 
     def images(self, steps: Iterable[int]) -> Iterable[Image]:
-        """Draw steps, one after the other; a repeated one only once."""
+        """Draw steps in order; a repeated step is drawn only once."""
         for step, repeats in groupby(steps):
             image = self.image(step)
             for _ in repeats:
@@ -333,9 +333,9 @@ class _Scene:
         return np.array(self._plotter.screenshot(return_img=True), dtype=np.uint8)
 
     def _curve(self, step: int) -> Image:
-        """Draw d = 1, in front of a pale curve of the first step."""
+        """Draw a curve for d = 1, in front of a pale curve of the first step."""
         width, height = self._look.size
-        dpi = height / 4.8  # letters keep their share of the picture, whatever its size
+        dpi = height / 4.8  # so that letters scale with the size of the picture
         figure = make_figure(width / dpi, height / dpi, dpi)
         axes = figure.subplots()
         for which, colour in ((self._first, "0.7"), (step, _LINE)):
@@ -361,7 +361,7 @@ class _Scene:
         self._add(lines, 0.4, color="white")
 
     def _add_shells(self, grid: Any) -> None:
-        """Add isosurfaces: of m around shares of the mass, of others at parts of the scale."""
+        """Add isosurfaces, for m around shares of the mass, else at fractions of the scale."""
         levels = self.limits[0] + np.array([0.25, 0.5, 0.75]) * np.ptp(self.limits)
         if self._field == "m":
             cells = grid.point_data_to_cell_data().compute_cell_sizes(length=False, area=False)
@@ -416,7 +416,7 @@ class _Scene:
             label_font_size=round(1.5 * letter),
         )  # fmt: skip
         self._text(self._symbol, 0.905, 0.83)
-        # The titles of the axes above would have neither Greek letters nor subscripts.
+        # The axis titles of show_bounds support neither Greek letters nor subscripts.
         (low, high), middle, out = space.T, space.mean(axis=1), 0.22 * edge
         places = [[middle[0], low[1] - out, low[2]], [low[0] - out, middle[1], low[2]],
                   [low[0] - 0.6 * out, high[1] + 0.6 * out, middle[2]]]  # fmt: skip
@@ -442,19 +442,19 @@ def _ticks(low: float, high: float) -> Array:
     locators = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]) for count in (8, 7, 6, 5, 4)]
     slack = 1e-9 * (high - low)
     ticks = [np.asarray(locator.tick_values(low + slack, high - slack)) for locator in locators]
-    # VTK replaces more than nine numbers by fewer, which are not round.
+    # VTK replaces more than nine numbers by fewer ones that are not round.
     return min((t for t in ticks if len(t) <= 9), key=np.ptp)
 
 
 def _font() -> str:
-    """A font with Greek letters and subscripts, which the one of VTK lacks."""
+    """A font with Greek letters and subscripts, which VTK's font lacks."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _check_library() -> None:
-    """Find what draws without a display; VTK crashes where there is nothing."""
+    """Find a library that draws without a display, since VTK crashes if there is none."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         if ctypes.util.find_library("EGL"):
             os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
@@ -472,7 +472,7 @@ def _pixels(figure: Figure) -> Image:
 
 
 def _write_film(out: Path, images: Iterable[Image], fps: float, count: int | None = None) -> None:
-    """Write images; the file appears when it is complete."""
+    """Write images to a film; the file appears once it is complete."""
     if out.suffix not in FORMATS:
         raise ValueError(f"'{out}' must end in .mp4 or .gif")
     try:

@@ -1,6 +1,6 @@
-"""Curves of a run: its history, its convergence, and the fit of a network.
+"""Plots of a run: its history, its convergence, and the fit of a network.
 
-The columns of a history come from its CSV file, the minimum and the rate from beside it:
+The columns of a history come from its CSV file, the minimum and the rate from the file beside it:
 
     history, limit = History.read("run/history.csv"), Limit.read("run/history.csv")
     plot_history("run/history.png", history, lowest=limit)
@@ -30,7 +30,7 @@ __all__ = ["plot_convergence", "plot_fit", "plot_history", "plot_sweep"]
 
 _LOGARITHMIC = ("dissipation", "residual", "gap")
 _FIRST = ("energy", *_LOGARITHMIC)
-_CLOCK = ("t", "step", "next_dt")  # where a run is, not how far it has converged
+_CLOCK = ("t", "step", "next_dt")  # columns about time, which do not show convergence
 
 
 def plot_history(
@@ -41,25 +41,25 @@ def plot_history(
     lowest: Limit | float | None = None,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
-    """Draw columns of a history against ``t``. Collective on ``comm``, whose rank 0 draws.
+    """Draw columns of a history against ``t``. Collective on ``comm``; rank 0 draws.
 
-    If the minimum is known, the energy is drawn above it, as far as its certificate allows, with
-    the predicted rate as a dashed line. Otherwise it is drawn above the last energy of the run, as
-    the label says, without the end of the curve, which depends on that choice. Energy,
-    dissipation, residual and gap have logarithmic axes.
+    If the minimum is known, it is subtracted from the energy, which is shown as far as the
+    certificate allows, with the predicted rate as a dashed line. Otherwise the last energy of the
+    run is subtracted, as the label says, and the end of the curve, which depends on that choice, is
+    omitted. Energy, dissipation, residual and gap have logarithmic axes.
 
     Args:
         path: the picture; missing folders are created.
-        history: what ``History.read`` returns; only rank 0's is used.
+        history: the result of ``History.read``; only that of rank 0 is used.
         columns: the columns to draw, one panel each.
-        title: above the picture.
+        title: title above the picture.
         lowest: the minimal energy if it is known: a number, or a limit from ``Limit.of`` (of a
             minimum) or ``Limit.read`` (from the file beside a history).
         comm: the communicator that calls.
 
     Raises:
-        ValueError: a column is missing.
-        ImportError: matplotlib is missing.
+        ValueError: if a column is missing.
+        ImportError: if matplotlib is missing.
     """
 
     def draw() -> None:
@@ -76,7 +76,7 @@ def plot_history(
 
 
 def _panels(count: int, across: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with a row or more of panels."""
+    """A figure with one or more rows of panels."""
     rows = -(-count // across)
     figure = make_figure(3.8 * across, 3.1 * rows)
     grid = figure.subplots(rows, across, squeeze=False).ravel()
@@ -102,7 +102,7 @@ def _draw_column(
         above = _above_the_last(t, values) if limit is None else _above_the_minimum(values, limit)
         logarithmic = above is not None
         label, values = above or (label, values)
-    if len(t) > 1:  # the whole run, also where the energy is left out
+    if len(t) > 1:  # show the whole run, also where the energy is omitted
         margin = 0.05 * (t[-1] - t[0])
         axes.set_xlim(t[0] - margin, t[-1] + margin)
     shown = values > 0.0
@@ -118,19 +118,19 @@ def _draw_column(
 
 
 def _above_the_minimum(values: Array, limit: Limit) -> tuple[str, Array] | None:
-    """Energies above the minimum, NaN where its uncertainty hides them."""
+    """Energies minus the minimum, NaN where they are below its uncertainty."""
     excess = values - limit.minimum
     excess = np.where(excess > limit.uncertainty, excess, np.nan)
-    if np.isnan(excess).all():  # the minimum of another run
+    if np.isnan(excess).all():  # the minimum belongs to another run
         return None
     return f"energy − minimum ({limit.minimum:.8g})", excess
 
 
 def _above_the_last(t: Array, values: Array) -> tuple[str, Array] | None:
-    """Energies above the smallest, NaN where they depend on this choice by more than a tenth.
+    """Energies minus the smallest, NaN where this choice changes them by more than a tenth.
 
-    The last energy is above the minimum. By how much is extrapolated from the decrease over the
-    last two quarters of the run; where they do not converge, there is nothing.
+    The last energy is above the minimum by an amount that is extrapolated from the decrease over
+    the last two quarters of the run; the result is None if this does not converge.
     """
     least = float(np.min(values))
     excess = values - least
@@ -147,7 +147,7 @@ def _above_the_last(t: Array, values: Array) -> tuple[str, Array] | None:
 
 
 def _draw_rate(axes: Axes, t: Array, values: Array, rate: float) -> None:
-    """Draw a dashed line of the predicted slope below the second half of a curve."""
+    """Draw a dashed line with the predicted slope below the second half of a curve."""
     half = np.linspace(0.5 * (t[0] + t[-1]), t[-1], 50)
     line = 0.5 * values[-1] * np.exp(np.minimum(rate * (t[-1] - half), 700.0))
     below = line <= values.max()
@@ -162,23 +162,23 @@ def plot_convergence(
     comm: MPI.Comm = MPI.COMM_SELF,
     lowest: Limit | float | None = None,
 ) -> None:
-    """Draw every column of a history. Collective on ``comm``, whose rank 0 draws.
+    """Draw every column of a history. Collective on ``comm``; rank 0 draws.
 
-    There is one panel for each, against ``t`` (or the line number if there is no ``t``); counts
+    Each column has its own panel, against ``t`` (or the line number if there is no ``t``); counts
     (``..._iterations``, ``rejected``) share one. The energy is drawn as by :func:`plot_history`.
-    Positive columns that span a factor of ten have logarithmic axes. Columns that never change or
-    hold no number are left out.
+    Positive columns that span a factor of ten have logarithmic axes. Columns that are constant or
+    have no finite numbers are omitted.
 
     Args:
         path: the picture; missing folders are created.
-        history: what ``History.read`` returns; only rank 0's is used.
-        title: above the picture.
+        history: the result of ``History.read``; only that of rank 0 is used.
+        title: title above the picture.
         comm: the communicator that calls.
         lowest: the minimal energy, if it is known.
 
     Raises:
-        ValueError: no column to draw.
-        ImportError: matplotlib is missing.
+        ValueError: if there is no column to draw.
+        ImportError: if matplotlib is missing.
     """
 
     def draw() -> None:
@@ -205,7 +205,7 @@ def plot_convergence(
 
 def _changes(values: Array) -> bool:
     finite = values[np.isfinite(values)]
-    # A mass that is 1 up to rounding does not change.
+    # A mass that is 1 up to rounding counts as constant.
     return bool(len(finite) > 1 and np.ptp(finite) > 1e-12 * np.abs(finite).max())
 
 
@@ -236,7 +236,7 @@ def plot_fit(
     labels: tuple[str, str] = ("z", "y"),
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> None:
-    """Draw data and regression curves. Collective on ``comm``, whose rank 0 draws.
+    """Draw data and regression curves. Collective on ``comm``; rank 0 draws.
 
     Args:
         path: the picture; missing folders are created.
@@ -244,12 +244,12 @@ def plot_fit(
         y: ``(k,)`` outputs of the data.
         grid: ``(n,)`` inputs of the curves, ascending.
         curves: ``(n,)`` outputs by label.
-        title: above the picture.
+        title: title above the picture.
         labels: names of the two axes.
         comm: the communicator that calls.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: if matplotlib is missing.
     """
 
     def draw() -> None:
@@ -268,15 +268,15 @@ def plot_fit(
 def plot_sweep(
     path: PathLike, rows: Sequence[Mapping[str, Any]], comm: MPI.Comm = MPI.COMM_SELF
 ) -> None:
-    """Draw how runs end: energy and, where there is one, gap. Collective; rank 0 draws.
+    """Draw the final energies of runs and, if present, the gaps. Collective; rank 0 draws.
 
     Args:
         path: the picture; missing folders are created.
-        rows: the last numbers of each run; the first one is what varies, a number or a word.
+        rows: the final numbers of each run; the first entry is the varied one, a number or a word.
         comm: the communicator that calls.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: if matplotlib is missing.
     """
 
     def draw() -> None:
@@ -292,7 +292,7 @@ def plot_sweep(
         for axes, (name, y) in zip(grid, panels, strict=True):
             order = np.argsort(x) if numbers else np.arange(len(x))
             along = np.array(x, dtype=float) if numbers else np.array([str(value) for value in x])
-            # A gap depends on where the solver happened to stop: it is no curve.
+            # A gap depends on where the solver happens to stop, so the points are not joined.
             axes.plot(along[order], y[order], ".-" if numbers and name == "energy" else "o")
             if numbers and _spans(along):
                 axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""One style for all pictures: figures without a window, colours, names of axes."""
+"""The common style of all plots: figures without a window, colours, names of axes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTALL = "pip install 'fem_mf[plot]'"
 
 
 def make_figure(width: float, height: float, dpi: float = 150.0) -> Figure:
-    """Make a figure that pyplot does not know: it has no window and need not be closed."""
+    """Make a figure independent of pyplot, without a window; it need not be closed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -33,7 +33,7 @@ def save(figure: Figure, path: PathLike) -> None:
 
 
 def axis_names(names: Sequence[str] | None, d: int) -> Sequence[str]:
-    """The names of the axes, if not given: x for d = 1, else x₁, x₂, x₃."""
+    """The names of the axes; the default is x for d = 1, else x₁, x₂, x₃."""
     names = names or ("x" if d == 1 else ("x₁", "x₂", "x₃")[:d])
     if len(names) != d:
         raise ValueError(f"names {tuple(names)}: d = {d} needs {d}")

@@ -1,6 +1,6 @@
-"""The minimiser of F^σ: Newton's method on the sphere ‖ψ‖ = 1, and what certifies its result.
+"""The minimiser of F^σ by Newton's method on the sphere ‖ψ‖ = 1, certificates and decay rates.
 
-``fem_mf.minimise`` is the function; ``fem_mf.stationary.minimise`` is the module that it is in.
+``fem_mf.minimise`` is a function; ``fem_mf.stationary.minimise`` is the module that defines it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The certificate (C1): a bound of the distance to the minimum, from the ground state of H[m].
+"""The certificate (C1): a bound on the energy error from the ground state of H[m].
 
-    gap(problem, density)    # ≥ F^σ(m) − min F^σ ≥ 0 for convex F, at any density
+    gap(problem, density)    # ≥ F^σ(m) − min F^σ ≥ 0 for convex F and any density
 
 The bound includes the error of the eigenvalue.
 """
@@ -42,21 +42,21 @@ __all__ = [
 ]
 
 _PREFIX = "fem_mf_stationary_"
-# A state whose negative part is larger than this, ⟨ψ̂, |ψ̂|⟩ < 1 − it, is not the ground state.
+# A state with ⟨ψ̂, |ψ̂|⟩ < 1 − this number changes sign and is not the ground state.
 _SIGN = 1e-3
 _ROUNDING = 1e-14  # relative error of a Rayleigh quotient
 _TIGHTER = 5
-_MOST_STATES = 6  # of a cluster, and the state above it
-# Of the first guess of an excited state; irrational, so that no symmetry of F makes it a bad one.
+_MOST_STATES = 6  # largest number of states: a cluster and the state above it
+# Direction of the guess of an excited state; irrational, so that no symmetry of F spoils it.
 _DIRECTION = np.array([1.0, np.sqrt(2.0) - 1.0, np.sqrt(3.0) - 1.0])
 
 
 class Metric:
-    """P = σ²A + ∫Vψχ − sM with s below min V, factorised or otherwise preconditioned.
+    """P = σ²A + ∫Vψχ − sM with s below min V, applied by a factorisation or a preconditioner.
 
     Args:
         problem: the problem.
-        options: the user's PETSc options; ``-fem_mf_stationary_...`` on the command line.
+        options: the user's PETSc options (``-fem_mf_stationary_...`` on the command line).
     """
 
     def __init__(self, problem: Problem, options: Options | None = None) -> None:
@@ -68,7 +68,7 @@ class Metric:
 
     @property
     def applications(self) -> int:
-        """How often it was applied."""
+        """Number of applications of the preconditioner."""
         return 0 if self._preconditioner is None else self._preconditioner.applications
 
     def rebuild(
@@ -79,14 +79,14 @@ class Metric:
         assembled: Hamiltonian | None = None,
         shift: float = np.inf,
     ) -> None:
-        """Take the operator of V (on the potential space), shifted to be positive. Collective.
+        """Rebuild P for V (on the potential space), shifted to be positive. Collective.
 
         Args:
             potential: V.
-            eigenvalue: λ ≥ min V, which gives the scale.
+            eigenvalue: λ ≥ min V, which sets the scale.
             margin: distance of s from min V, in units of λ − min V.
-            assembled: an operator that may have this V already.
-            shift: the largest s to take, −c of a minimising movement (D7).
+            assembled: an operator that may already be assembled with this V.
+            shift: the largest admissible s, −c for a minimising movement (D7).
         """
         problem = self.problem
         lowest = problem.discretisation.min(potential)
@@ -109,7 +109,7 @@ class Metric:
         self._preconditioner.apply(right, solution)
 
     def solve(self, load: Array) -> Array:
-        """P⁻¹ of a load vector, owned values. Collective."""
+        """Apply P⁻¹ to a load vector; return owned values. Collective."""
         self._right.array[:] = load
         self.apply(self._right, self._solution)
         return np.array(self._solution.array, dtype=np.float64)
@@ -124,25 +124,25 @@ def certify_gap(
     tolerance: float,
     operator: Hamiltonian | None = None,
 ) -> float:
-    """The gap (C1), the error of its eigenvalue below ``tolerance``. Collective.
+    """The gap (C1), with the eigenvalue known to ``tolerance``. Collective.
 
     Two states are computed: the second bounds the error of the first, and the first must be
-    positive, which of all eigenfunctions only the ground state is. Where wells of V make the lowest
-    eigenvalues almost equal, more states are added, and the first above the cluster is the bound.
+    positive, since only the ground state is. If wells of V make the lowest eigenvalues almost
+    equal, more states are added, and the first state above the cluster gives the bound.
 
     Args:
         problem: the problem.
         density: m.
         condition: its first-order data.
         metric: a preconditioner of H[m].
-        tolerance: of λ₀, > 0; the bound of its error (Kato and Temple) is part of the result.
+        tolerance: tolerance of λ₀, > 0; its error bound (Kato and Temple) is added to the result.
         operator: workspace; its matrix is overwritten.
 
     Returns:
         An upper bound of F^σ(m) − min F^σ over the discrete densities, for convex F.
 
     Raises:
-        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+        ConvergenceError: if the eigensolver fails, or its lowest state is not positive.
     """
     operator = Hamiltonian(problem) if operator is None else operator
     operator.update(condition.potential)
@@ -151,7 +151,7 @@ def certify_gap(
     )
     spread = energy_scale(problem, condition)
     tolerance = max(tolerance, _ROUNDING * abs(condition.eigenvalue))
-    # The excited state only has to be known roughly, and the ground state is often known already.
+    # The excited state is only needed roughly, and the ground state is often known already.
     sharp = float(np.sqrt(tolerance * spread))
     pairs.solve(0.02 * spread)
     error, cluster = pairs.lowest_error()
@@ -177,7 +177,7 @@ def certify_gap(
 
 
 def _sign(density: Density, states: list[Array]) -> float:
-    """⟨ψ̂, |ψ̂|⟩/‖ψ̂‖², ψ̂ the lowest state, or the projection of ψ on several. Collective."""
+    """⟨ψ̂, |ψ̂|⟩/‖ψ̂‖², with ψ̂ the lowest state or ψ projected on several. Collective."""
     discrete, ground = density.problem.discretisation, states[0]
     if len(states) > 1:
         load = density.mass_amplitude()
@@ -187,18 +187,18 @@ def _sign(density: Density, states: list[Array]) -> float:
 
 
 class LowestPairs:
-    """The lowest eigenpairs of a symmetric matrix, to one tolerance after the other.
+    """The lowest eigenpairs of a symmetric matrix, computed to successive tolerances.
 
     Args:
         metric: a preconditioner of the matrix.
-        matrix: its values must not change.
-        states: owned values of one start vector per pair.
-        deflate: the search is confined to the complement of these.
+        matrix: the matrix; its values must not change.
+        states: owned values of one initial vector per pair.
+        deflate: vectors to whose complement the search is restricted.
 
     Attributes:
         values: Rayleigh quotients, ascending.
         residuals: L² norms of their residuals.
-        states: owned values of the states, of norm one.
+        states: owned values of the states, with norm one.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class LowestPairs:
         self.residuals: list[float] = []
 
     def grow(self) -> bool:
-        """Add a state to those that are computed, if the space has room for it. Collective."""
+        """Add a state to the computed ones if the space is large enough. Collective."""
         states = len(self.states) + 1
         if self.problem.space.dofmap.index_map.size_global < LEAST_UNKNOWNS * states:
             return False
@@ -232,7 +232,7 @@ class LowestPairs:
             self.residuals.append(dual_norm(self.problem, load))
 
     def another(self, residual: float, number: int) -> States:
-        """The lowest state beside those that are known, from another start. Collective."""
+        """The lowest state orthogonal to the known ones, from another start. Collective."""
         start = smooth_guess(self.problem, self._metric, number)
         return self._lowest([start], residual, [*self._deflate, *self.states])
 
@@ -245,7 +245,7 @@ class LowestPairs:
         )
 
     def error(self, k: int) -> float:
-        """A bound of the error of the k-th value (Weinstein, or Kato and Temple)."""
+        """A bound on the error of the k-th value (Weinstein, or Kato and Temple)."""
         values, residuals = self.values, self.residuals
         error = residuals[k]
         if k + 1 < len(values):
@@ -255,11 +255,11 @@ class LowestPairs:
         return error
 
     def lowest_error(self) -> tuple[float, int]:
-        """A bound of the error of λ₀, and how many states share it.
+        """A bound on the error of λ₀, and the number of states in its cluster.
 
         The first j Ritz values are exact up to the sum of their squared residuals divided by their
         distance from the rest of the spectrum (Kato and Temple for j = 1; Parlett 1998, ch. 11),
-        which is at least θ_j minus its own residual (Weinstein). The best j counts.
+        which is at least θ_j minus its own residual (Weinstein). The best j is used.
         """
         best = np.inf, 1
         for j in range(1, len(self.values)):
@@ -270,7 +270,7 @@ class LowestPairs:
 
 
 def _aij_mass(problem: Problem) -> PETSc.Mat:
-    """The mass matrix in the format that SLEPc needs, also when it is diagonal. Collective."""
+    """The mass matrix in the format that SLEPc needs, even if it is diagonal. Collective."""
     if not problem.lumped:
         return problem.mass_matrix
     sizes: Any = problem.mass_matrix.getSizes()
@@ -281,9 +281,9 @@ def _aij_mass(problem: Problem) -> PETSc.Mat:
 
 
 def smooth_guess(problem: Problem, metric: Metric, number: int) -> Array:
-    """P⁻¹ of a smooth function without symmetry: it has a part of every low state. Collective.
+    """P⁻¹ of a smooth asymmetric function, which overlaps with every low state. Collective.
 
-    It covers the mesh and does not depend on ψ, which may be negligible where a state sits.
+    It covers the mesh and does not depend on ψ, which may be negligible where a state is located.
     """
     discrete, dim = problem.discretisation, problem.dim
     x = discrete.owned_nodes[:dim]
@@ -295,7 +295,7 @@ def smooth_guess(problem: Problem, metric: Metric, number: int) -> Array:
 
 
 def kinetic_rounding(density: Density) -> float:
-    """Rounding error of σ²⟨ψ, Aψ⟩, whose sums cancel on fine meshes. Collective."""
+    """Rounding error of σ²⟨ψ, Aψ⟩, where sums cancel on fine meshes. Collective."""
     problem, psi = density.problem, density.amplitude()
     diagonal = owned_values(problem.stiffness.getDiagonal())
     sums = problem.sigma**2 * problem.discretisation.dot(diagonal * psi, psi)
@@ -303,7 +303,7 @@ def kinetic_rounding(density: Density) -> float:
 
 
 def prepare(problem: Problem, density: Density, tolerance: float) -> tuple[FirstOrder, Metric]:
-    """What every eigenvalue begins with: the first-order condition, and a metric. Collective."""
+    """The first-order condition and a metric, needed for every eigenvalue. Collective."""
     positive("tolerance", tolerance)
     condition = first_order(problem, density)
     metric = Metric(problem)
@@ -314,16 +314,16 @@ def prepare(problem: Problem, density: Density, tolerance: float) -> tuple[First
 def gap(problem: Problem, density: Density, *, tolerance: float = 1e-12) -> float:
     """The gap (C1), ⟨ψ, H[m]ψ⟩ − λ₀(H[m]) ≥ F^σ(m) − min F^σ for convex F. Collective.
 
-    It bounds the distance to the minimum over the *discrete* densities of this problem; whether F
-    is convex is for the caller to know (:func:`fem_mf.functionals.probe_convexity`).
+    It bounds the distance to the minimum over the *discrete* densities of this problem. The caller
+    must know whether F is convex (see :func:`fem_mf.functionals.probe_convexity`).
 
     Args:
         problem: the problem.
         density: m.
-        tolerance: of λ₀; its error bound is added to the result.
+        tolerance: tolerance of λ₀; its error bound is added to the result.
 
     Raises:
-        ConvergenceError: the eigensolver failed, or its lowest state is not positive.
+        ConvergenceError: if the eigensolver fails, or its lowest state is not positive.
     """
     condition, metric = prepare(problem, density, tolerance)
     return certify_gap(problem, density, condition, metric, tolerance)

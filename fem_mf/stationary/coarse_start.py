@@ -1,8 +1,8 @@
-"""A small problem on a box around the mesh, for starts.
+"""A small problem on a box around the mesh, to compute initial guesses.
 
-The minimiser there is a good start for the same problem on a fine mesh:
+Its minimiser is a good initial guess for the same problem on a fine mesh:
 
-    coarse = coarse_problem(problem)    # None where it would not help
+    coarse = coarse_problem(problem)    # None if it would not help
     if coarse is not None:
         start = from_grid(minimise(coarse).density, problem)
 """
@@ -23,18 +23,18 @@ from fem_mf.typing import Array
 __all__ = ["coarse_problem", "from_grid"]
 
 _LOG = logging.getLogger(__name__)
-_CELLS = {1: 48, 2: 16, 3: 6}  # per axis, of degree 4: 193, 65² and 25³ nodes
+_CELLS = {1: 48, 2: 16, 3: 6}  # cells per axis, of degree 4: 193, 65² and 25³ nodes
 _DEGREE = 4
-_WORTH = 4  # times fewer degrees of freedom
+_WORTH = 4  # least reduction factor of the number of degrees of freedom
 
 
 def coarse_problem(problem: Problem) -> Problem | None:
     """The same functional and σ on the bounding box, with collocated elements. Collective.
 
     Returns:
-        The coarse problem, or None when the given one is small itself, when a term of its
-        functional is a user's own object, which may know one mesh only, or when a term is not
-        defined on the whole box.
+        The coarse problem, or None if the given one is already small, if a term of its functional
+        is a user-defined object, which may be tied to one mesh, or if a term is not defined on the
+        whole box.
     """
     dim = problem.dim
     nodes = (_CELLS[dim] * _DEGREE + 1) ** dim
@@ -61,12 +61,12 @@ def coarse_problem(problem: Problem) -> Problem | None:
 def from_grid(density: Density, problem: Problem) -> Density:
     """A density on the coarse box, interpolated by cubic splines of its grid. Collective.
 
-    Nodes of a collocated grid lie on lines, so that this takes milliseconds, where an interpolation
+    The nodes of a collocated grid lie on lines, so this takes milliseconds, whereas interpolation
     between general meshes has to search for cells.
 
     Args:
-        density: on a problem of :func:`coarse_problem`.
-        problem: the problem it was made for.
+        density: a density on a problem made by :func:`coarse_problem`.
+        problem: the problem for which that one was made.
     """
     coarse, dim = density.problem, problem.dim
     owned = coarse.discretisation.owned_nodes[:dim].T

@@ -1,10 +1,10 @@
-"""How fast the flow approaches its limit: the decay rate (D5), and the spectral gap.
+"""The rate at which the flow approaches its limit: the decay rate (D5) and the spectral gap.
 
     best = minimise(problem).density
-    decay_rate(problem, best)      # r of F^σ(m_t) − min F^σ ~ e^{−rt}
+    decay_rate(problem, best)      # r in F^σ(m_t) − min F^σ ~ e^{−rt}
     spectral_gap(problem, best)    # λ₁ − λ₀ of the frozen H[m]
 
-Both warn where the lowest states cannot be separated.
+Both log a warning if the lowest states cannot be separated.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["decay_rate", "lowest_curvature", "spectral_gap"]
 _LOG = logging.getLogger(__name__)
 _ROUNDING = 1e-14  # relative error of a Rayleigh quotient
 _TIGHTER = 5
-_SEARCHES = 3  # for a state that the ones before missed
+_SEARCHES = 3  # number of searches for a state that earlier ones missed
 
 
 def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10) -> float:
     """λ₁ − λ₀ of the frozen H[m]. Collective.
 
-    Half of it is the local exponential rate of ψ_t for a linear F; see :func:`decay_rate` for the
-    others.
+    For a linear F, half of it is the local exponential rate of ψ_t; see :func:`decay_rate` for the
+    general case.
 
     Args:
         problem: the problem.
         density: m.
-        tolerance: relative, of the eigenvalues.
+        tolerance: relative tolerance of the eigenvalues.
     """
     condition, metric = prepare(problem, density, tolerance)
     operator = Hamiltonian(problem)
     operator.update(condition.potential)
     start = [density.amplitude(), smooth_guess(problem, metric, 1)]
     pairs = LowestPairs(metric, operator.matrix, start)
-    pairs.grow()  # the state above tells how well the second is separated
+    pairs.grow()  # the third state shows how well the second is separated
 
     def measure(residual: float) -> tuple[float, float]:
         pairs.solve(residual)
@@ -62,17 +62,17 @@ def spectral_gap(problem: Problem, density: Density, *, tolerance: float = 1e-10
 def decay_rate(problem: Problem, minimiser: Density, *, tolerance: float = 1e-8) -> float:
     """The rate r of F^σ(m_t) − min F^σ ~ e^{−rt} along the flow (D5). Collective.
 
-    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, J the second derivative of F^σ/2
-    on the sphere: r is the smallest eigenvalue of J there, at least the spectral gap of the frozen
-    H[m] when F is convex. Starts without a component along its eigenfunction decay faster.
+    The flow linearised at the minimiser is ∂_tδ = −½Jδ on δ ⊥ ψ, where J is the second derivative
+    of F^σ/2 on the sphere. r is the smallest eigenvalue of J; for convex F it is at least the
+    spectral gap of the frozen H[m]. Starts without a part along its eigenfunction decay faster.
 
     Args:
         problem: the problem.
-        minimiser: of F^σ on this problem, residual small.
-        tolerance: relative, of the rate.
+        minimiser: the minimiser of F^σ on this problem, with a small residual.
+        tolerance: relative tolerance of the rate.
 
     Raises:
-        ConvergenceError: the eigensolver failed.
+        ConvergenceError: if the eigensolver fails.
     """
     return lowest_curvature(problem, minimiser, tolerance, "decay rate")[0]
 
@@ -85,14 +85,14 @@ def lowest_curvature(
     Args:
         problem: the problem.
         density: a critical point of F^σ.
-        tolerance: relative, of the eigenvalue.
-        name: what to call it in a warning.
+        tolerance: relative tolerance of the eigenvalue.
+        name: name of the eigenvalue in a warning.
 
     Returns:
-        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, of norm one.
+        The eigenvalue, negative at a saddle, and owned values of its eigenfunction, with norm one.
 
     Raises:
-        ConvergenceError: the eigensolver failed.
+        ConvergenceError: if the eigensolver fails.
     """
     condition, metric = prepare(problem, density, tolerance)
     discrete = problem.discretisation
@@ -115,7 +115,7 @@ def lowest_curvature(
     def measure(residual: float) -> tuple[float, float]:
         for attempt in range(_SEARCHES):
             pairs.solve(residual)
-            # A block that starts elsewhere finds what the first one may have missed.
+            # A block with another start finds states that the first one may have missed.
             other = pairs.another(rough, 5 + attempt)
             if other.values[0] > pairs.values[0] - residual:
                 break
@@ -134,9 +134,9 @@ def _sharpened(
     tolerance: float,
     name: str,
 ) -> float:
-    """A number whose error is below tolerance times itself, from residuals that are tightened."""
+    """Tighten residuals until the relative error of the measured number is below tolerance."""
     spread = energy_scale(density.problem, condition)
-    # Of two Rayleigh quotients: the rounding of their values, and of the sums Aψ on fine meshes.
+    # Rounding of two Rayleigh quotients, and of the sums Aψ on fine meshes.
     rounding = 4.0 * (kinetic_rounding(density) + np.finfo(float).eps * abs(condition.eigenvalue))
     value, error = measure(0.02 * spread)
     residual = float(np.sqrt(tolerance)) * min(spread, max(abs(value), _ROUNDING * spread))

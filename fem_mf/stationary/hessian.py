@@ -1,12 +1,12 @@
-"""The second derivative of F^σ on the sphere ‖ψ‖ = 1, for Newton's method and for decay rates.
+"""The second derivative of F^σ on the sphere ‖ψ‖ = 1, for Newton's method and decay rates.
 
 With g(ψ) = H[ψ²]ψ, half the gradient of F^σ(ψ²), and λ = ⟨ψ, g⟩,
 
-    J v = H[m]v + (∂V[m]·2ψv)ψ − λv,    to be restricted to v ⊥ ψ.
+    J v = H[m]v + (∂V[m]·2ψv)ψ − λv,    restricted to v ⊥ ψ.
 
-The mean-field part is of low rank for cylindrical terms, 2 Σ_j s_j ⟨b_j, v⟩ b_j with b_j = φ_jψ; it
-is a multiplication by 2βm for contact terms; for a user's own functional it is a difference
-quotient of V. None of them ever forms a dense matrix.
+The mean-field part has low rank for cylindrical terms, 2 Σ_j s_j ⟨b_j, v⟩ b_j with b_j = φ_jψ; for
+contact terms it is a multiplication by 2βm, and for user-defined functionals a difference quotient
+of V. A dense matrix is never formed.
 
     from fem_mf.observables import first_order
     hessian = Hessian(problem)
@@ -29,21 +29,21 @@ from fem_mf.typing import Array
 
 __all__ = ["Hessian"]
 
-_REDUNDANT = 1e-13  # variance of a combination of features, relative: it is rounding
-_DIFFERENCE = 1e-4  # ‖δψ‖ of the central difference of a user's V: error its square
+_REDUNDANT = 1e-13  # relative variance of a combination of features at rounding level
+_DIFFERENCE = 1e-4  # ‖δψ‖ in the central difference of a user's V; the error is its square
 
 
 class Hessian:
-    """The operator J, linearised anew by ``update`` at each density.
+    """The operator J, linearised at a density by ``update``.
 
     Args:
         problem: the problem.
         negligible: directions of the mean field whose curvature is below this multiple of the
             scale λ − min V of H[m] (plus ``shift``) are left out.
-        moments: those of the functional's cylindrical terms, where the caller has them already.
+        moments: the moments of the functional's cylindrical terms, if the caller has them already.
 
     Attributes:
-        sparse: the operator of H[m] + 2βm, the part of J that is a matrix.
+        sparse: the operator of H[m] + 2βm, the part of J that is a sparse matrix.
         potential: V[m] + 2βm, the potential of that part.
     """
 
@@ -73,7 +73,7 @@ class Hessian:
         Args:
             density: ψ.
             condition: its first-order data.
-            shift: to add to J, (2/τ)⟨ψ, r⟩ for a minimising movement (D7).
+            shift: number added to J, (2/τ)⟨ψ, r⟩ for a minimising movement (D7).
         """
         problem = self.problem
         self._psi, self._eigenvalue = density.amplitude(), condition.eigenvalue - shift
@@ -90,15 +90,15 @@ class Hessian:
 
     @property
     def directions(self) -> int:
-        """How many directions of the mean field are kept."""
+        """Number of directions of the mean field that are kept."""
         return self._curvatures.size
 
     def curvatures_at(self, density: Density) -> Array:
-        """The s_j at a density, negative only where F is not convex. Collective."""
+        """The s_j at a density; they are negative only if F is not convex. Collective."""
         return self._diagonalise(density, 0.0)[0]
 
     def _diagonalise(self, density: Density, smallest: float) -> tuple[Array, Array]:
-        """The few s_j that count; the φ_j as combinations of the features, orthogonal in L²(m)."""
+        """The relevant s_j, and the φ_j as feature combinations, orthogonal in L²(m)."""
         variances, frame = np.linalg.eigh(self._moments.covariance(density))
         seen = variances > _REDUNDANT * variances.max(initial=0.0)
         frame = frame[:, seen] * np.sqrt(variances[seen])
@@ -108,7 +108,7 @@ class Hessian:
         return values[keep], (frame / variances[seen]) @ directions[:, keep]
 
     def apply(self, v: Array) -> Array:
-        """J v, an owned load vector, for owned values of v ⊥ ψ. Collective."""
+        """J v as an owned load vector, for owned values of v ⊥ ψ. Collective."""
         discrete = self._discrete
         result = discrete.multiply(self.sparse.matrix, v)
         result -= self._eigenvalue * discrete.apply_mass(v)
@@ -121,7 +121,7 @@ class Hessian:
         return result
 
     def _difference_quotient(self, v: Array) -> Array:
-        """(∂V[m]·2ψv)ψ of the functionals of which only V is known. Collective."""
+        """(∂V[m]·2ψv)ψ for the functionals for which only V is known. Collective."""
         size = self._discrete.norm(v)
         if size == 0.0:
             return np.zeros_like(v)

@@ -1,12 +1,12 @@
-"""Where the energy of a run tends to, how fast it should get there, and how fast it does.
+"""The limit of the energy of a run, and predicted and measured rates of convergence to it.
 
     limit = Limit.of(minimise(problem))             # minimum, certificate and predicted rate
-    limit.write("run/history.csv", problem.comm)    # for the pictures of that history
+    limit.write("run/history.csv", problem.comm)    # for plots of that history
     columns = History.read("run/history.csv")
     print(measure_decay(columns["t"], columns["energy"], limit))
 
-A flow approaches its minimum like e^{−rt} only once all faster modes have died out. The local rate
-is therefore measured in three successive windows, and extrapolated.
+The energy of a flow decays as e^{−rt} only once all faster modes have decayed. The local rate is
+therefore measured in three successive windows and extrapolated.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["Decay", "Limit", "limit_file", "measure_decay"]
 
 _LOG = logging.getLogger(__name__)
 _MARGIN = 100.0  # an energy this many uncertainties above the minimum gives a rate to one per cent
-_SETTLED = 0.02  # relative distance of the local rate from the extrapolated one
-_EQUAL = 1e-3  # relative: local rates closer than this are one
-_POINTS = 3  # in each window, at least
+_SETTLED = 0.02  # largest relative difference of a settled local rate from the extrapolated one
+_EQUAL = 1e-3  # relative difference below which local rates count as equal
+_POINTS = 3  # least number of points in each window
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Limit:
 
     Attributes:
         minimum: F^σ of the computed minimiser, on the discretisation of the flow (the energies of
-            an ``HJBFlow`` tend to a minimum of their own, within the discretisation error).
-        gap: certificate (C1): the true minimum is between minimum − gap and minimum; None where
-            there is none.
+            an ``HJBFlow`` tend to another minimum, within the discretisation error).
+        gap: certificate (C1): the true minimum is between minimum − gap and minimum; None without
+            a certificate.
         decay_rate: predicted rate r of F^σ(m_t) − min F^σ ~ e^{−rt}, that of the slowest mode;
-            None if unknown. A start without a part of that mode, by symmetry, decays faster.
+            None if unknown. A start without this mode, for example by symmetry, decays faster.
     """
 
     minimum: float
@@ -60,9 +60,9 @@ class Limit:
         """Take the minimum and its certificate, and compute the rate (D5). Collective.
 
         Args:
-            best: what ``minimise`` returned. Where its rate cannot be computed, a warning is given
-                and the limit has none.
-            tolerance: relative, of the rate.
+            best: the result of ``minimise``. If its rate cannot be computed, a warning is logged
+                and the rate is None.
+            tolerance: relative tolerance of the rate.
         """
         rate = None
         try:
@@ -73,7 +73,7 @@ class Limit:
 
     @property
     def uncertainty(self) -> float:
-        """How far the true minimum may be from ``minimum``: the gap, and rounding."""
+        """Largest distance of the true minimum from ``minimum``: the gap, and rounding."""
         return max(self.gap or 0.0, 64.0 * float(np.finfo(float).eps) * abs(self.minimum))
 
     def write(self, history: PathLike, comm: MPI.Comm) -> None:
@@ -84,7 +84,7 @@ class Limit:
             comm: the communicator of the run; rank 0 writes.
 
         Raises:
-            OSError: the file cannot be written; on every rank.
+            OSError: on every rank, if the file cannot be written.
         """
         path = limit_file(history)
 
@@ -97,13 +97,13 @@ class Limit:
 
     @classmethod
     def read(cls, history: PathLike) -> Self | None:
-        """Read the limit of a history, None if there is none. Each rank reads for itself.
+        """Read the limit of a history, None if there is none. Every rank reads the file.
 
         Args:
             history: path of the ``.csv`` file.
 
         Raises:
-            ValueError: the file beside the history is not that of a limit.
+            ValueError: if the file beside the history does not hold a limit.
         """
         path = limit_file(history)
         if not path.exists():
@@ -121,12 +121,12 @@ def limit_file(history: PathLike) -> Path:
 
 @dataclass(frozen=True)
 class Decay:
-    """The rate at which an energy falls towards its minimum, measured.
+    """The measured rate at which an energy decays to its minimum.
 
     Attributes:
-        rate: in the window; NaN if it cannot be measured.
+        rate: rate in the window; NaN if it cannot be measured.
         window: first and last time of the fit.
-        extrapolated: the limit of the local rates as t → ∞, by Aitken's method; NaN where they do
+        extrapolated: the limit of the local rates as t → ∞, by Aitken's method; NaN if they do
             not converge.
         settled: whether the local rate is within two per cent of the extrapolated one; otherwise
             the run is too short for its decay to be asymptotic.
@@ -138,7 +138,7 @@ class Decay:
     settled: bool
 
     def __str__(self) -> str:
-        """A sentence."""
+        """One sentence with the rate and its window."""
         if np.isnan(self.rate):
             return "the run has too few steps above the uncertainty of the minimum for a rate"
         first, last = self.window
@@ -151,10 +151,10 @@ class Decay:
 
 
 def measure_decay(t: npt.ArrayLike, energy: npt.ArrayLike, limit: Limit) -> Decay:
-    """Measure the rate at which the energy falls towards its minimum.
+    """Measure the rate at which the energy decays to its minimum.
 
     Only energies well above the uncertainty of the minimum are used. The rate is fitted in the
-    last sixth of their time, and compared with those of the two sixths before.
+    last sixth of their time span and compared with those of the two sixths before.
 
     Args:
         t: ``(n,)`` times, ascending.
@@ -185,7 +185,7 @@ def _slope(t: Array, logarithm: Array) -> float:
 
 
 def _extrapolate(rates: list[float]) -> float:
-    """The limit of three numbers that converge geometrically, NaN if they do not."""
+    """The limit of three numbers if they converge geometrically, else NaN."""
     first, second = rates[1] - rates[0], rates[2] - rates[1]
     if abs(second) <= _EQUAL * abs(rates[2]):
         return rates[2]

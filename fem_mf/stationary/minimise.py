@@ -1,12 +1,12 @@
-"""The minimiser of F^σ, certified (F1, F2, F3, C1).
+"""The minimiser of F^σ with a certificate (F1, F2, F3, C1).
 
     best = minimise(problem, tol=1e-10)
     print(best)        # F = 0.512345678901  gap ≤ 3.1e-12  residual 8.2e-09
     best.density, best.energy, best.eigenvalue, best.gap
 
-The stationary problem is the ground state of its own Hamiltonian, −σ²Δψ + V[ψ²]ψ = λψ. It is solved
-by a safeguarded Newton method (:mod:`fem_mf.stationary.newton_cg`), which starts from the
-solution on a coarse box, and ends with an a posteriori bound: for convex F the gap (C1) bounds
+The minimiser is the ground state of its own Hamiltonian, −σ²Δψ + V[ψ²]ψ = λψ. It is computed by a
+globalised Newton method (:mod:`fem_mf.stationary.newton_cg`) that starts from the solution on a
+coarse box, and comes with an a posteriori bound: for convex F the gap (C1) bounds
 F^σ(m) − min F^σ.
 """
 
@@ -42,24 +42,24 @@ from fem_mf.stationary.newton_cg import Descent, Iterate
 __all__ = ["Iteration", "Minimum", "minimise", "minimise_nested"]
 
 _LOG = logging.getLogger(__name__)
-_COARSE_RESIDUAL = 1e-4  # relative to λ − min V: what a start for a finer mesh needs
-_ROUNDS = 4  # tightenings of the residual until the gap is proved
-_DEPARTURES = 4  # saddles that are left before one is returned
-_ANGLE = 0.3  # in radians, of the step that leaves one
-_CURVATURE = 1e-6  # relative: smaller curvatures are those of rounding and differences of V
-_SAME = 1e-4  # ‖ψ − ψ'‖ below which two critical points are one
+_COARSE_RESIDUAL = 1e-4  # residual, relative to λ − min V, of an initial guess for a finer mesh
+_ROUNDS = 4  # how often the residual is tightened to reach the gap
+_DEPARTURES = 4  # number of saddles to leave before one is returned
+_ANGLE = 0.3  # angle in radians of the step that leaves a saddle
+_CURVATURE = 1e-6  # relative error of curvatures from rounding and difference quotients of V
+_SAME = 1e-4  # ‖ψ − ψ'‖ below which two critical points count as the same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One line of the history.
+    """One entry of the history of a minimisation.
 
     Attributes:
         energy: F^σ(m).
         eigenvalue: λ.
         residual: ‖H[m]ψ − λψ‖.
-        gap: (C1); NaN unless asked for at every iterate.
-        angle: of the step that led here, in radians.
+        gap: the gap (C1); NaN unless ``track_gap`` is set.
+        angle: angle of the last step, in radians.
         linear_iterations: products with the Hessian in that step.
     """
 
@@ -76,23 +76,23 @@ type Callback = Callable[[Iteration], object]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Minimum:
-    """A minimiser and what is known of it.
+    """A minimiser with its certificate.
 
     Attributes:
         density: m.
         energy: F^σ(m) (E1).
         eigenvalue: λ (F2).
         residual: ‖H[m]ψ − λψ‖ of this density.
-        gap: (C1) F^σ(m) − min F^σ ≤ gap over the densities of this problem; NaN when F is not
-            convex, for then nothing is proved.
-        convexity: of F: proved from its terms, probed, or refuted.
-        kind: ``"global minimum"`` with a certificate (proved where F is), ``"local minimum"``, or
+        gap: the bound (C1) on F^σ(m) − min F^σ over the densities of this problem; NaN if F is not
+            convex, since nothing is proved then.
+        convexity: whether convexity of F is proved from its terms, probed, or refuted.
+        kind: ``"global minimum"`` if certified (proved if convexity is), ``"local minimum"``, or
             ``"saddle"``, which is logged as a warning.
-        curvature: smallest eigenvalue of half the second derivative of F^σ on the sphere, where F
+        curvature: smallest eigenvalue of half the second derivative of F^σ on the sphere, if F
             is not known to be convex; else NaN.
-        iterations: Newton steps on this problem.
-        linear_iterations: products with the Hessian, all steps together.
-        history: the iterates on this problem, from the start.
+        iterations: number of Newton steps on this problem.
+        linear_iterations: number of products with the Hessian, summed over the steps.
+        history: the iterates on this problem, starting with the initial guess.
     """
 
     density: Density
@@ -108,11 +108,11 @@ class Minimum:
     history: tuple[Iteration, ...]
 
     def __repr__(self) -> str:
-        """What ``str`` says, with the kind."""
+        """The text of ``str``, preceded by the kind."""
         return f"Minimum({self.kind}: {self})"
 
     def __str__(self) -> str:
-        """One line: energy, certificate, residual."""
+        """One line with energy, certificate and residual."""
         if self.convexity is Convexity.REFUTED:
             proof = f"no certificate: F is not convex (a {self.kind})"
         else:
@@ -167,35 +167,35 @@ def minimise(
     callback: Callback | None = None,
     petsc_options: Options | None = None,
 ) -> Minimum | list[Minimum]:
-    """Minimise F(m) + (σ²/4) I(m) and prove how close the result is (E1, C1). Collective.
+    """Minimise F(m) + (σ²/4) I(m), with a bound on the energy error (E1, C1). Collective.
 
-    Where F is not known to be convex the result is a critical point. Its lowest curvature is
-    computed, and a saddle is left along that direction, both ways, for a lower one.
+    If F is not known to be convex, the result is a critical point. Its lowest curvature is
+    computed; at a saddle the search continues in both directions of that curvature.
 
     Args:
         problem: the problem.
-        start: a density of this or of any other problem, a coarser one for instance; the default
+        start: initial density, on this or any other problem, for example a coarser one; the default
             is the minimiser on a coarse box around the mesh, or a uniform density for small
-            problems and for functionals that only the caller can evaluate elsewhere.
+            problems and for functionals that may not be defined on another mesh.
         starts: several densities instead of one, for an F with several minima.
-        tol: the gap (C1) to reach. Without a convex F there is no gap and only the residual counts.
-        residual_tol: of ‖H[m]ψ − λψ‖; the default is √tol / 100.
-        max_iterations: Newton steps on each mesh.
-        continuation: larger values of σ to solve with first, from the largest; for σ so small that
-            the default start fails.
-        track_gap: compute the gap at every iterate, for the history.
-        callback: called with each :class:`Iteration` on this problem; a true result ends the
-            search, and what it reached is returned with its gap.
-        petsc_options: of the preconditioner, without prefix; ``-fem_mf_stationary_...`` on the
-            command line takes precedence.
+        tol: the gap (C1) to reach. If F is not convex there is no gap; only the residual counts.
+        residual_tol: tolerance of ‖H[m]ψ − λψ‖; the default is √tol / 100.
+        max_iterations: most Newton steps on each mesh.
+        continuation: larger values of σ to solve with first, from the largest, if σ is so small
+            that the default start fails.
+        track_gap: whether to compute the gap at every iterate, for the history.
+        callback: called with each :class:`Iteration` on this problem; if it returns a true value,
+            the search ends and the current iterate is returned with its gap.
+        petsc_options: PETSc options of the preconditioner, without prefix;
+            ``-fem_mf_stationary_...`` on the command line overrides them.
 
     Returns:
         The minimum; its ``str`` is one line with energy, gap and residual. With ``starts``, a list
         of the distinct critical points found, the lowest first.
 
     Raises:
-        ValueError: an argument is out of range.
-        ConvergenceError: a tolerance was not reached; the message says what to change.
+        ValueError: if an argument is out of range.
+        ConvergenceError: if a tolerance is not reached; the message says what to change.
     """
     if starts is not None and start is not None:
         raise ValueError("give start or starts, not both")
@@ -210,7 +210,7 @@ def minimise(
     for name, value in numbers:
         positive(name, value)
     if integer("max_iterations", max_iterations) < 1:
-        raise ValueError(f"max_iterations is at least 1, not {max_iterations}")
+        raise ValueError(f"max_iterations must be at least 1, not {max_iterations}")
     residual_tol = 1e-2 * np.sqrt(tol) if residual_tol is None else residual_tol
     minima = []
     for density in given:
@@ -221,12 +221,12 @@ def minimise(
 
 
 def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **options: Any) -> Minimum:
-    """Nested iteration: minimise on each problem from the minimiser of the one before. Collective.
+    """Minimise on each problem, starting from the minimiser of the previous one. Collective.
 
     Args:
-        problems: from the coarsest; meshes need not be nested, degrees may differ.
+        problems: the problems, from the coarsest; meshes need not be nested, degrees may differ.
         tol: tolerance on the last problem; the earlier ones only provide initial guesses.
-        options: of :func:`minimise`.
+        options: further arguments of :func:`minimise`.
 
     Returns:
         The minimum on the last problem.
@@ -240,7 +240,7 @@ def minimise_nested(problems: Sequence[Problem], *, tol: float = 1e-10, **option
 
 
 def _distinct(minima: list[Minimum]) -> list[Minimum]:
-    """The critical points that differ, the lowest first. Collective."""
+    """The distinct critical points, the lowest first. Collective."""
     kept: list[Minimum] = []
     for minimum in sorted(minima, key=lambda m: m.energy):
         problem, psi = minimum.density.problem, minimum.density.amplitude()
@@ -255,7 +255,7 @@ def _start(
     continuation: Sequence[float] = (),
     max_iterations: int = 200,
 ) -> Density:
-    """Where to begin here, after the coarse box and the larger values of σ. Collective."""
+    """The initial density, after the coarse box and the larger values of σ. Collective."""
     coarse = coarse_problem(problem) if start is None else None
     there = problem if coarse is None else coarse
     if start is None:
@@ -267,7 +267,7 @@ def _start(
 
 
 def _rough(problem: Problem, start: Density, max_iterations: int = 200) -> Density:
-    """A minimiser good enough to start from. Collective."""
+    """A minimiser accurate enough for an initial guess. Collective."""
     density = start.on(problem)
     residual = _COARSE_RESIDUAL * energy_scale(problem, first_order(problem, density))
     run = Descent(problem).run(density, residual=residual, max_iterations=max_iterations)
@@ -276,7 +276,7 @@ def _rough(problem: Problem, start: Density, max_iterations: int = 200) -> Densi
 
 
 def _logged(problem: Problem, run: Iterable[Iterate]) -> Iterator[Iterate]:
-    """Log Newton's iterations as a table, one line for each."""
+    """Log the Newton iterations as a table with one line each."""
     unknowns, begun = problem.space.dofmap.index_map.size_global, time.monotonic()
     _LOG.info("minimise: %s unknowns, σ = %g", f"{unknowns:,}", problem.sigma)
     _LOG.info("step             energy   residual      angle    CG   seconds")
@@ -290,7 +290,7 @@ def _logged(problem: Problem, run: Iterable[Iterate]) -> Iterator[Iterate]:
 
 
 class _Search:
-    """Newton iterations and their certificate; what is kept between rounds of tolerances."""
+    """Newton iterations and their certificate, with the data kept between tolerances."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class _Search:
         self._history: list[Iteration] = []
 
     def certified(self, density: Density, residual: float) -> Minimum:
-        """A minimum with a proof where F is convex; with a smaller residual if need be."""
+        """A minimum, certified if F is convex; the residual is reduced as far as needed."""
         tol = self._tol
         for _ in range(_ROUNDS):
             best = self._reached(density, residual)
@@ -316,7 +316,7 @@ class _Search:
                 break
             if np.isnan(best.gap) and best.residual > 2.0 * residual:
                 raise ConvergenceError(
-                    f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (asked for: "
+                    f"ψ changes sign, and |ψ| has a residual of {best.residual:.1e} (requested: "
                     f"{residual:.1e}): refine the mesh; if the residual does not fall, F may have "
                     "no minimum that a mesh can resolve"
                 )
@@ -330,7 +330,7 @@ class _Search:
             density, residual = best.density, 0.1 * residual * np.sqrt(tol / best.gap)
         else:
             raise ConvergenceError(
-                f"the gap stays at {best.gap:.1e} (asked for: {tol:.1e}); choose a larger tol"
+                f"the gap stays at {best.gap:.1e} (requested: {tol:.1e}); choose a larger tol"
             )
         if best.convexity is not Convexity.PROVED and not self._stopped:
             best = self._below_saddles(best, residual)
@@ -339,7 +339,7 @@ class _Search:
         return best
 
     def _below_saddles(self, best: Minimum, residual: float) -> Minimum:
-        """A critical point with its curvature, after saddles were left for lower ones."""
+        """A critical point with its curvature, after leaving saddles for lower points."""
         problem = self.problem
         for departure in range(_DEPARTURES + 1):
             curvature, direction = lowest_curvature(problem, best.density, _CURVATURE)
@@ -366,7 +366,7 @@ class _Search:
         return replace(best, kind="saddle", curvature=curvature)
 
     def _reached(self, start: Density, residual: float) -> Minimum:
-        """The critical point of a residual, and its gap."""
+        """The critical point computed to a residual, and its gap."""
         run = self._descent.run(start, residual=residual, max_iterations=self._max_iterations)
         for step, iterate in enumerate(_logged(self.problem, run)):
             if step > 0 or not self._history:
@@ -400,7 +400,7 @@ class _Search:
                 "with signs, %.1e without",
                 *(last.residual, condition.residual),
             )
-        _LOG.info("certificate: the lowest eigenvalue of H[m]")
+        _LOG.info("computing the certificate: the lowest eigenvalue of H[m]")
         shape = convexity(problem.functional, density)
         curvatures = self._descent.hessian.curvatures_at(density)
         if curvatures.min(initial=0.0) < -1e-6 * np.abs(curvatures).max(initial=0.0):

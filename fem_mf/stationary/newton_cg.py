@@ -1,27 +1,27 @@
-"""Newton's method for F^σ on the sphere ‖ψ‖ = 1, safeguarded: from any start to a critical point.
+"""A globalised Newton method for F^σ on the sphere ‖ψ‖ = 1, for any initial guess.
 
     descent = Descent(problem)
     for iterate in descent.run(density, residual=1e-8, max_iterations=50):
         print(iterate.energy, iterate.residual)
 
-The same method computes a minimising movement (D7), argmin F^σ(ψ²) + (2/τ)‖ψ − r‖²: the term of the
-anchor r adds to energy and gradient, and (2/τ)⟨ψ, r⟩ to the second derivative.
+The same method computes a minimising movement (D7), argmin F^σ(ψ²) + (2/τ)‖ψ − r‖²: the anchor r
+contributes to energy and gradient, and adds (2/τ)⟨ψ, r⟩ to the second derivative.
 
 Each step solves with the Hessian by truncated conjugate gradients in the energy-adaptive metric
-P = H[m] − s and searches along the great circle that starts in the direction found: the angle is
-halved until the energy falls, and doubled while a step that was cut short pays; where ψ changes
-sign and |ψ| has less energy, |ψ| is taken. P is kept while it serves.
+P = H[m] − s and searches along the great circle in the computed direction: the angle is halved
+until the energy falls, and doubled while that lowers the energy of a truncated step; if ψ changes
+sign and |ψ| has less energy, |ψ| is used. P is reused while it remains effective.
 
 The truncated solver can be used on its own:
 
     step = newton_direction(density, gradient, hessian.apply, precondition, tolerance=0.1)
     step.direction, step.iterations, step.truncated
 
-It solves J δ = −r for δ ⊥ ψ, J symmetric but only known to be positive near a minimiser: where a
-direction of negative curvature turns up, what has been found so far is returned, which is a
-direction of descent in any case (Dembo and Steihaug 1983). Its first iterate is the
-preconditioned, energy-adaptive Riemannian gradient, so that far from the minimiser the method is
-that gradient descent and near it Newton's.
+It solves J δ = −r for δ ⊥ ψ, where J is symmetric but known to be positive only near a minimiser.
+If a direction of negative curvature is found, the current iterate is returned, which is always a
+descent direction (Dembo and Steihaug 1983). Its first iterate is the preconditioned,
+energy-adaptive Riemannian gradient, so the method is gradient descent far from the minimiser and
+Newton's method near it.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 _POSITIVE = 1.0 - 1e-10  # ⟨ψ, |ψ|⟩ below which |ψ| is tried instead of ψ
 _ARMIJO = 1e-4
-_FIRST_ANGLE, _LAST_ANGLE = 0.5, 0.7  # of a step, in radians
+_FIRST_ANGLE, _LAST_ANGLE = 0.5, 0.7  # largest angle (radians) of a first trial; after doubling
 _HALVINGS = {"newton": 8, "gradient": 40}
 _ROUNDING = 1e-14
-_FORCING = 0.1  # of the conjugate gradients, far from the minimiser
-_STALLED = 2  # Newton steps in a row without progress
-_KEPT = 0.1  # reduction of the residual by which the Hessian of a movement is kept
+_FORCING = 0.1  # tolerance of the conjugate gradients far from the minimiser
+_STALLED = 2  # consecutive Newton steps without progress that count as stagnation
+_KEPT = 0.1  # reduction of the residual for which the Hessian of a movement is reused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ class Iterate:
     """One iterate.
 
     Attributes:
-        density: ψ of norm one; its nodal values may be negative where they are below what the mesh
-            resolves (a density for every use that depends on m = ψ² only).
-        condition: its first-order data; for a movement with gradient and residual of its own
-            energy, and with λ of H[m].
-        energy: F^σ(m), for a movement with the term of the anchor.
-        angle: of the step that led here, in radians; 0 at the start.
+        density: ψ with norm one; its nodal values may be negative where they are below what the
+            mesh resolves (which does not matter to uses that depend on m = ψ² only).
+        condition: its first-order data; for a movement the gradient and the residual include the
+            anchor term, while λ is that of H[m].
+        energy: F^σ(m); for a movement it includes the anchor term.
+        angle: angle of the last step, in radians; 0 at the start.
         linear_iterations: products with the Hessian in that step.
     """
 
@@ -94,7 +94,7 @@ class Descent:
     Args:
         problem: the problem.
         options: PETSc options of the preconditioner.
-        moments: those of the functional's cylindrical terms, where the caller has them already.
+        moments: the moments of the functional's cylindrical terms, if the caller has them already.
     """
 
     def __init__(
@@ -122,18 +122,18 @@ class Descent:
         anchor: Anchor | None = None,
         length: float = np.inf,
     ) -> Iterator[Iterate]:
-        """Iterate until ‖H[m]ψ − λψ‖ is at most ``residual``; yields the start too. Collective.
+        """Iterate until ‖H[m]ψ − λψ‖ ≤ ``residual``; the start is yielded too. Collective.
 
         Args:
             start: ψ; its signs are kept.
-            residual: of the gradient in L²; for a movement relative to 2/τ + λ − min V, so that
-                it is about the error of ψ.
-            max_iterations: Newton steps.
+            residual: tolerance of the gradient in L²; for a movement relative to 2/τ + λ − min V,
+                which makes it comparable to the error of ψ.
+            max_iterations: most Newton steps.
             anchor: r of a minimising movement (D7).
             length: τ.
 
         Raises:
-            ConvergenceError: too many iterations, or rounding hides all further progress.
+            ConvergenceError: after too many iterations, or if rounding prevents further progress.
         """
         if 2.0 / length != self._weight:
             self._stale = True
@@ -154,18 +154,18 @@ class Descent:
             stalled = stalled + 1 if small else 0
             if stalled == _STALLED:
                 raise StagnationError(
-                    f"the residual stays at {iterate.residual:.1e} by rounding (asked for: "
+                    f"the residual stays at {iterate.residual:.1e} because of rounding (requested: "
                     f"{residual:.1e}); choose a larger tol or residual_tol"
                 )
         if iterate.residual > residual:
             raise ConvergenceError(
-                f"residual {iterate.residual:.1e} after {max_iterations} iterations (asked for: "
+                f"residual {iterate.residual:.1e} after {max_iterations} iterations (requested: "
                 f"{residual:.1e}); allow more (max_iterations), give a start or a continuation in "
                 "sigma, or refine a mesh too coarse for the minimiser"
             )
 
     def _measured(self, psi: Array) -> tuple[Density, float]:
-        """ψ normalised, signs and all, and its energy. Collective."""
+        """ψ, normalised with its signs, and its energy. Collective."""
         density = Density(self.problem, psi / self._discrete.norm(psi), normalised=True)
         value = energy(self.problem, density)
         if self._anchor is not None:
@@ -178,7 +178,7 @@ class Descent:
         self, density: Density, value: float, angle: float = 0.0, linear_iterations: int = 0
     ) -> Iterate:
         condition = first_order(self.problem, density)
-        if self._anchor is not None:  # it adds −(2/τ)(r − ⟨ψ, r⟩ψ) to the gradient
+        if self._anchor is not None:  # the anchor adds −(2/τ)(r − ⟨ψ, r⟩ψ) to the gradient
             across = self._anchor.load - self._overlap(density) * density.mass_amplitude()
             gradient = condition.gradient - self._weight * across
             gradient[self._discrete.constrained] = 0.0
@@ -193,7 +193,7 @@ class Descent:
         )
 
     def _overlap(self, density: Density) -> float:
-        """⟨ψ, r⟩, 0 without an anchor; (2/τ) times it is added to the Hessian. Collective."""
+        """⟨ψ, r⟩, or 0 without an anchor; (2/τ)⟨ψ, r⟩ is added to the Hessian. Collective."""
         if self._anchor is None:
             return 0.0
         return self._discrete.dot(density.amplitude(), self._anchor.load)
@@ -208,7 +208,7 @@ class Descent:
             self._outdated = True
             return self._step(now, residual)
         if found is None:
-            _LOG.debug("a Newton step does not descend; a gradient step instead")
+            _LOG.debug("a Newton step does not descend; using a gradient step instead")
             self._rebuild(now)
             gradient = TangentStep(self._gradient(now), step.iterations + 1, True)
             found = self._search(now, gradient, "gradient")
@@ -254,7 +254,7 @@ class Descent:
         return step
 
     def _rebuild(self, now: Iterate, margin: float = 0.1) -> None:
-        # The part 2βm of a contact term belongs to it, unless β < 0 would make it indefinite.
+        # P includes the part 2βm of a contact term, unless β < 0 would make it indefinite.
         potential = self.hessian.potential
         if self._discrete.min(potential - now.condition.potential) < 0.0:
             potential = now.condition.potential
@@ -274,7 +274,7 @@ class Descent:
         return self.metric
 
     def _gradient(self, now: Iterate) -> Array:
-        """−P⁻¹r on the tangent space: the energy-adaptive Riemannian gradient."""
+        """−P⁻¹r on the tangent space, minus the energy-adaptive Riemannian gradient."""
         mass_psi = now.density.mass_amplitude()
         normal, z = self.metric.solve(mass_psi), self.metric.solve(now.condition.gradient)
         dot = self._discrete.dot
@@ -285,7 +285,7 @@ class Descent:
     def _search(
         self, now: Iterate, step: TangentStep, kind: str
     ) -> tuple[Density, float, float] | None:
-        """A density on the great circle along the step, its energy and angle; None: no descent."""
+        """A density on the great circle, its energy and angle; None if there is no descent."""
         discrete, psi = self._discrete, now.density.amplitude()
         length = discrete.norm(step.direction)
         if length == 0.0:
@@ -300,7 +300,7 @@ class Descent:
             density, value = self._measured(moved)
             moved = density.amplitude()
             if discrete.dot(moved, discrete.apply_mass(np.abs(moved))) < _POSITIVE:
-                # |ψ| has no more energy, but for the mesh, and is no excited state.
+                # |ψ| has no more energy, up to mesh effects, and is not an excited state.
                 positive, other = self._measured(np.abs(moved))
                 if other <= value:
                     return positive, other
@@ -329,12 +329,12 @@ class NotPositiveError(Exception):
 
 @dataclass(frozen=True)
 class TangentStep:
-    """A direction of descent δ ⊥ ψ, owned values.
+    """A descent direction δ ⊥ ψ, by owned values.
 
     Attributes:
         direction: δ.
-        iterations: products with J.
-        truncated: whether negative curvature, or the iteration limit, ended it.
+        iterations: number of products with J.
+        truncated: whether the iteration ended by negative curvature or the iteration limit.
     """
 
     direction: Array
@@ -354,15 +354,15 @@ def newton_direction(
     """Solve J δ = −r on the tangent space. Collective.
 
     Args:
-        density: ψ, of norm one.
+        density: ψ, with norm one.
         gradient: r, a load vector.
         apply: v ↦ Jv, a load vector.
         precondition: load vector ↦ owned values, symmetric positive definite.
-        tolerance: relative, of the residual in the norm of the preconditioner.
-        max_iterations: products with J.
+        tolerance: relative tolerance of the residual in the norm of the preconditioner.
+        max_iterations: most products with J.
 
     Raises:
-        NotPositiveError: the preconditioner is not positive definite.
+        NotPositiveError: if the preconditioner is not positive definite.
     """
     dot = density.problem.discretisation.dot
     psi, mass_psi = density.amplitude(), density.mass_amplitude()
@@ -370,7 +370,7 @@ def newton_direction(
     length = dot(normal, mass_psi)
 
     def tangent(load: Array) -> tuple[Array, float]:
-        # The projection that is orthogonal in the metric of the preconditioner.
+        # Projection onto the tangent space, orthogonal in the metric of the preconditioner.
         z = precondition(load)
         z -= normal * (dot(mass_psi, z) / length)
         return z, dot(load, z)
@@ -390,7 +390,7 @@ def newton_direction(
             return TangentStep(z if iteration == 1 else total, iteration, True)
         total = total + (size / curvature) * direction
         residual = residual - (size / curvature) * product
-        residual -= dot(psi, residual) * mass_psi  # which is not zero by rounding, and grows
+        residual -= dot(psi, residual) * mass_psi  # removes a component of rounding, which grows
         z, new = tangent(residual)
         if new < 0.0:
             raise NotPositiveError
@@ -406,7 +406,7 @@ class Anchor:
     """r, from which a minimising movement starts (D7).
 
     Attributes:
-        values: owned values of r, of any norm, and of M r, ``(2, num_owned)``.
+        values: owned values of r, with arbitrary norm, and of M r, ``(2, num_owned)``.
     """
 
     values: Array

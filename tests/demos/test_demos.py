@@ -364,7 +364,7 @@ def test_petsc_options_reach_the_solvers_and_unused_ones_are_reported(mpirun, tm
     line = [DEMOS / "gaussian_trap.py", "--h", "2", "--t-end", "0.1", "--output", tmp_path]
     job = mpirun(2, [*line, "-fem_mf_schrodinger_pc_type", "nonsense"])
     assert job.returncode != 0
-    assert "PETSc refused the solver options" in job.stderr
+    assert "PETSc rejected the solver options" in job.stderr
     job = mpirun(2, [*line, "-fem_mf_shrodinger_pc_type", "lu"])
     assert "-fem_mf_shrodinger_pc_type" in job.stdout + job.stderr
 

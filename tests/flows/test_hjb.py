@@ -673,7 +673,7 @@ def test_forms_by_name_are_their_aliases(form, alias):
 @rows(
     ("options", "text"),
     [
-        ({"form": "w"}, "form is 'u', 'v\\+w' or 'hopf-cole', not 'w'"),
+        ({"form": "w"}, "form must be 'u', 'v\\+w' or 'hopf-cole', not 'w'"),
         ({"form": "u", "decomposed": True}, "form='u' contradicts decomposed"),
         ({"form": "v+w", "decomposed": True, "weighted": True}, "form='v\\+w' contradicts"),
     ],

@@ -247,7 +247,7 @@ def test_logistic_loss_of_outputs_far_from_zero():
 
 
 def test_network_loss_refuses_an_unknown_loss_and_labels_of_another_kind():
-    with pytest.raises(ValueError, match="loss is 'squared' or 'logistic', not 'hinge'"):
+    with pytest.raises(ValueError, match="loss must be 'squared' or 'logistic', not 'hinge'"):
         mf.NetworkLoss(Z, Y, neuron, loss="hinge")
     with pytest.raises(ValueError, match=r"y are labels −1 or 1; got values \[0\. 1\.\]"):
         mf.NetworkLoss([1.0, 2.0], [0.0, 1.0], neuron, loss="logistic")
@@ -330,7 +330,7 @@ def test_what_is_not_a_functional_is_refused():
     for wrong in (lambda: functional + 1.0, lambda: "2" * functional, lambda: functional + None):
         with pytest.raises(TypeError):
             wrong()
-    with pytest.raises(ValueError, match="multiplied by a finite number"):
+    with pytest.raises(ValueError, match="factor of a functional must be finite"):
         np.nan * functional
     with pytest.raises(ValueError, match=r"value\(density\) and derivative\(density\)"):
         mf.Problem(MESHES["interval"](), lambda m: 0.0, sigma=0.5)

@@ -227,7 +227,7 @@ def test_stop_test():
 
 
 def test_bad_accelerators():
-    with pytest.raises(ValueError, match="depth of Anderson acceleration is at least 1"):
+    with pytest.raises(ValueError, match="depth of Anderson acceleration must be at least 1"):
         mf.mean_field.Anderson(depth=0)
     for slow in (0.0, 1.0):
         with pytest.raises(ValueError, match="contraction factor between 0 and 1"):

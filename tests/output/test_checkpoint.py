@@ -229,7 +229,7 @@ def test_a_series_on_another_mesh(states: list[mf.flows.State], tmp_path: Path) 
     finer = make_problem(mf.interval(COMM, 4.0, 0.25))
     same = states[0].density.problem
     for problem, pieces in ((finer, None), (same, 1)):
-        with pytest.raises(ValueError, match="another mesh or of another subdivision"):
+        with pytest.raises(ValueError, match="belongs to another mesh or subdivision"):
             mf.XDMFSeries(path, problem, resume=states[4], subdivide=pieces)
 
 

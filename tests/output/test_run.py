@@ -398,7 +398,7 @@ def test_read_while_it_runs_and_after_a_kill(
     later = mf.open_results(tmp_path / "run", COMM)
     assert later.run["status"] == "killed"
     assert len(later.history) >= steps and t in later.times
-    assert "killed (it ended without a word)" in str(later)
+    assert "killed (it ended without recording its status)" in str(later)
     with pytest.raises(FileExistsError, match="has the results"):
         make()
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):

@@ -357,7 +357,7 @@ def test_a_preconditioner_is_rebuilt_when_asked(shifted):
 
 def test_preconditioners_leave_no_options_behind(shifted):
     options = default_preconditioner(10, 2)
-    with pytest.raises(ValueError, match="refused the solver options"):
+    with pytest.raises(ValueError, match="rejected the solver options"):
         Preconditioner(shifted[0], PREFIX, options, {"pc_type": "nonsense"})
     assert not any(PREFIX in key for key in PETSc.Options().getAll())
 

@@ -759,11 +759,11 @@ def test_a_users_functional_alone():
         ({"tol": -1.0, "residual_tol": 1e-8}, "tol must be a positive number, not -1.0"),
         ({"residual_tol": 0.0}, "residual_tol must be a positive number, not 0.0"),
         ({"residual_tol": np.nan}, "residual_tol must be a positive number, not nan"),
-        ({"max_iterations": 0}, "max_iterations is at least 1, not 0"),
+        ({"max_iterations": 0}, "max_iterations must be at least 1, not 0"),
         ({"continuation": [1.0, -1.0]}, "each sigma of the continuation must be .* not -1.0"),
         ({"continuation": [np.nan]}, "each sigma of the continuation must be"),
         ({"petsc_options": {"pc_tipe": "lu"}}, r"does not know the options \['pc_tipe'\]"),
-        ({"petsc_options": {"pc_type": "hypre"}}, "PETSc refused the solver options .*hypre"),
+        ({"petsc_options": {"pc_type": "hypre"}}, "PETSc rejected the solver options .*hypre"),
     ],
 )
 def test_bad_arguments(options, text):
