@@ -55,7 +55,7 @@ class HJBFlow(Flow[HJBState]):
         safeguard: whether fixed-point steps that overshoot are shortened.
         petsc_options: PETSc options, without prefix, of Newton's method (``snes_atol`` bounds the
             L² norm of the residual, 1e-11 by default) and, with ``"hopf-cole"``, of the linear
-            solver; command-line options ``-fem_mf_hjb_...``, ``-fem_mf_weighted_...`` override them.
+            solver; command-line ``-fem_mf_hjb_...``, ``-fem_mf_weighted_...`` override them.
 
     Raises:
         ValueError: if an argument is invalid; the message names it.
