@@ -142,6 +142,7 @@ class Run:
         on_root(self._comm, lambda: self._claim(overwrite, restart))
         self._record = on_root(self._comm, lambda: _provenance(self._comm, parameters or {}))
         self._record["problem"] = None if problem is None else _describe_problem(problem)
+        _LOG.info("results go to '%s'", self.folder)
         self._record["restarted_at"] = self._saved.t if self._saved else None
         self._series: XDMFSeries | None = None
         self._checkpoint: Checkpoint | None = None

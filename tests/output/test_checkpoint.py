@@ -101,7 +101,10 @@ def test_arguments(states: list[mf.flows.State], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="minutes"):
         checkpoint_of(states, tmp_path / "c", minutes=0.0)
     other = make_problem()
-    with mf.Checkpoint(tmp_path / "c", other) as checkpoint, pytest.raises(ValueError, match="oth"):
+    with (
+        mf.Checkpoint(tmp_path / "c", other) as checkpoint,
+        pytest.raises(ValueError, match="diff"),
+    ):
         checkpoint.write(states[0])
     with checkpoint_of(states, tmp_path / "c") as checkpoint, pytest.raises(TypeError):
         checkpoint.write(states[0], force=True, extra={"array": np.zeros(2)})

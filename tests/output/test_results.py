@@ -227,7 +227,7 @@ def test_damaged_records(folder: Path, damage: Callable[[str], str], message: st
     path = folder / "run.json"
     text = path.read_text()
     path.write_text(damage(text))
-    with pytest.raises(ValueError, match=rf"run\.json' is .*{message}"):
+    with pytest.raises(ValueError, match=rf"run\.json' .*{message}"):
         open_(folder)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="damaged"):

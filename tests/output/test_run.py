@@ -248,7 +248,7 @@ def test_a_minimiser(tmp_path: Path, problem: mf.Problem) -> None:
     best = mf.minimise(problem)
     with mf.Run(tmp_path, problem, minutes=None) as run:
         run.save(best)
-        with pytest.raises(ValueError, match="another mesh"):
+        with pytest.raises(ValueError, match="different meshes"):
             run.save(mf.minimise(make_problem(sigma=0.9)))
         with pytest.raises(ValueError, match="another problem"):
             next(run.steps(flow_of(make_problem()), best.density, T_END))
