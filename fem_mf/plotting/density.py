@@ -13,6 +13,7 @@ degree subdivides the cells:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from fem_mf.density import Density
 
 __all__ = ["Sampled", "curve", "frame", "gather", "plot_density"]
+
+_LOG = logging.getLogger(__name__)
 
 _LEFT_OUT = 1e-3  # share of the mass of a density outside its picture
 _BINS = 50  # number of bins per axis of a marginal
@@ -129,6 +132,7 @@ def plot_density(
     mesh = next(iter(densities.values())).psi.function_space.mesh
     d = mesh.geometry.dim
     axes = axis_names(names, d)
+    _LOG.info("drawing '%s'", path)
     samples = {label: _gather_m(one, d) for label, one in densities.items()}
     overlay = np.empty((0, d)) if points is None else np.reshape(points, (-1, d)).astype(float)
 

@@ -96,6 +96,7 @@ def lowest_curvature(
     """
     condition, metric = prepare(problem, density, tolerance)
     discrete = problem.discretisation
+    _LOG.info("%s: the lowest eigenvalue of the Hessian of F^σ", name)
     hessian = Hessian(problem)
     hessian.update(density, condition)
     psi, mass_psi = density.amplitude(), density.mass_amplitude()
