@@ -477,7 +477,7 @@ def test_a_wrong_derivative_is_named():
     term = Wrong([lambda x: x[0]], lambda y: 0.5 * float(y @ y), lambda y: y, convex=True)
     problem = mf.Problem(mf.interval(COMM, 6.0, 0.3), trap(1.0) + term, 0.7, 2)
     density = mf.Density.from_function(problem, gaussian(1.0, 1.0))
-    with pytest.raises(mf.ConvergenceError, match=r"a step of 0\.1 failed, also when divided"):
+    with pytest.raises(mf.ConvergenceError, match=r"a step of 0\.1 failed, even when divided"):
         list(mf.SchrodingerFlow(problem, 0.1).run(density, 0.1))
 
 
