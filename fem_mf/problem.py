@@ -135,11 +135,10 @@ class Problem:
     def __repr__(self) -> str:
         """One line: F, σ, the mesh and the space."""
         cells = self.mesh.topology.index_map(self.dim).size_global
-        mass = "lumped" if self.lumped else "consistent"
         return (
             f"Problem(F = {self.functional!r}, σ = {self.sigma:.12g}, "
             f"{cells} cells ({self.mesh.topology.cell_name()}), degree {self.degree}, "
-            f"{self.space.dofmap.index_map.size_global} dofs, {mass} mass, {self.boundary})"
+            f"{self.space.dofmap.index_map.size_global} dofs, {self.mass} mass, {self.boundary})"
         )
 
     @property
@@ -166,6 +165,11 @@ class Problem:
     def lumped(self) -> bool:
         """Whether mass and potential are diagonal."""
         return self.discretisation.lumped
+
+    @property
+    def mass(self) -> str:
+        """The mass of the discretisation: consistent or lumped."""
+        return "lumped" if self.lumped else "consistent"
 
     @property
     def boundary(self) -> str:

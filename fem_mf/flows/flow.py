@@ -181,10 +181,18 @@ class Flow[S: State](ABC):
         fixed_point_tolerance: float,
         max_iterations: int,
         safeguard: bool,
+        *,
+        schemes: Sequence[str] = (),
+        scheme: str = "",
+        **tolerances: float | None,
     ) -> None:
         self._check_problem(problem)
         check_step(problem, dt)
-        check_tolerances(problem, max_iterations, fixed_point_tolerance=fixed_point_tolerance)
+        if schemes:
+            check_scheme(problem, scheme, schemes)
+        tolerances["fixed_point_tolerance"] = fixed_point_tolerance
+        check_tolerances(problem, max_iterations, **tolerances)
+        # The features are evaluated only once all of this is right.
         self.problem, self.dt = problem, float(dt)
         self._discrete = problem.discretisation
         self.mean_field = mean_field_of(problem)

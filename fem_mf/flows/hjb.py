@@ -20,7 +20,7 @@ import numpy as np
 
 from fem_mf.density import Density, LogDensity, log_density
 from fem_mf.flows.classical_part import ClassicalPart, Quadratic
-from fem_mf.flows.flow import Clock, Flow, HJBState, Trajectory, check_scheme, counts
+from fem_mf.flows.flow import Clock, Flow, HJBState, Trajectory, counts
 from fem_mf.flows.hjb_operator import HJBOperator
 from fem_mf.flows.hjb_stage import HJBResult, HJBStage
 from fem_mf.flows.hopf_cole import WeightedStage
@@ -78,10 +78,18 @@ class HJBFlow(Flow[HJBState]):
         safeguard: bool = True,
         petsc_options: Options | None = None,
     ) -> None:
-        super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
         # A scheme that starts from the rate of u would not damp components unresolved by dt.
-        names = [name for name, scheme in SCHEMES.items() if not scheme.explicit]
-        check_scheme(problem, scheme, sorted(names))
+        names = [name for name, tableau in SCHEMES.items() if not tableau.explicit]
+        super().__init__(
+            problem,
+            dt,
+            accelerator,
+            fixed_point_tolerance,
+            max_iterations,
+            safeguard,
+            schemes=sorted(names),
+            scheme=scheme,
+        )
         if isinstance(accelerator, Newton):
             raise ValueError("accelerator: HJBFlow takes Picard() or Anderson(), not Newton()")
         self.form, self.scheme = _form(form, decomposed, weighted), scheme
@@ -164,7 +172,7 @@ class HJBFlow(Flow[HJBState]):
         problem, u = self.problem, density.log_values()
         discrete = problem.discretisation
         kinetic = 0.25 * problem.sigma**2 * density.fisher_information()
-        dissipation = density.variance(self._rate(density, classical, results))
+        dissipation = density.variance(self._rate(density, classical, y, results))
         hessian = self._bounds.hessian(u)[1]
         state = {
             "density": density,
@@ -188,11 +196,15 @@ class HJBFlow(Flow[HJBState]):
         return HJBState(u=density.u(), **state, **self._parts(density, u, classical), **numbers)  # type: ignore[arg-type]
 
     def _rate(
-        self, density: LogDensity, classical: ClassicalPart | None, results: list[HJBResult]
+        self,
+        density: LogDensity,
+        classical: ClassicalPart | None,
+        y: Array,
+        results: list[HJBResult],
     ) -> Array:
         """∂_t u at the end of the step, up to a constant."""
         if not results:
-            potential = self.mean_field.potential(self.mean_field.evaluate(density))
+            potential = self.mean_field.potential(y)
             self._operator.set_drift(np.zeros(self._discrete.num_owned))
             return self._operator.rate_of(density.log_values(), potential)
         rate = self._stage.rate_of_w(results[-1])

@@ -125,7 +125,7 @@ class LangevinFlow(Flow[LangevinState]):
         if problem.degree != 1 or not problem.lumped:
             raise ValueError(
                 "LangevinFlow needs Problem(..., degree=1, mass='lumped'); this problem has "
-                f"degree={problem.degree}, mass={'lumped' if problem.lumped else 'consistent'!r}"
+                f"degree={problem.degree}, mass={problem.mass!r}"
             )
         if problem.boundary != "natural":
             raise ValueError("LangevinFlow supports only boundary='natural' (no flux)")

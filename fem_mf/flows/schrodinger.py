@@ -29,8 +29,6 @@ from fem_mf.flows.flow import (
     Flow,
     State,
     Trajectory,
-    check_scheme,
-    check_tolerances,
     counts,
 )
 from fem_mf.flows.schrodinger_stage import Guess, ImplicitStage, Movement
@@ -133,9 +131,17 @@ class SchrodingerFlow(Flow[State]):
         safeguard: bool = True,
         petsc_options: Options | None = None,
     ) -> None:
-        super().__init__(problem, dt, accelerator, fixed_point_tolerance, max_iterations, safeguard)
-        check_scheme(problem, scheme, sorted(SCHEMES))
-        check_tolerances(problem, max_iterations, tolerance=tolerance)
+        super().__init__(
+            problem,
+            dt,
+            accelerator,
+            fixed_point_tolerance,
+            max_iterations,
+            safeguard,
+            schemes=sorted(SCHEMES),
+            scheme=scheme,
+            tolerance=tolerance,
+        )
         self.scheme = scheme
         self.tolerance = tolerance
         self._stage = ImplicitStage(
