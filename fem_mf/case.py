@@ -41,6 +41,7 @@ from fem_mf.flows.schrodinger import SchrodingerFlow
 from fem_mf.functionals.network import NetworkLoss
 from fem_mf.functionals.terms import Contact, Functional, MeanInteraction, Potential
 from fem_mf.mpi import number, on_root, positive, warn
+from fem_mf.output.checkpoint import MANIFEST
 from fem_mf.output.history import replace_file
 from fem_mf.output.results import open_results
 from fem_mf.output.run import CHECKPOINT, RUN_FILE, Run
@@ -383,7 +384,7 @@ def sweep(
         done = "finished already" if row else "running"
         _LOG.info("%s = %s: %s, in %s", key, value, done, one.folder)
         if row is None:
-            resume = restart and on_root(comm, (one.folder / CHECKPOINT / "manifest.json").exists)
+            resume = restart and on_root(comm, (one.folder / CHECKPOINT / MANIFEST).exists)
             row = one.run(comm, overwrite=not resume, restart=resume)
         rows.append({key: value, **row})
     folder = cases[0][0].folder.parent

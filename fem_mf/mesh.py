@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mpi4py import MPI
 
@@ -331,6 +332,12 @@ def _distribute(comm: MPI.Comm, build: Callable[[], RawMesh]) -> Mesh:
     nothing = on_root(comm, work)
     raw = held[0] if held else nothing
     return share_out(comm, raw.cell, raw.degree, raw.cells, raw.points)
+
+
+def part_of(comm: MPI.Comm, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """This rank's rows of a table that every rank can read, for :func:`share_out`."""
+    first, last = (len(table) * rank // comm.size for rank in (comm.rank, comm.rank + 1))
+    return table[first:last]
 
 
 def share_out(

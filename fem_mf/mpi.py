@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _HANDLER_NAME = "fem_mf rank 0"
-_SECONDS = 5.0  # time between two log lines about compilation
+LOG_SECONDS = 5.0  # time between two lines of the log about work that takes long
 _RAISED_BY = "_fem_mf_raised_by"  # attribute of a passed-on exception: the rank that raised it
 _TAG = 32_749  # tag of messages between failing ranks; MPI guarantees tags up to 32,767
 _SENT: list[MPI.Request] = []  # keeps the buffers of sent messages alive
@@ -200,7 +200,7 @@ class _Compilation(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let only warnings pass."""
         now = time.monotonic()
-        if record.getMessage() == "Calling JIT C compiler" and now - self._said >= _SECONDS:
+        if record.getMessage() == "Calling JIT C compiler" and now - self._said >= LOG_SECONDS:
             self._logger.info("compiling forms (once; they are cached for later runs)")
             self._said = now
         return record.levelno >= logging.WARNING

@@ -49,7 +49,7 @@ from fem_mf.density import Density, LogDensity
 from fem_mf.flows.flow import HJBState, State
 from fem_mf.flows.langevin import LangevinState
 from fem_mf.flows.relative_entropy_descent import DescentState
-from fem_mf.mesh import share_out
+from fem_mf.mesh import part_of, share_out
 from fem_mf.mpi import all_ranks_agree, on_root, warn
 from fem_mf.output.history import Instant, RunFile, replace_file
 from fem_mf.petsc import stage
@@ -250,7 +250,7 @@ class Checkpoint(RunFile):
         nodes = problem.space.dofmap.list[: _num_cells(problem.mesh)]
         content = {
             "kind": type(state).__name__,
-            "problem": _parameters(problem),
+            "problem": parameters_of(problem),
             "functional": float(problem.functional.value(density)),
             "numbers": numbers,
             "mesh": self._mesh,
@@ -319,11 +319,11 @@ def _checksum(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _parameters(problem: Problem) -> dict[str, Any]:
+def parameters_of(problem: Problem) -> dict[str, Any]:
     """Parameters, besides mesh and functional, that must agree with those of a checkpoint."""
     return {
         "degree": problem.degree,
-        "mass": "lumped" if problem.lumped else "consistent",
+        "mass": problem.mass,
         "boundary": problem.boundary,
         "sigma": problem.sigma,
     }
@@ -359,7 +359,7 @@ class Saved:
         """
         if problem.mesh is not self.mesh:
             raise ValueError("build the problem on the mesh of the checkpoint, Saved.mesh")
-        here, there = _parameters(problem), self._content["problem"]
+        here, there = parameters_of(problem), self._content["problem"]
         self._refuse([f"{k} = {there[k]!r}, not {here[k]!r}" for k in here if here[k] != there[k]])
         density = self.density(problem)
         then, now = self._content["functional"], float(problem.functional.value(density))
@@ -430,8 +430,7 @@ def _read_mesh(comm: MPI.Comm, folder: Path, entry: dict[str, Any]) -> Mesh:
     cells, points = (_read_table(comm, folder, entry[name]) for name in ("cells", "points"))
     mine = []
     for table in (cells, points):
-        first, last = (len(table) * rank // comm.size for rank in (comm.rank, comm.rank + 1))
-        mine.append(np.array(table[first:last]))
+        mine.append(np.array(part_of(comm, table)))
     mesh = share_out(comm, entry["cell"], entry["degree"], *mine)
     # Functions are stored at nodes of reference cells, so the corners must have kept their order.
     here = mesh.geometry.x[mesh.geometry.dofmaps[0]][..., : mesh.geometry.dim]

@@ -28,14 +28,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fem_mf.flows.flow import State
-from fem_mf.mpi import all_ranks_agree, on_root
+from fem_mf.mpi import LOG_SECONDS, all_ranks_agree, on_root
 from fem_mf.stationary.limit import limit_file
 from fem_mf.typing import PathLike
 
 __all__ = ["History", "Instant", "RunFile", "on_disk", "progress", "replace_file"]
 
 _LOG = logging.getLogger(__name__)
-_SECONDS = 5.0  # time between two lines of the progress output
 
 
 class Instant(Protocol):
@@ -335,7 +334,7 @@ def progress[S](
                 bar.update(task, completed=t, text=_summary(step, state))
                 # The next line has to wait for another step, perhaps as long as this one.
                 soon, before = now + (now - before), now
-                if comm.rank == 0 and not terminal and soon - said >= _SECONDS:
+                if comm.rank == 0 and not terminal and soon - said >= LOG_SECONDS:
                     left = (now - begun) * (t_end - t) / (t - first) if t > first else math.nan
                     name = f"{description}: " if description else ""
                     _LOG.info("%s%s%s", name, _summary(step, state), _left(left))

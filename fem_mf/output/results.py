@@ -28,7 +28,7 @@ from dolfinx import fem
 
 from fem_mf.density import Density
 from fem_mf.functionals.terms import Potential
-from fem_mf.mesh import share_out
+from fem_mf.mesh import part_of, share_out
 from fem_mf.mpi import on_root, warn
 from fem_mf.output.checkpoint import MANIFEST, Checkpoint
 from fem_mf.output.history import History
@@ -41,7 +41,7 @@ from fem_mf.output.run import (
     is_running,
     versions,
 )
-from fem_mf.output.xdmf import steps_of
+from fem_mf.output.xdmf import cyclic, steps_of
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
@@ -54,7 +54,6 @@ _NEEDED = (  # entries that a record must have
 )
 _NEAR = 1e-9  # relative difference up to which times count as equal
 _SHAPES = {"interval": "LINE", "quadrilateral": "QUAD", "tetrahedron": "TETRA"}  # VTK's names
-_CYCLIC = {"quadrilateral": [0, 1, 3, 2], "hexahedron": [0, 1, 3, 2, 4, 5, 7, 6]}
 
 
 def open_results(folder: PathLike, comm: MPI.Comm = MPI.COMM_WORLD) -> Results:
@@ -128,10 +127,9 @@ class Results:
         grid = self._step(t)
         points, cells, kind = self._mesh(grid)
         shape = pyvista.CellType[_SHAPES.get(kind, kind.upper())]
-        cyclic = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
         space = np.zeros((len(points), 3))
         space[:, : points.shape[1]] = points
-        found = pyvista.UnstructuredGrid({shape: cyclic}, space)
+        found = pyvista.UnstructuredGrid({shape: cells}, space)
         for attribute in grid.iterfind("Attribute"):
             found.point_data[attribute.attrib["Name"]] = self._table(attribute)[:, 0]
         return found
@@ -155,9 +153,8 @@ class Results:
         text = on_root(self.comm, lambda: ET.tostring(self._step(t)))
         grid = ET.fromstring(text)
         points, cells, kind = self._mesh(grid)
-        first, last = (len(cells) * rank // self.comm.size for rank in _own(self.comm))
-        low, high = (len(points) * rank // self.comm.size for rank in _own(self.comm))
-        mesh = share_out(self.comm, kind, 1, cells[first:last], points[low:high])
+        mine = (part_of(self.comm, table) for table in (cyclic(kind, cells), points))
+        mesh = share_out(self.comm, kind, 1, *mine)
         # For degree 1 the vertices are the nodes, so the mass of the run applies to the density.
         mass = problem["mass"] if problem["degree"] == 1 else "consistent"
         on_mesh = Problem(mesh, _nothing(), problem["sigma"], degree=1, mass=mass)
@@ -252,13 +249,12 @@ class Results:
             raise ValueError(f"'{path}' is damaged: {error}") from None
 
     def _mesh(self, grid: ET.Element) -> tuple[Array, Any, str]:
-        """Points, cells with corners in the order of DOLFINx, and the name of the cell."""
+        """Points, cells with corners in the order of XDMF and VTK, and the name of the cell."""
         topology, geometry = grid.find("Topology"), grid.find("Geometry")
         assert topology is not None and geometry is not None
         dim, kind = self.run["problem"]["dim"], self.run["problem"]["cell"]
-        cells = np.asarray(self._table(topology))
-        cells = cells[:, _CYCLIC[kind]] if kind in _CYCLIC else cells
-        return np.array(self._table(geometry)[:, :dim]), cells, kind
+        points = np.array(self._table(geometry)[:, :dim])
+        return points, np.asarray(self._table(topology)), kind
 
 
 def _nothing() -> Potential:
@@ -276,10 +272,6 @@ def _said(what: Callable[[], str]) -> str:
         return what()
     except ValueError as error:
         return str(error)
-
-
-def _own(comm: MPI.Comm) -> tuple[int, int]:
-    return comm.rank, comm.rank + 1
 
 
 def _read_record(folder: Path, comm: MPI.Comm) -> dict[str, Any]:

@@ -55,7 +55,7 @@ from dolfinx.mesh import Mesh
 from fem_mf.density import Density
 from fem_mf.flows.flow import State
 from fem_mf.mpi import on_root, warn
-from fem_mf.output.checkpoint import MANIFEST, Checkpoint, Saved
+from fem_mf.output.checkpoint import MANIFEST, Checkpoint, Saved, parameters_of
 from fem_mf.output.history import History, on_disk, progress, replace_file
 from fem_mf.output.xdmf import XDMFSeries
 from fem_mf.petsc import solvers_in_force
@@ -232,7 +232,7 @@ class Run:
         self._record["flow"] = _describe(flow)
         first: Any = self._start or start
         self._start = None  # later calls for this run use their own start
-        self._complete, state = False, None
+        self._complete = False
         states = progress(flow.run(first, t_end, **options), t_end, self._comm, description)
         for number, state in enumerate(states):
             row = {**state.scalars(), **({} if columns is None else columns(state))}
@@ -246,11 +246,9 @@ class Run:
                 self._checkpoint.write(state, extra=self.extra)
             if number == 1:  # the solvers exist once the first step is done
                 on_disk(self._comm, self.folder, lambda: self._status("running"))
-        if state is not None:
-            if self._series is not None:
-                self._series.write_last(state.t, state.density)
-            if self._checkpoint is not None:
-                self._checkpoint.write(state, force=True, extra=self.extra)
+        if self._series is not None:
+            self._series.write_last(state.t, state.density)
+        self._save_last()
         self._complete = True
 
     def save(self, best: Minimum) -> None:
@@ -295,7 +293,7 @@ class Run:
             self._files.close()
 
     def _save_last(self) -> None:
-        """Write the state at which the loop was interrupted. Collective."""
+        """Write the state at which the loop ended or was interrupted. Collective."""
         if self._checkpoint is not None and self._state is not None:
             self._checkpoint.write(self._state, force=True, extra=self.extra)
 
@@ -405,24 +403,30 @@ def _saved(folder: Path, problem: Problem) -> Saved:
 
 def _came_to_nothing(folder: Path) -> bool:
     """Whether the run of a folder failed before any result, e.g. because of a wrong option."""
-    try:
-        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        failed = record["status"] == "failed" and record["result"] is None
-        study = record["problem"] is None
-    except (OSError, ValueError, KeyError, TypeError):
+    record = _record_in(folder)
+    if record.get("status") != "failed" or record.get("result", "unknown") is not None:
         return False
     files = {path.name for path in folder.iterdir()} - {RUN_FILE, _LOCK}
-    begun = set() if study else {HISTORY, SERIES, f"{Path(SERIES).stem}.bin", CHECKPOINT}
-    return failed and files <= begun and not (folder / CHECKPOINT / MANIFEST).exists()
+    begun = {HISTORY, SERIES, f"{Path(SERIES).stem}.bin", CHECKPOINT}
+    known = begun if record.get("problem") else set()  # a study writes files of its own
+    return files <= known and not (folder / CHECKPOINT / MANIFEST).exists()
 
 
 def _owner(folder: Path) -> str:
     """The process that writes to a folder, according to its record."""
+    record = _record_in(folder)
+    if not record.keys() >= {"pid", "host", "started"}:
+        return ""
+    return f" (process {record['pid']} on {record['host']}, since {record['started']})"
+
+
+def _record_in(folder: Path) -> dict[str, Any]:
+    """The record in a folder; empty if there is none, or it is damaged."""
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return f" (process {record['pid']} on {record['host']}, since {record['started']})"
-    except (OSError, ValueError, KeyError):
-        return ""
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _provenance(comm: MPI.Comm, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -465,13 +469,10 @@ def _describe_problem(problem: Problem) -> dict[str, Any]:
     mesh = problem.mesh
     return {
         "functional": repr(problem.functional),
-        "sigma": problem.sigma,
+        **parameters_of(problem),
         "dim": problem.dim,
         "cell": mesh.topology.cell_name(),
         "cells": mesh.topology.index_map(mesh.topology.dim).size_global,
-        "degree": problem.degree,
-        "mass": "lumped" if problem.lumped else "consistent",
-        "boundary": problem.boundary,
         "dofs": problem.space.dofmap.index_map.size_global,
     }
 

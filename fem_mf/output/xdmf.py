@@ -30,7 +30,7 @@ from fem_mf.petsc import stage
 from fem_mf.problem import Problem
 from fem_mf.typing import Array, PathLike
 
-__all__ = ["XDMFSeries", "cut", "steps_of"]
+__all__ = ["XDMFSeries", "cut", "cyclic", "steps_of"]
 
 _HEAD = '<?xml version="1.0"?>\n<Xdmf Version="3.0">\n<Domain>\n'
 _TAIL = "</Domain>\n</Xdmf>\n"
@@ -140,8 +140,7 @@ class XDMFSeries(RunFile):
     def _append_mesh(self, points: Array, cells: npt.NDArray[np.int64]) -> None:
         """Append the mesh and note its description. Collective."""
         cell = self._problem.mesh.topology.cell_name()
-        if basix.CellType[cell] not in _SIMPLICES:
-            cells = cells[:, _CYCLIC[: cells.shape[1]]]
+        cells = cyclic(cell, cells)
         counts = self._comm.allgather(len(cells))
         first, count = sum(counts[: self._comm.rank]), sum(counts)
         points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])  # XDMF has no line
@@ -230,6 +229,13 @@ class XDMFSeries(RunFile):
     def close(self) -> None:
         """Close the series. Further calls do nothing."""
         self._closed = True
+
+
+def cyclic(cell: str, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Corners of cells from the order of DOLFINx to that of XDMF and VTK, or back."""
+    if basix.CellType[cell] in _SIMPLICES:
+        return cells
+    return cells[:, _CYCLIC[: cells.shape[1]]]
 
 
 def steps_of(path: Path) -> list[tuple[float, ET.Element]]:

@@ -27,7 +27,7 @@ from mpi4py import MPI
 import numpy as np
 import numpy.typing as npt
 
-from fem_mf.mpi import on_root
+from fem_mf.mpi import LOG_SECONDS, on_root
 from fem_mf.output.history import History
 from fem_mf.plotting.density import Sampled, curve, frame
 from fem_mf.plotting.history import plot_convergence
@@ -49,7 +49,6 @@ _LINE = "#31688e"  # colour of a curve, taken from the colour map
 type Image = npt.NDArray[np.uint8]
 
 _LOG = logging.getLogger(__name__)
-_SECONDS = 5.0  # time between two lines of the progress output
 
 
 @dataclass(frozen=True)
@@ -492,7 +491,7 @@ def _write_film(out: Path, images: Iterable[Image], fps: float, count: int | Non
         with writer:
             for number, image in enumerate(images, 1):
                 writer.append_data(image)
-                if time.monotonic() - said >= _SECONDS:
+                if time.monotonic() - said >= LOG_SECONDS:
                     _LOG.info("film '%s': frame %d", out, number)
                     said = time.monotonic()
         draft.replace(out)
